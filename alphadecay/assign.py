@@ -1,0 +1,158 @@
+"""From scores to multipliers of the base decay: a rule, then a control, then the budget."""
+
+import math
+import random
+from collections.abc import Mapping
+from statistics import fmean, pstdev
+from typing import Any
+
+SIGMOID_STEEPNESS = 4.0  # beta of the paper's appendix A.3
+SIGMOID_EPS = 1e-8  # added to the standard deviation, as published
+
+Scores = Mapping[str, float]
+
+
+def assign(
+    scores: Scores,
+    rule: str = "linear",
+    low: float = 2 / 3,
+    high: float = 3.0,
+    budget: str = "free",
+    control: str | None = None,
+    blocks: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Multipliers of the base decay, by module name.
+
+    A single score and equal scores give 1 everywhere: there is nothing to rank (the published program gives
+    `high` to every module there).
+
+    Args:
+        scores: Module name -> score; higher gets more decay.
+        rule: "linear" onto [low, high]; "sqrt" or "log2" over their mean; "sigmoid" inside each block.
+        low: Smallest multiplier of the linear rule, at least 0.
+        high: Largest multiplier of the linear rule.
+        budget: "free", or "matched": multipliers are divided by their mean, weighted by `sizes`, last of all.
+        control: None; "invert" (score -> min + max - score); "shuffle" (one permutation, drawn from `seed`);
+            "by-type" (each module gets the mean of its role).
+        blocks: Module name -> block label, for rule "sigmoid".
+        roles: Module name -> role, for control "by-type".
+        sizes: Module name -> number of parameters, for budget "matched".
+        seed: Of the permutation of "shuffle".
+
+    Raises:
+        ValueError: For no scores, a score that is not finite, low > high, an unknown name, a missing mapping,
+            or a score whose root or logarithm would be a negative decay; module and value are named.
+
+    Source: AlphaDecay (arXiv 2506.14562), eq. 3 and appendix A.3, divided by the base decay.
+    """
+    _check(scores, rule, low, high, budget, control)
+    if len(set(scores.values())) == 1:
+        return dict.fromkeys(scores, 1.0)
+    if control == "invert":
+        ends = min(scores.values()) + max(scores.values())
+        scores = {name: ends - score for name, score in scores.items()}
+    if rule == "linear":
+        multipliers = linear(scores, low, high)
+    elif rule == "sigmoid":
+        multipliers = sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
+    else:
+        multipliers = over_mean({name: _shaped(rule, name, score) for name, score in scores.items()})
+    if control == "shuffle":
+        multipliers = shuffled(multipliers, seed)
+    elif control == "by-type":
+        multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
+    if budget == "matched":
+        multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+    return multipliers
+
+
+def linear(scores: Scores, low: float, high: float) -> dict[str, float]:
+    """Map scores linearly, the smallest onto `low` and the largest onto `high`."""
+    smallest, largest = min(scores.values()), max(scores.values())
+    shares = {name: (score - smallest) / (largest - smallest) for name, score in scores.items()}
+    return {name: low * (1 - share) + high * share for name, share in shares.items()}
+
+
+def over_mean(values: Scores) -> dict[str, float]:
+    """Each value over the mean of all: the mean multiplier is 1."""
+    mean = fmean(values.values())
+    return {name: value / mean for name, value in values.items()}
+
+
+def _shaped(rule: str, name: str, score: float) -> float:
+    """Root or logarithm of a score; neither may be negative, or the decay would be."""
+    smallest = RULE_MINIMA[rule]
+    if score < smallest:
+        raise ValueError(f"rule {rule!r} needs scores of at least {smallest}; that of {name} is {score:g}")
+    return math.sqrt(score) if rule == "sqrt" else math.log2(score)
+
+
+def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str]) -> dict[str, float]:
+    """2 / (1 + exp(-4 z)) with z the score standardised inside its block: between 0 and 2."""
+    members: dict[str, list[str]] = {}
+    for name in scores:
+        members.setdefault(blocks[name], []).append(name)
+    multipliers = {}
+    for names in members.values():
+        inside = [scores[name] for name in names]
+        mean, spread = fmean(inside), pstdev(inside) + SIGMOID_EPS
+        for name in names:
+            multipliers[name] = 2 / (1 + math.exp(-SIGMOID_STEEPNESS * (scores[name] - mean) / spread))
+    return {name: multipliers[name] for name in scores}
+
+
+def shuffled(multipliers: Mapping[str, float], seed: int) -> dict[str, float]:
+    """The same multipliers dealt to other modules; one seed is one permutation for the whole run."""
+    values = list(multipliers.values())
+    random.Random(seed).shuffle(values)
+    return dict(zip(multipliers, values, strict=True))
+
+
+def role_means(multipliers: Mapping[str, float], roles: Mapping[str, str]) -> dict[str, float]:
+    """Every module gets the mean multiplier of its role."""
+    members: dict[str, list[float]] = {}
+    for name, multiplier in multipliers.items():
+        members.setdefault(roles[name], []).append(multiplier)
+    return {name: fmean(members[roles[name]]) for name in multipliers}
+
+
+def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Divide by the mean weighted by size, so that the total decay is that of a uniform one."""
+    total = sum(sizes[name] for name in multipliers)
+    mean = sum(sizes[name] * multiplier for name, multiplier in multipliers.items()) / total
+    return {name: multiplier / mean if mean else 1.0 for name, multiplier in multipliers.items()}
+
+
+RULE_MINIMA = {"sqrt": 0, "log2": 1}
+RULES = ("linear", *RULE_MINIMA, "sigmoid")
+CONTROLS = ("invert", "shuffle", "by-type")
+BUDGETS = ("free", "matched")
+
+
+def _check(scores: Scores, rule: str, low: float, high: float, budget: str, control: str | None) -> None:
+    for what, value, known in (
+        ("rule", rule, RULES),
+        ("budget", budget, BUDGETS),
+        ("control", control, (None, *CONTROLS)),
+    ):
+        if value not in known:
+            raise ValueError(f"{what}={value!r} is unknown; choose from {', '.join(map(str, known))}")
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"need 0 <= low <= high, got low={low:g}, high={high:g}")
+    if not scores:
+        raise ValueError("no scores to assign from: no module takes part")
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            raise ValueError(f"the score of {name} is {score}, not a finite number")
+
+
+def _mapping(mapping: Mapping[str, Any] | None, scores: Scores, argument: str, user: str) -> Mapping[str, Any]:
+    if mapping is None:
+        raise ValueError(f"{user} needs {argument}: a mapping from every module name")
+    missing = [name for name in scores if name not in mapping]
+    if missing:
+        raise ValueError(f"{argument} lacks {', '.join(missing[:3])}, which {user} needs")
+    return mapping

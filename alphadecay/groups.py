@@ -1,0 +1,158 @@
+"""Parameter groups that carry their own decay: made for a model, or split from an optimizer's.
+
+Every group holds plain values, so that `optimizer.state_dict()` alone carries the decay:
+
+    decay_name          module whose weight it is, or a label in parentheses for the rest
+    base_weight_decay   what decay schedules write
+    static_multiplier   1, or 0 for what is excluded from decay
+    decay_multiplier    what an adaptive kind writes
+    decay_step          optimizer steps taken
+    weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from alphadecay.matrices import Matrix, find_matrices, plain_name, unwrap
+
+Group = dict[str, Any]
+
+POSITION_PARTS = (
+    "pos_embed",
+    "position_embed",
+    "absolute_pos",
+    "relative_position",
+    "rel_pos",
+    "wpe",
+    "pos_emb",
+)
+TOKEN_ENDINGS = ("_token", "_tokens")
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float = 0.1, *, norm_bias: bool = False, exclude: Sequence[str] = ()
+) -> list[Group]:
+    """Groups for any torch optimizer, every trainable parameter in exactly one.
+
+    Each weight matrix that takes part (see `alphadecay.analyze`) has a group of its own; the other decayed
+    parameters share one, and those without decay another.
+
+    Args:
+        model: Any module, wrapped or not.
+        weight_decay: The base decay, at least 0.
+        norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
+        exclude: Globs over module names that get no group of their own.
+
+    Raises:
+        ValueError: If the decay is negative or not finite, or the model has nothing to train.
+    """
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
+    matrices = {id(m.weight): m for m in find_matrices(model, exclude) if not m.reason}
+    undecayed = set() if norm_bias else _undecayed_names(unwrap(model))
+    own: list[Group] = []
+    rest: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
+    for name, parameter in unwrap(model).named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in matrices:
+            own.append(_group([parameter], matrices[id(parameter)].name, weight_decay))
+        else:
+            (without if name in undecayed else rest).append(parameter)
+    groups = own
+    if rest:
+        groups.append(_group(rest, "(other)", weight_decay))
+    if without:
+        groups.append(_group(without, "(no decay)", weight_decay, static_multiplier=0.0))
+    if not groups:
+        raise ValueError(f"{type(unwrap(model)).__name__} has no trainable parameter")
+    return groups
+
+
+def _group(parameters: list[nn.Parameter], name: str, base: float, static_multiplier: float = 1.0) -> Group:
+    return {
+        "params": parameters,
+        "weight_decay": base * static_multiplier,
+        "decay_name": name,
+        "base_weight_decay": base,
+        "static_multiplier": static_multiplier,
+        "decay_multiplier": 1.0,
+        "decay_step": 0,
+    }
+
+
+def _undecayed_names(model: nn.Module) -> set[str]:
+    """Names of norms, biases, position and class tokens, and what the model's `no_weight_decay()` lists."""
+    declared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    names = set()
+    for name, parameter in model.named_parameters():
+        plain = plain_name(name)
+        position = any(part in plain for part in POSITION_PARTS)
+        token = plain.endswith(TOKEN_ENDINGS)
+        if parameter.ndim < 2 or plain.endswith("bias") or position or token or plain in declared:
+            names.add(name)
+    return names
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The optimizer that really steps: wrappers such as timm's Lookahead never call their own step hooks."""
+    while isinstance(getattr(optimizer, "_base_optimizer", None), Optimizer):
+        optimizer = optimizer._base_optimizer
+    return optimizer
+
+
+def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
+    """Give each matrix that takes part a group of its own, in place; the rest stays where it was.
+
+    A new group has all options of the one it comes from, and the state of its parameter is kept, so that the
+    optimizer computes the same as before.
+
+    Raises:
+        ValueError: If the optimizer takes no weight decay, lacks a matrix, or a learning-rate scheduler is
+            attached and groups would have to be split.
+    """
+    by_id = {id(m.weight): m for m in matrices if not m.reason}
+    _check_holds_all(optimizer, by_id)
+    groups: list[Group] = []
+    for index, group in enumerate(optimizer.param_groups):
+        if "weight_decay" not in group:
+            raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
+        taking_part = [p for p in group["params"] if id(p) in by_id]
+        if len(group["params"]) == len(taking_part) == 1:
+            groups.append(_labelled(group, by_id[id(taking_part[0])].name))
+            continue
+        if taking_part and _has_scheduler(optimizer):
+            raise ValueError("build AlphaDecay before the scheduler: it has to split the optimizer's groups")
+        options = {key: value for key, value in group.items() if key != "params"}
+        for parameter in taking_part:
+            groups.append(_labelled({"params": [parameter], **options}, by_id[id(parameter)].name))
+        rest = [p for p in group["params"] if id(p) not in by_id]
+        if rest:
+            group["params"] = rest
+            groups.append(_labelled(group, group.get("decay_name", f"(rest of group {index})")))
+    optimizer.param_groups[:] = groups  # in place: wrappers share this list
+
+
+def _labelled(group: Group, name: str) -> Group:
+    """The group with the keys of this module; a group that has them keeps its base and multipliers."""
+    defaults = _group([], name, float(group["weight_decay"]))
+    for key in ("base_weight_decay", "static_multiplier", "decay_multiplier", "decay_step"):
+        group.setdefault(key, defaults[key])
+    group["decay_name"] = name
+    return group
+
+
+def _check_holds_all(optimizer: Optimizer, by_id: dict[int, Matrix]) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [m.name for key, m in by_id.items() if key not in held]
+    if missing and len(missing) == len(by_id):
+        raise ValueError(f"the optimizer holds none of the model's weight matrices ({missing[0]}, ...)")
+
+
+def _has_scheduler(optimizer: Optimizer) -> bool:
+    """Learning-rate schedulers of torch and timm note the initial rate in every group."""
+    return any("initial_lr" in group for group in optimizer.param_groups)

@@ -1,0 +1,227 @@
+"""The one writer of `weight_decay` in an optimizer: when it acts and where it writes; the maths is elsewhere."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from alphadecay.analysis import SpectrumRecord, analyze
+from alphadecay.assign import assign
+from alphadecay.groups import Group, innermost, split_groups
+from alphadecay.matrices import find_matrices
+
+
+class DecaySchedule:
+    """Keep weight_decay = base x static multiplier x adaptive multiplier in every group of an optimizer.
+
+    Attaches to the optimizer's step: before the first step and every `interval` optimizer steps the multipliers
+    are refreshed, and before each step the product is written. Schedules of decay write a group's
+    `base_weight_decay`, never its `weight_decay`, which is overwritten. All state is in the groups: to resume,
+    construct, then load the optimizer's state dict.
+
+    Attributes:
+        records: What the last refresh measured; empty before the first one.
+        seconds: Wall-clock time spent in refreshes by this object.
+        on_refresh: Called with this object after each refresh, before the step is taken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        interval: int = 500,
+        *,
+        exclude: Sequence[str] = (),
+        on_refresh: Callable[["DecaySchedule"], None] | None = None,
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1 optimizer step, got {interval}")
+        self.model, self.interval, self.exclude, self.on_refresh = model, interval, tuple(exclude), on_refresh
+        self.optimizer: Optimizer = innermost(optimizer)
+        self.records: list[SpectrumRecord] = []
+        self.seconds = 0.0
+        matrices = find_matrices(model, self.exclude)
+        if all(m.reason for m in matrices):
+            listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
+            raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
+        split_groups(self.optimizer, matrices)
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_load_state_dict_pre_hook(self._check_state),
+        ]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.optimizer.param_groups[0]["decay_step"]
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The adaptive multiplier of each module that has a group of its own."""
+        groups = self.optimizer.param_groups
+        return {g["decay_name"]: g["decay_multiplier"] for g in groups if not g["decay_name"].startswith("(")}
+
+    def refresh(self) -> None:
+        """Measure now and write the new decays; called by itself when due."""
+        began = time.perf_counter()
+        self.records, multipliers = self._measure()
+        for group in self.optimizer.param_groups:
+            group["decay_multiplier"] = multipliers.get(group["decay_name"], 1.0)
+        self._write()
+        self.seconds += time.perf_counter() - began
+        if self.on_refresh is not None:
+            self.on_refresh(self)
+
+    def detach(self) -> None:
+        """Stop acting on the optimizer; every group keeps the decay it has now."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
+        """Records, and the multiplier by module name; modules left out get 1."""
+        raise NotImplementedError
+
+    def _before_step(self, *_: Any) -> None:
+        if _will_be_skipped(self.optimizer):
+            return
+        step = self.step
+        if step % self.interval == 0:
+            self.refresh()
+        self._write()
+        for group in self.optimizer.param_groups:
+            group["decay_step"] = step + 1
+
+    def _write(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = effective_decay(group)
+
+    def _check_state(self, _: Optimizer, state: dict[str, Any]) -> None:
+        ours = [(g["decay_name"], len(g["params"])) for g in self.optimizer.param_groups]
+        theirs = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
+        if ours != theirs:
+            raise ValueError(_mismatch(ours, theirs))
+
+
+class UniformDecay(DecaySchedule):
+    """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds."""
+
+    def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
+        return [], {}
+
+
+class AlphaDecay(DecaySchedule):
+    """Weaker decay for modules whose spectrum has a heavier tail, refreshed every `interval` optimizer steps.
+
+    Construct it after the optimizer and before any learning-rate scheduler; the training loop stays as it is.
+    A matrix without a usable tail (all or half its eigenvalues zero) keeps its base decay and does not count
+    among the others' minimum and maximum; its record's `note` says why. So does the only matrix of a model.
+
+    Args:
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: Any torch optimizer with `weight_decay`; groups are split where needed.
+        interval: Optimizer steps between refreshes, at least 1. The first one comes before the first step.
+        low: Smallest multiplier of the base decay.
+        high: Largest multiplier of the base decay.
+        rule, budget, control, seed: As in `alphadecay.assign`.
+        fit, xmin_pos, exclude: As in `alphadecay.analyze`.
+        frozen: Keep the first assignment for ever.
+        on_refresh: Called with this object after each refresh.
+        process_group: Ranks that share the measuring; all ranks of a distributed run by default.
+
+    Raises:
+        ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight
+            decay, or groups that would have to be split under a learning-rate scheduler.
+
+    Source: AlphaDecay (arXiv 2506.14562), algorithm 1. Unlike there, only the weight matrix of a module is
+    adapted, not its bias, and what takes no part keeps its own group's decay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        interval: int = 500,
+        low: float = 2 / 3,
+        high: float = 3.0,
+        *,
+        rule: str = "linear",
+        budget: str = "free",
+        control: str | None = None,
+        seed: int = 0,
+        fit: str = "median",
+        xmin_pos: float = 2.0,
+        frozen: bool = False,
+        exclude: Sequence[str] = (),
+        on_refresh: Callable[[DecaySchedule], None] | None = None,
+        process_group: Any = None,
+    ) -> None:
+        self.fit, self.xmin_pos, self.frozen, self.process_group = fit, xmin_pos, frozen, process_group
+        self.assignment: dict[str, Any] = {
+            "rule": rule, "low": low, "high": high, "budget": budget, "control": control, "seed": seed,
+        }  # fmt: skip
+        probe = {"a": 1.0, "b": 2.0}  # impossible settings are refused here, not at the first step
+        assign(
+            probe,
+            blocks=dict.fromkeys(probe, ""),
+            roles=dict.fromkeys(probe, ""),
+            sizes=dict.fromkeys(probe, 1),
+            **self.assignment,
+        )
+        super().__init__(model, optimizer, interval, exclude=exclude, on_refresh=on_refresh)
+
+    def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
+        if self.frozen and self.step > 0:
+            return self.records, self.multipliers
+        group = self.process_group
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        records = analyze(self.model, fit=self.fit, xmin_pos=self.xmin_pos, exclude=self.exclude, process_group=group)
+        scored = {r.name: r for r in records if r.alpha is not None and not r.note}
+        if len({r.alpha for r in scored.values()}) < 2:
+            why = "the only matrix with a tail" if len(scored) == 1 else "all scores are equal"
+            return [replace(r, note=why) if r.name in scored else r for r in records], {}
+        multipliers = assign(
+            {name: r.alpha for name, r in scored.items() if r.alpha is not None},
+            blocks={name: block_of(name) for name in scored},
+            roles={name: r.role for name, r in scored.items()},
+            sizes={name: r.parameters for name, r in scored.items()},
+            **self.assignment,
+        )
+        return records, multipliers
+
+
+def block_of(name: str) -> str:
+    """The block a module belongs to: its name up to the last number, such as blocks.0."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
+
+
+def effective_decay(group: Group) -> float:
+    """The composition rule: base x static multiplier x adaptive multiplier."""
+    return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
+
+
+def _will_be_skipped(optimizer: Optimizer) -> bool:
+    """Whether GradScaler lets a fused optimizer skip this step: it then still calls `step`, and the hooks."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
+
+
+def _mismatch(ours: list[tuple[str, int]], theirs: list[tuple[str | None, int]]) -> str:
+    if all(name is None for name, _ in theirs):
+        return (
+            "this optimizer state has no decay names in its groups: it was saved without alphadecay. "
+            "Load it into the optimizer before constructing AlphaDecay or UniformDecay."
+        )
+    different = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+    where = f"group {different[0][0]!r} was saved where {different[1][0]!r} is now" if different else "some lack"
+    return (
+        f"this optimizer state has {len(theirs)} groups, the optimizer {len(ours)}; {where}. Build the optimizer "
+        "and the decay schedule as in the run that saved it: same model, same groups, same order."
+    )
