@@ -1,0 +1,36 @@
+"""Errors meant for the person at the keyboard, and the exit status of each."""
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2
+EXIT_NON_FINITE = 3
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Bad input: one line that names the option, file or module and its value."""
+
+
+class NonFiniteError(Exception):
+    """Loss or gradients are no longer finite; training stopped before anything was saved."""
+
+
+def exit_status(program: Callable[[], None]) -> int:
+    """Run a program; print its error as one line on rank 0 and return the process' exit status."""
+    try:
+        program()
+    except UserError as error:
+        return _say(f"error: {error}", EXIT_BAD_INPUT)
+    except NonFiniteError as error:
+        return _say(f"stopped: {error}", EXIT_NON_FINITE)
+    except KeyboardInterrupt:
+        return _say("interrupted", EXIT_INTERRUPTED)
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(" ".join(message.split("\n")) + "\n")
+    return status

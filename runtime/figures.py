@@ -1,0 +1,41 @@
+"""Figures of any run, from its log."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def training_curves(rows: Sequence[Row], measure: str, label: str) -> Any:
+    """Losses, one validation measure (raw and EMA) and the learning rate over optimizer steps.
+
+    Args:
+        rows: Lines of log.jsonl.
+        measure: Key of the measure, such as acc1; its EMA twin is `measure`_ema.
+        label: Of the measure's axis.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    losses, measures, rates = figure.subplots(1, 3)
+    steps = [row["step"] for row in rows]
+    for key, name in (("train_loss", "training"), ("loss", "validation"), ("loss_ema", "validation, EMA")):
+        _line(losses, steps, rows, key, name)
+    _line(measures, steps, rows, measure, "raw weights")
+    _line(measures, steps, rows, f"{measure}_ema", "EMA weights")
+    _line(rates, steps, rows, "lr", "learning rate")
+    for axes, title in ((losses, "cross-entropy"), (measures, label), (rates, "learning rate")):
+        axes.set(xlabel="optimizer step", title=title)
+        axes.grid(alpha=0.3)
+    losses.legend()
+    measures.legend()
+    return figure
+
+
+def _line(axes: Any, steps: Sequence[int], rows: Sequence[Row], key: str, name: str) -> None:
+    points = [(step, row[key]) for step, row in zip(steps, rows, strict=True) if row.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)

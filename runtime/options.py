@@ -1,0 +1,232 @@
+"""Command-line options from frozen dataclasses: types and defaults are the fields', constraints their metadata.
+
+A room declares its options beside the code that uses them:
+
+    @dataclass(frozen=True)
+    class DecayOptions:
+        decay_low: float = option(2 / 3, "smallest multiplier", minimum=0)
+
+and lists what must hold between them in `CHECKS`, as (predicate, message) pairs.
+"""
+
+import argparse
+import difflib
+import math
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from runtime.errors import UserError
+
+Check = tuple[Callable[[Any], bool], str]
+OPTION_NAME = re.compile(r"--[A-Za-z][\w-]*")
+
+# Published names that mean the same as ours. A value may translate as well.
+PUBLISHED: dict[str, str] = {
+    "opt": "optimizer",
+    "unbalancedWD_every": "decay_interval",
+    "wd_min_ratio": "decay_low",
+    "wd_max_ratio": "decay_high",
+    "xmin_pos": "decay_xmin_pos",
+    "assign_func": "decay_assign",
+}
+PUBLISHED_VALUES: dict[str, dict[str, str]] = {
+    "decay_assign": {
+        "tb_linear_map": "linear",
+        "tb_sqrt": "sqrt",
+        "tb_log2": "log2",
+        "layerwise_sigmoid": "sigmoid",
+    },
+}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that is a command-line option; a tuple as default takes any number of values."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata=metadata)
+
+
+def parse(
+    classes: Sequence[type],
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    description: str = "",
+) -> tuple[dict[str, Any], set[str]]:
+    """Read a command line.
+
+    Args:
+        classes: The dataclasses whose fields are the options.
+        argv: The words of the command line; dashes and underscores in names both work.
+        defaults: Values that replace the fields' own defaults, such as those of a run's config.json.
+        description: Shown above the options by --help.
+
+    Returns:
+        Every option's value by name, and the names that were given on the command line.
+
+    Raises:
+        UserError: For an unknown option or a value of the wrong type.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    known = {}
+    for cls in classes:
+        group = parser.add_argument_group(cls.__name__.removesuffix("Options"), (cls.__doc__ or "").split("\n")[0])
+        hints = get_type_hints(cls)
+        for each in fields(cls):
+            known[each.name] = each.default
+            _add(group, each, hints[each.name])
+    given, unknown = parser.parse_known_args([_spelled(word) for word in argv])
+    if unknown:
+        raise UserError(_unknown_option(unknown[0], known))
+    values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return values, set(vars(given))
+
+
+def build(classes: Sequence[type], values: Mapping[str, Any], checks: Sequence[Check] = ()) -> list[Any]:
+    """Instances of the dataclasses from values by name, every constraint checked.
+
+    Args:
+        classes: As for `parse`; a class may have `CHECKS`, pairs of (predicate on the instance, message).
+        values: Every option's value.
+        checks: Pairs of (predicate on a namespace of all options, message); messages may use {option} fields.
+
+    Raises:
+        UserError: For the first constraint that does not hold; option and value are named.
+    """
+    instances = []
+    for cls in classes:
+        for each in fields(cls):
+            _check_value(each, values[each.name])
+        instance = cls(**{each.name: values[each.name] for each in fields(cls)})
+        for holds, message in getattr(cls, "CHECKS", ()):
+            if not holds(instance):
+                raise UserError(message.format_map(vars(instance)))
+        instances.append(instance)
+    everything = types.SimpleNamespace(**values)
+    for holds, message in checks:
+        if not holds(everything):
+            raise UserError(message.format_map(values))
+    return instances
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message.removeprefix("argument "))
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.option_strings or action.metavar is None:
+            return action.help
+        return f"{action.help} [{action.metavar}]"
+
+
+def _add(group: Any, each: Field, hint: Any) -> None:
+    kind, many = _kind(hint)
+    names = [f"--{each.name}", *(f"--{old}" for old, new in PUBLISHED.items() if new == each.name)]
+    shown = "" if each.default in ((), None) else each.default
+    help = f"{each.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%")
+    if choices := each.metadata["choices"]:
+        help = f"{help}; one of {', '.join(choices)}"
+    common = {"dest": each.name, "default": argparse.SUPPRESS, "help": help}
+    if kind is bool:
+        group.add_argument(*names, nargs="?", const=True, type=_boolean, metavar="true|false", **common)
+        off = {**common, "help": argparse.SUPPRESS}
+        group.add_argument(*[f"--no_{name[2:]}" for name in names], action="store_const", const=False, **off)
+        return
+    converters: dict[type, Callable[[str], Any]] = {int: _integer, float: _number}
+    converter = converters.get(kind, str)
+    if translations := PUBLISHED_VALUES.get(each.name):
+        converter = _translated(translations, converter)
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    group.add_argument(*names, type=converter, nargs="*" if many else None, metavar=metavar, **common)
+
+
+def _kind(hint: Any) -> tuple[type, bool]:
+    """The basic type of an annotation such as float, int | None or tuple[str, ...], and whether it is a tuple."""
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0], True
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(each for each in get_args(hint) if each is not type(None))
+    return hint, False
+
+
+def _spelled(word: str) -> str:
+    """An option's name with underscores; values stay as they are."""
+    match = OPTION_NAME.match(word)
+    if not match or (match.end() < len(word) and word[match.end()] != "="):
+        return word
+    return "--" + match.group()[2:].replace("-", "_") + word[match.end() :]
+
+
+def _unknown_option(word: str, known: Mapping[str, Any]) -> str:
+    if not word.startswith("-"):
+        return f"unexpected word {word!r}; options begin with --"
+    name = word.split("=")[0].lstrip("-")
+    close = difflib.get_close_matches(name, [*known, *PUBLISHED], n=3)
+    hint = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else "; --help lists the options"
+    return f"unknown option --{name}{hint}"
+
+
+def _boolean(text: str) -> bool:
+    truths = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
+    if text.lower() not in truths:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return truths[text.lower()]
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def _translated(translations: Mapping[str, str], converter: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: converter(translations.get(text, text))
+
+
+def _check_value(each: Field, value: Any) -> None:
+    rules = each.metadata
+    if value is None or each.default is MISSING:
+        return
+    if rules["choices"] and value not in rules["choices"]:
+        close = difflib.get_close_matches(str(value), rules["choices"], n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"--{each.name} {value}: must be one of {', '.join(rules['choices'])}{hint}")
+    for rule, broken, words in (
+        ("minimum", lambda limit: value < limit, "at least"),
+        ("above", lambda limit: value <= limit, "above"),
+        ("maximum", lambda limit: value > limit, "at most"),
+    ):
+        if rules[rule] is not None and broken(rules[rule]):
+            raise UserError(f"--{each.name} {value}: must be {words} {rules[rule]:g}")

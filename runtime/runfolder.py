@@ -1,0 +1,145 @@
+"""The folder a run leaves behind: config.json, log.jsonl, decay.jsonl, tensorboard/, checkpoints/, summary.json."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import UserError
+
+CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
+FOLDERS = ("tensorboard", "checkpoints", "figures")
+VERSIONS = ("timm", "torchvision", "numpy", "Pillow")
+
+Row = dict[str, Any]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether the folder has files of a run in it."""
+    return any((folder / name).exists() for name in (CONFIG, LOG, SUMMARY, "checkpoints"))
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise UserError if a new run may not use this folder. Nothing is written.
+
+    Args:
+        folder: The run's folder; it need not exist.
+        overwrite: Whether a run in it may be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file")
+    if holds_run(folder) and not overwrite:
+        raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the files of a run, and nothing else that lies in its folder."""
+    for name in (CONFIG, LOG, LEDGER, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, or a file of that kind.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    path = folder / CONFIG if folder.is_dir() else folder
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a run's configuration: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no run's configuration: it holds no JSON object")
+    return config
+
+
+def write_config(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write config.json: every option, and under "environment" what else a result depends on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, dict(options) | {"environment": environment()})
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written: {error}") from error
+
+
+def environment() -> Row:
+    """Versions, commit, command and machine."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}  # torch's says CPU or CUDA
+    return {
+        "versions": versions | {name: _version(name) for name in VERSIONS},
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+        "machine": platform.platform(),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is never half there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append one line of JSON a row."""
+    with open(path, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of JSON lines; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def cut_back(folder: Path, step: int, from_folder: Path) -> None:
+    """Keep of log and ledger what a checkpoint at `step` has seen.
+
+    A log line is written after its step, a ledger line before it: the refresh at `step` itself comes again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, belongs in ((LOG, lambda row: row["step"] <= step), (LEDGER, lambda row: row["step"] < step)):
+        rows = [row for row in _whole_rows(from_folder / name) if belongs(row)]
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(folder / name)
+
+
+def _whole_rows(path: Path) -> list[Row]:
+    """Rows up to the first line that a crash left half written."""
+    rows: list[Row] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
