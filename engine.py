@@ -1,0 +1,184 @@
+"""Vision training: one epoch of optimizer steps, and evaluation that counts each image once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optim_factory import Schedules
+from runtime.errors import NonFiniteError
+from runtime.processes import Ranks
+from runtime.seeding import seeded
+
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything that a training step changes."""
+
+    model: nn.Module  # as it is called: may be wrapped
+    plain: nn.Module  # the same model without wrappers
+    ema: ModelEmaV3 | None
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler  # does nothing unless enabled (fp16)
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """How a training step is taken."""
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    mixup: Mixup | None
+    schedules: Schedules
+    accumulate: int  # micro-steps an optimizer step
+    clip_grad: float | None
+    amp: torch.dtype | None
+    check_every: int  # optimizer steps between looks at whether all is finite; each look waits for the device
+    seed: int
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[Batch],
+    rules: StepRules,
+    ranks: Ranks,
+    first_step: int,
+    after_step: Callable[[int, Tensor], None],
+) -> None:
+    """Take optimizer steps until the batches are used up.
+
+    Args:
+        learner: What is trained.
+        batches: Micro-batches of this rank, `rules.accumulate` for each optimizer step.
+        rules: How a step is taken.
+        ranks: The process group.
+        first_step: Optimizer steps taken before.
+        after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
+            device); may raise StopIteration to end the epoch there.
+
+    Raises:
+        NonFiniteError: If loss or gradients are not finite; the weights are as before the step when every step
+            is checked.
+    """
+    learner.model.train()
+    watch = FiniteWatch(rules.check_every)
+    step = first_step
+    for micro_batches in grouped(batches, rules.accumulate):
+        rules.schedules.write(learner.optimizer, step)
+        loss = torch.zeros((), device=ranks.device)
+        for micro_step, batch in enumerate(micro_batches):
+            last = micro_step == rules.accumulate - 1
+            with nullcontext() if last else without_sync(learner.model):
+                loss += _backward(learner, batch, rules, ranks, step, micro_step)
+        learner.scaler.unscale_(learner.optimizer)
+        norm = clipped_norm(learner.plain, rules.clip_grad)
+        watch.look(step, loss, norm, learner)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if learner.ema is not None:
+            learner.ema.update(learner.plain, step=step)
+        try:
+            after_step(step, loss)
+        except StopIteration:
+            return
+
+
+def _backward(learner: Learner, batch: Batch, rules: StepRules, ranks: Ranks, step: int, micro_step: int) -> Tensor:
+    """Add a micro-batch's share to the gradients; returns its share of the step's loss."""
+    images, targets = (part.to(ranks.device, non_blocking=True) for part in batch)
+    if rules.mixup is not None:
+        with seeded(rules.seed, step, micro_step, ranks.rank):  # not the order of calls, so that resuming is exact
+            images, targets = rules.mixup(images, targets)
+    with autocast(ranks.device, rules.amp):
+        loss = rules.criterion(learner.model(images), targets) / rules.accumulate
+    learner.scaler.scale(loss).backward()
+    return loss.detach()
+
+
+def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
+    """The norm of the gradient before it is clipped to `largest` (None: it is not)."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
+class FiniteWatch:
+    """Stops training once loss or gradients are not finite; looks only every few steps, as looking waits."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.bad: Tensor | None = None
+
+    def look(self, step: int, loss: Tensor, norm: Tensor, learner: Learner) -> None:
+        """Note whether this step is finite; raise if it, or one since the last look, is not."""
+        # GradScaler skips steps with overflowed gradients by itself: only the loss counts there.
+        bad = ~torch.isfinite(loss if learner.scaler.is_enabled() else loss + norm)
+        self.bad = bad if self.bad is None else self.bad | bad
+        if step % self.every == 0 and bool(self.bad):
+            broken = [
+                n for n, p in learner.plain.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            first = f"; first parameter with a non-finite gradient: {broken[0]}" if broken else ""
+            raise NonFiniteError(
+                f"the loss is {loss.item():g} and the gradient's norm {norm.item():g} at optimizer step {step}{first}"
+            )
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; an incomplete last list is dropped."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Leave gradients of ranks apart: only the last micro-step of an optimizer step joins them."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Mixed precision in `dtype`; none for None."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, amp: torch.dtype | None) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent and mean cross-entropy over all images of all ranks.
+
+    Each rank brings its own images; each image counts once, whatever the number of ranks. With fewer than five
+    classes acc5 is 100.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # top-1, top-5, loss, images
+    for batch in batches:
+        images, labels = (part.to(ranks.device, non_blocking=True) for part in batch)
+        with autocast(ranks.device, amp):
+            logits = model(images)
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=ranks.device)])
+    model.train(was_training)
+    top1, top5, loss_sum, images_seen = ranks.sum(sums).tolist()
+    return {
+        "acc1": 100 * top1 / images_seen,
+        "acc5": 100 * top5 / images_seen,
+        "loss": loss_sum / images_seen,
+    }

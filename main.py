@@ -1,0 +1,142 @@
+"""Train and evaluate a timm model whose weight decay adapts to each module.
+
+python main.py --data_set digits --decay alphadecay --output_dir runs/first
+torchrun --nproc_per_node=2 main.py ...
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+
+from datasets import DataOptions, eval_loader, open_images, train_loader
+from engine import AMP_DTYPES, Learner, StepRules
+from models import EmaOptions, ModelOptions, build_ema, build_model
+from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
+from runtime import options as option_reader
+from runtime import runfolder
+from runtime.errors import exit_status
+from runtime.processes import Ranks, process_group
+from runtime.seeding import seed_everything
+from runtime.session import RunOptions, Session, announce, find_start
+from training import Task, Training, restore, show_evaluation, show_groups
+
+OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run, by room."""
+
+    data: DataOptions
+    model: ModelOptions
+    ema: EmaOptions
+    optimizer: OptimizerOptions
+    decay: DecayOptions
+    run: RunOptions
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name, as config.json has it."""
+        return {name: value for room in asdict(self).values() for name, value in room.items()}
+
+
+def main() -> None:
+    """Read the options, build everything, then train, evaluate or only show the groups."""
+    options = read_options(sys.argv[1:])
+    with process_group(options.run.device) as ranks:
+        start = find_start(options.run)
+        seed_everything(options.run.seed)  # the same initial weights on every rank
+        task = build_task(options, ranks)
+        if options.run.dry_run:
+            show_groups(task, ranks)
+            return
+        announce(start, options.run, ranks)
+        seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
+        state = restore(task, start, ranks)
+        if options.run.eval:
+            show_evaluation(task, ranks)
+            return
+        session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
+        Training(task, options.run, ranks, session, state).run(start.step)
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """The options of a command line; where it is silent, those of --config or of the run that --resume names."""
+    values, given = option_reader.parse(OPTION_CLASSES, argv, description=__doc__ or "")
+    source = stored_config(values)
+    if source is not None:
+        kept = {k: v for k, v in runfolder.read_config(source).items() if k not in PER_CALL}
+        if values["config"]:
+            kept.pop("output_dir", None)  # the same run again is another run
+        values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
+        if values["resume"] != "auto" and values["resume"] and "output_dir" not in given:
+            values["output_dir"] = str(source)
+    return Options(*option_reader.build(OPTION_CLASSES, values))
+
+
+PER_CALL = ("resume", "overwrite", "config", "eval", "dry_run", "max_steps")  # said anew in every call
+
+
+def stored_config(values: dict[str, Any]) -> Path | None:
+    """The file or run folder whose options hold where the command line is silent."""
+    if values["config"]:
+        return Path(values["config"])
+    resumed = Path(values["output_dir"] if values["resume"] == "auto" else values["resume"])
+    for folder in (resumed, resumed.parent.parent) if values["resume"] else ():
+        if (folder / runfolder.CONFIG).exists():
+            return folder
+    return None
+
+
+def build_task(options: Options, ranks: Ranks) -> Task:
+    """Data, model, average, optimizer, decay and rules of a run."""
+    data = open_images(options.data)
+    pin = ranks.device.type == "cuda"
+    accumulate = options.optimizer.update_freq
+    train_batches = train_loader(
+        options.data, data, accumulate=accumulate, rank=ranks.rank, ranks=ranks.count, seed=options.run.seed,
+        pin_memory=pin,
+    )  # fmt: skip
+    plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
+    ema = build_ema(options.ema, plain)
+    optimizer = build_optimizer(options.optimizer, options.decay, plain)
+    decay = build_decay(options.decay, plain, optimizer, options.run.seed)
+    schedules = build_schedules(options.optimizer, options.decay, train_batches.steps)
+    schedules.write(optimizer, 0)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    rules = StepRules(
+        *build_loss(options.data, data.classes), schedules, accumulate, options.optimizer.clip_grad,
+        AMP_DTYPES[options.run.amp], options.run.log_interval if pin else 1, options.run.seed,
+    )  # fmt: skip
+    learner = Learner(wrapped(plain, ranks), plain, ema, optimizer, scaler)
+    validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
+    last = min(schedules.total_steps, options.run.max_steps or schedules.total_steps)
+    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last)
+
+
+def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as ranks train it together."""
+    if ranks.count == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
+
+
+def build_loss(options: DataOptions, classes: int) -> tuple[nn.Module, Mixup | None]:
+    """The training loss, and timm's mixup where it is on (it then smooths the labels)."""
+    if options.mixup or options.cutmix:
+        mixup = Mixup(
+            mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
+            switch_prob=options.mixup_switch_prob, label_smoothing=options.smoothing, num_classes=classes,
+        )  # fmt: skip
+        return SoftTargetCrossEntropy(), mixup
+    return (LabelSmoothingCrossEntropy(options.smoothing) if options.smoothing else nn.CrossEntropyLoss()), None
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

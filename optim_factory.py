@@ -1,0 +1,154 @@
+"""Parameter groups -> optimizer -> schedules of the learning rate and of the decay, for both trainers."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+from torch.optim import Optimizer
+
+import alphadecay
+from alphadecay.assign import BUDGETS, CONTROLS, RULES
+from alphadecay.schedule import DecaySchedule
+from alphadecay.tails import FITS
+from runtime.errors import UserError
+from runtime.options import option
+
+DECAYS = ("uniform", "alphadecay")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and its learning rate."""
+
+    optimizer: str = option("adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not")
+    lr: float = option(4e-3, "peak learning rate", above=0)
+    min_lr: float = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0)
+    epochs: int = option(120, "epochs of the schedules", minimum=1)
+    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0)
+    warmup_steps: int = option(-1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more")
+    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1)
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0)
+    update_freq: int = option(1, "micro-steps whose gradients add up to one optimizer step", minimum=1)
+
+    CHECKS = ((lambda o: o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
+
+
+@dataclass(frozen=True)
+class DecayOptions:
+    """Weight decay: its base, its schedule, and how it differs between modules."""
+
+    weight_decay: float = option(5e-6, "base weight decay", minimum=0)
+    weight_decay_end: float | None = option(None, "base weight decay at the end, reached along a cosine", minimum=0)
+    decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS)
+    decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
+    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=tuple(FITS))
+    decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)
+    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES)
+    decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0)
+    decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0)
+    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS)
+    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS))
+    decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
+
+    CHECKS = (
+        (
+            lambda o: o.decay_low <= o.decay_high,
+            "--decay_low {decay_low:g}: above --decay_high {decay_high:g}",
+        ),
+    )
+
+
+def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Module) -> Optimizer:
+    """A timm optimizer over groups that carry their decay; the groups are the same for every kind of decay.
+
+    Raises:
+        UserError: If timm does not know the optimizer or it refuses the options.
+    """
+    groups = alphadecay.param_groups(model, decay.weight_decay, norm_bias=decay.decay_norm_bias)
+    name = options.optimizer.lower()
+    if name not in list_optimizers():
+        known = [str(each) for each in list_optimizers()]
+        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "-"
+        raise UserError(f"--optimizer {options.optimizer}: timm has no such optimizer; close: {close}")
+    try:
+        optimizer = create_optimizer_v2(
+            groups, opt=name, lr=options.lr, weight_decay=decay.weight_decay, momentum=options.momentum
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError, ModuleNotFoundError) as error:
+        raise UserError(f"--optimizer {options.optimizer}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"--optimizer {options.optimizer}: is no torch optimizer")
+    return optimizer
+
+
+def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
+    """The decay schedule that the options name, attached to the optimizer.
+
+    Raises:
+        UserError: If no weight matrix of the model takes part, or the optimizer takes no weight decay.
+    """
+    try:
+        if options.decay == "uniform":
+            return alphadecay.UniformDecay(model, optimizer, options.decay_interval)
+        return alphadecay.AlphaDecay(
+            model,
+            optimizer,
+            options.decay_interval,
+            options.decay_low,
+            options.decay_high,
+            rule=options.decay_assign,
+            budget=options.decay_budget,
+            control=None if options.decay_control == "none" else options.decay_control,
+            seed=seed,
+            fit=options.decay_fit,
+            xmin_pos=options.decay_xmin_pos,
+        )
+    except ValueError as error:
+        raise UserError(f"--decay {options.decay}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Learning rate and base decay as functions of the optimizer step."""
+
+    total_steps: int
+    warmup_steps: int
+    lr: float
+    min_lr: float
+    weight_decay: float
+    weight_decay_end: float
+
+    def lr_at(self, step: int) -> float:
+        """Linear from lr / warmup_steps up to lr, then along a cosine to min_lr at the last step."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        return cosine(step - self.warmup_steps, self.total_steps - self.warmup_steps, self.lr, self.min_lr)
+
+    def weight_decay_at(self, step: int) -> float:
+        """The base decay, along a cosine from weight_decay to weight_decay_end at the last step."""
+        return cosine(step, self.total_steps, self.weight_decay, self.weight_decay_end)
+
+    def write(self, optimizer: Optimizer, step: int) -> None:
+        """Set every group's learning rate and base decay for the step that comes."""
+        lr, base = self.lr_at(step), self.weight_decay_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["base_weight_decay"] = base
+
+
+def cosine(step: int, steps: int, first: float, last: float) -> float:
+    """Half a cosine from `first` at step 0 to `last` at step `steps` - 1."""
+    progress = min(step / (steps - 1), 1.0) if steps > 1 else 0.0
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_schedules(options: OptimizerOptions, decay: DecayOptions, steps_per_epoch: int) -> Schedules:
+    """Schedules counted in optimizer steps; a run may end inside its warm-up."""
+    by_steps = options.warmup_steps >= 0
+    warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch
+    total = options.epochs * steps_per_epoch
+    end = decay.weight_decay if decay.weight_decay_end is None else decay.weight_decay_end
+    return Schedules(total, warmup, options.lr, options.min_lr, decay.weight_decay, end)

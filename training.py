@@ -1,0 +1,277 @@
+"""A whole vision run: epochs, evaluations, checkpoints, and what is shown of it."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alphadecay import figures
+from alphadecay.ledger import ledger_rows
+from alphadecay.matrices import find_matrices
+from alphadecay.schedule import DecaySchedule
+from datasets import TrainLoader
+from engine import Batch, Learner, StepRules, evaluate, train_one_epoch
+from runtime import runfolder
+from runtime.figures import training_curves
+from runtime.processes import Ranks
+from runtime.runfolder import Row
+from runtime.seeding import random_state, restore_random_state
+from runtime.session import RunOptions, Session, Start
+from runtime.tables import progress, say, table
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run consists of, built before anything is written."""
+
+    learner: Learner
+    decay: DecaySchedule
+    rules: StepRules
+    train: TrainLoader
+    validation: Iterable[Batch]
+    evaluate_ema: bool
+    last_step: int  # optimizer step at which the run stops
+
+
+def restore(task: Task, start: Start, ranks: Ranks) -> dict[str, Any]:
+    """Load a checkpoint into the task; returns its training state, empty without one."""
+    if start.checkpoint is None:
+        return {}
+    learner = task.learner
+    learner.plain.load_state_dict(start.checkpoint.model_weights())
+    ema_weights = start.checkpoint.ema_weights()
+    if learner.ema is not None and ema_weights is not None:
+        learner.ema.module.load_state_dict(ema_weights)
+    state = start.checkpoint.training_state()
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scaler.load_state_dict(state["scaler"])
+    restore_random_state(state["random"][ranks.rank % len(state["random"])])
+    return state
+
+
+def evaluate_all(task: Task, ranks: Ranks) -> dict[str, float]:
+    """Validation figures of the raw weights and, under names ending in _ema, of their average."""
+    found = evaluate(task.learner.plain, task.validation, ranks, task.rules.amp)
+    if task.evaluate_ema and task.learner.ema is not None:
+        averaged = evaluate(task.learner.ema.module, task.validation, ranks, task.rules.amp)
+        found |= {f"{name}_ema": value for name, value in averaged.items()}
+    return found
+
+
+class Training:
+    """The loop over epochs and what it keeps count of; `session` is None on all but the main process."""
+
+    def __init__(
+        self, task: Task, options: RunOptions, ranks: Ranks, session: Session | None, state: dict[str, Any]
+    ) -> None:
+        self.task, self.options, self.ranks, self.session = task, options, ranks, session
+        self.loss_sum: Tensor = torch.tensor(state.get("loss_sum", 0.0), dtype=torch.float64, device=ranks.device)
+        self.loss_steps: int = state.get("loss_steps", 0)
+        self.train_seconds: float = state.get("train_seconds", 0.0)
+        self.decay_seconds_before: float = state.get("decay_seconds", 0.0)
+        self.images = task.train.batches.images_a_step
+        if session is not None:
+            task.decay.on_refresh = lambda schedule: session.log_refresh(ledger_rows(schedule))
+
+    def run(self, first_step: int) -> None:
+        """Train from `first_step` to the task's last step; evaluate, log and save after each epoch."""
+        task, step = self.task, first_step
+        shown = self.ranks.is_main
+        with progress(task.last_step * self.images, step * self.images, "img", "training", shown) as self.bar:
+            while step < task.last_step:
+                epoch, done = divmod(step, task.train.steps)
+                began = time.perf_counter()
+                batches = task.train.epoch(epoch, done * task.rules.accumulate)
+                train_one_epoch(task.learner, batches, task.rules, self.ranks, step, self._after_step)
+                self.train_seconds += time.perf_counter() - began
+                step = min((epoch + 1) * task.train.steps, task.last_step)
+                self._after_epoch(epoch, step)
+        if self.session is not None:
+            self._finish(self.session, step)
+
+    def _after_step(self, step: int, loss: Tensor) -> None:
+        self.loss_sum += loss
+        self.loss_steps += 1
+        self.bar.update(self.images)
+        if self.session is not None and step % self.options.log_interval == 0:
+            lr, base = self._rates(step)
+            points = {"training/loss": loss.item(), "training/lr": lr, "training/weight_decay": base}
+            self.session.curves.scalars(step, points)
+            self.bar.set_postfix(loss=f"{points['training/loss']:.3f}", refresh=False)
+        ends = step == self.task.last_step
+        every = self.options.checkpoint_every
+        if every and step % every == 0 and not ends and step % self.task.train.steps:
+            self._save(step)
+        if ends:
+            raise StopIteration
+
+    def _after_epoch(self, epoch: int, step: int) -> None:
+        lr, base = self._rates(step)
+        row: Row = {
+            "step": step,
+            "epoch": epoch,
+            "train_loss": self._mean_loss(),
+            "lr": lr,
+            "weight_decay": base,
+        }
+        row |= applied_decay(self.task.decay) | evaluate_all(self.task, self.ranks)
+        if self.session is not None:
+            self.session.note_best("best", row["acc1"], step, higher_is_better=True)
+            self.session.note_best("best_ema", row.get("acc1_ema"), step, higher_is_better=True)
+            self.session.log_evaluation(row | {"seconds": round(self.session.seconds, 3)})
+            self.bar.set_postfix({k: f"{row[k]:.1f}" for k in ("acc1", "acc1_ema") if k in row}, refresh=False)
+        self._save(step)
+
+    def _rates(self, step: int) -> tuple[float, float]:
+        """Learning rate and base decay of the step just taken."""
+        return self.task.rules.schedules.lr_at(step - 1), self.task.rules.schedules.weight_decay_at(step - 1)
+
+    def _mean_loss(self) -> float:
+        """Mean training loss over all ranks since it was last asked for."""
+        total, steps = self.ranks.sum(torch.stack([self.loss_sum, torch.full_like(self.loss_sum, self.loss_steps)]))
+        self.loss_sum, self.loss_steps = torch.zeros_like(self.loss_sum), 0
+        return float(total / steps)
+
+    def _save(self, step: int) -> None:
+        learner = self.task.learner
+        states = self.ranks.gather(random_state())
+        losses = self.ranks.gather(self.loss_sum.item())
+        if self.session is None:
+            return
+        state = {
+            "step": step,
+            "optimizer": learner.optimizer.state_dict(),
+            "scaler": learner.scaler.state_dict(),
+            "random": states,
+            "loss_sum": losses[0],
+            "loss_steps": self.loss_steps,
+            "train_seconds": self.train_seconds,
+            "decay_seconds": self.decay_seconds,
+        }
+        ema = learner.ema.module.state_dict() if learner.ema is not None else None
+        self.session.save(step, learner.plain.state_dict(), ema, state)
+
+    @property
+    def decay_seconds(self) -> float:
+        """Seconds spent measuring spectra and assigning decays."""
+        return self.decay_seconds_before + self.task.decay.seconds
+
+    def _finish(self, session: Session, step: int) -> None:
+        log = runfolder.read_rows(session.folder / runfolder.LOG)
+        ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
+        summary = self._summary(session, log, step)
+        drawn = {"training": training_curves(log, "acc1", "top-1 accuracy in %")} if log else {}
+        if ledger:
+            drawn["decay_over_time"] = figures.decay_over_time(ledger)
+            drawn["decay_by_depth"] = figures.decay_by_depth(ledger)
+        drawn["spectra"] = figures.spectra(self.task.learner.plain)
+        session.finish(summary, drawn)
+        show_summary(summary, ledger)
+        say(f"\nrun folder: {session.folder}")
+
+    def _summary(self, session: Session, log: Sequence[Row], step: int) -> Row:
+        last = log[-1] if log else {}
+        names = ("acc1", "acc5", "loss", "acc1_ema", "acc5_ema", "loss_ema")
+        best = {f"best_acc1{k[4:]}": v["value"] for k, v in session.best.items()}
+        best_steps = {f"best_acc1{k[4:]}_step": v["step"] for k, v in session.best.items()}
+        trained = step * self.images
+        return {
+            "step": step,
+            **best,
+            **best_steps,
+            **{name: last[name] for name in names if name in last},
+            "train_loss": last.get("train_loss"),
+            "parameters": sum(p.numel() for p in self.task.learner.plain.parameters()),
+            "seconds": round(session.seconds, 3),
+            "samples_per_second": round(trained / self.train_seconds, 3) if self.train_seconds else None,
+            "decay_seconds": round(self.decay_seconds, 3),
+        }
+
+
+def applied_decay(decay: DecaySchedule) -> Row:
+    """Smallest, largest and mean applied decay, over what is decayed at all, weighted by parameters."""
+    groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
+    sizes = [sum(p.numel() for p in g["params"]) for g in groups]
+    decays = [g["weight_decay"] for g in groups]
+    mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0
+    return {
+        "weight_decay_mean": mean,
+        "weight_decay_min": min(decays, default=0.0),
+        "weight_decay_max": max(decays, default=0.0),
+    }
+
+
+def show_summary(summary: Row, ledger: Sequence[Row]) -> None:
+    """Print accuracies of raw and EMA weights, and alpha and decay by role at the last refresh."""
+    rows = []
+    for label, suffix in (("raw weights", ""), ("EMA weights", "_ema")):
+        if f"acc1{suffix}" in summary:
+            keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
+            rows.append([label, *(summary.get(key) for key in keys)])
+    say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
+    if ledger:
+        last = [row for row in ledger if row["step"] == ledger[-1]["step"]]
+        say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
+        say(table(["role", "modules", "alpha", "weight decay", "of base"], role_means(last)))
+    say(
+        f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
+        f"in training, {summary['decay_seconds']:.2f} s for decay"
+    )
+
+
+def role_means(rows: Sequence[Row]) -> list[list[Any]]:
+    """Role, number of modules, and the means of alpha, decay and multiplier."""
+    by_role: dict[str, list[Row]] = {}
+    for row in rows:
+        by_role.setdefault(row["role"], []).append(row)
+    means = []
+    for role, members in by_role.items():
+        alphas = [row["score"] for row in members if row["score"] is not None]
+        decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
+        means.append([role, len(members), fmean(alphas) if alphas else None, decays, multipliers])
+    return means
+
+
+def show_evaluation(task: Task, ranks: Ranks) -> None:
+    """Evaluate and print the figures of raw and EMA weights."""
+    found = evaluate_all(task, ranks)
+    if not ranks.is_main:
+        return
+    rows = [
+        [label, found[f"acc1{suffix}"], found[f"acc5{suffix}"], found[f"loss{suffix}"]]
+        for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
+        if f"acc1{suffix}" in found
+    ]
+    say(table(["", "top-1 %", "top-5 %", "loss"], rows))
+
+
+def show_groups(task: Task, ranks: Ranks) -> None:
+    """Print every parameter with its group, shape, learning-rate scale, decay at the first step, and why."""
+    task.decay.refresh()
+    if not ranks.is_main:
+        return
+    plain = task.learner.plain
+    names = {id(p): name for name, p in plain.named_parameters()}
+    records = {r.name: r for r in task.decay.records}
+    reasons = {id(m.weight): m.reason for m in find_matrices(plain)}
+    rows = []
+    for group in task.learner.optimizer.param_groups:
+        record = records.get(group["decay_name"])
+        for p in group["params"]:
+            if record is not None and record.alpha is not None:
+                why = f"alpha {record.alpha:.3f}: {group['decay_multiplier']:.3f} x base"
+            elif group["static_multiplier"] == 0:
+                why = "norm, bias, position or token"
+            else:
+                why = (record.note if record else reasons.get(id(p))) or "base"
+            shape = "x".join(map(str, p.shape)) or "scalar"
+            scale = group.get("lr_scale", 1.0)
+            rows.append([names[id(p)], group["decay_name"], shape, scale, group["weight_decay"], why])
+    say(table(["parameter", "group", "shape", "lr scale", "decay", "why"], rows))
+    frozen = sum(not p.requires_grad for p in plain.parameters())
+    groups = len(task.learner.optimizer.param_groups)
+    say(f"\n{len(rows)} trainable parameters in {groups} groups, each in exactly one; {frozen} frozen")
