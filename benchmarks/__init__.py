@@ -1,0 +1,1 @@
+"""Paired timings: ratios measured in one run, never absolute times."""

@@ -1,0 +1,80 @@
+"""Bad input: exit status 2, one line that names the culprit and its value, nothing written."""
+
+import pytest
+from tiny import TINY, run, run_apart
+
+from runtime.runfolder import write_json
+
+CASES = {
+    "unknown option": (["--weight_deca", "1"], "--weight_deca;"),
+    "bounds swapped": (["--decay_low", "3", "--decay_high", "1"], "--decay_low 3: above --decay_high 1"),
+    "negative decay": (["--weight_decay", "-0.1"], "--weight_decay -0.1: must be at least 0"),
+    "interval 0": (["--decay_interval", "0"], "--decay_interval 0: must be at least 1"),
+    "unknown decay": (["--decay", "alfa"], "--decay alfa: must be one of uniform, alphadecay"),
+    "unknown model": (["--model", "deit_tiny_patch16_24"], "deit_tiny_patch16_224"),
+    "model of nonsense": (["--model", "?"], "--model ?: timm"),
+    "model keyword": (["--model_kwargs", "wings=2"], "does not accept"),
+    "malformed keyword": (["--model_kwargs", "depth"], "--model_kwargs depth: expected KEY=VALUE"),
+    "unknown optimizer": (
+        ["--optimizer", "adamm"],
+        "--optimizer adamm: timm has no such optimizer; close: adam",
+    ),
+    "batch size 0": (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
+    "batch size too large": (
+        ["--batch_size", "2000"],
+        "--batch_size 2000: larger than the 1433 training images",
+    ),
+    "accumulated too large": (["--update_freq", "100"], "--batch_size 240 x 1 processes x 100 micro-steps"),
+    "odd batch": (["--batch_size", "31"], "--batch_size 31: mixup"),
+    "rate of letters": (["--lr", "fast"], "--lr: 'fast' is not a number"),
+    "rate not a number": (["--lr", "nan"], "--lr: 'nan' is not a number"),
+    "rate 0": (["--lr", "0"], "--lr 0.0: must be above 0"),
+    "rates swapped": (["--min_lr", "1"], "--min_lr 1: above --lr"),
+    "no epoch": (["--epochs", "0"], "--epochs 0"),
+    "unknown data set": (["--data_set", "digit"], "--data_set digit: must be one of digits"),
+    "unknown policy": (["--aa", "flip-all"], "--aa flip-all"),
+    "unknown device": (["--device", "tpu9"], "--device tpu9"),
+    "EMA missing": (["--no-model_ema"], "--model_ema_eval true"),
+    "eval of nothing": (["--eval"], "--eval: needs --resume"),
+    "resume of nothing": (["--resume", "nowhere"], "nowhere is no checkpoint"),
+    "config of nothing": (["--config", "nowhere.json"], "nowhere.json cannot be read"),
+    "no matrix takes part": (
+        ["--model_kwargs", "patch_size=8", "embed_dim=48", "depth=2"],
+        "no weight matrix",
+    ),
+    "boolean": (["--model_ema", "perhaps"], "--model_ema: 'perhaps' is neither true nor false"),
+}
+
+
+@pytest.mark.parametrize(("words", "culprit"), CASES.values(), ids=CASES)
+def test_bad_input_is_one_line_and_nothing_is_written(words, culprit, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert run(*TINY, "--output_dir", folder, *words, monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and culprit in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path, monkeypatch, capsys):
+    write_json(tmp_path / "config.json", {"seed": 1})
+    assert run(*TINY, "--output_dir", tmp_path, monkeypatch=monkeypatch) == 2
+    assert "holds another run; give --resume, --overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_file_as_output_folder_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(*TINY, "--output_dir", tmp_path / "file", monkeypatch=monkeypatch) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_folder_without_checkpoints_cannot_be_resumed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "readme.txt").write_text("no checkpoint")
+    assert run(*TINY, "--resume", tmp_path, monkeypatch=monkeypatch) == 2
+    assert f"{tmp_path} is no checkpoint" in capsys.readouterr().err
+
+
+def test_the_process_says_it_too(tmp_path):
+    done = run_apart(*TINY, "--output_dir", tmp_path / "run", "--decay_interval", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --decay_interval 0: must be at least 1\n"

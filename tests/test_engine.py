@@ -1,0 +1,131 @@
+"""Training steps and evaluation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from engine import Learner, StepRules, evaluate, grouped, train_one_epoch
+from optim_factory import Schedules
+from runtime.errors import NonFiniteError
+from runtime.processes import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def schedules(**changes):
+    values = {"total_steps": 101, "warmup_steps": 10, "lr": 1.0, "min_lr": 0.1} | changes
+    return Schedules(weight_decay=0.2, weight_decay_end=0.1, **values)
+
+
+@pytest.mark.parametrize(("step", "lr"), [(0, 0.1), (8, 0.9), (9, 1.0), (10, 1.0), (55, 0.55), (100, 0.1), (200, 0.1)])
+def test_learning_rate(step, lr):
+    assert schedules().lr_at(step) == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(("step", "decay"), [(0, 0.2), (50, 0.15), (100, 0.1)])
+def test_decay_follows_a_cosine(step, decay):
+    assert schedules().weight_decay_at(step) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize("total", [1, 2])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_schedules_of_one_step_are_finite(total, warmup):
+    rates = [schedules(total_steps=total, warmup_steps=warmup).lr_at(step) for step in range(total)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def learner(scaler=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Learner(model, model, None, optimizer, torch.amp.GradScaler("cpu", enabled=scaler))
+
+
+def rules(**changes):
+    steady = schedules(warmup_steps=0, lr=0.1, min_lr=0.1)
+    values = {
+        "accumulate": 1,
+        "clip_grad": None,
+        "amp": None,
+        "check_every": 1,
+        "seed": 0,
+        "mixup": None,
+    } | changes
+    return StepRules(criterion=nn.CrossEntropyLoss(), schedules=steady, **values)
+
+
+def batches(count, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count * size, 3, 2, 2, dtype=torch.float64, generator=generator)
+    labels = torch.randint(3, (count * size,), generator=generator)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def train(made, steps_batches, step_rules):
+    steps = []
+    train_one_epoch(made, steps_batches, step_rules, ALONE, 0, lambda step, loss: steps.append((step, loss.item())))
+    return steps
+
+
+def test_accumulation_does_not_change_the_steps():
+    whole, parts = learner(), learner()
+    steps = train(whole, batches(3, 8), rules())
+    in_parts = train(parts, batches(12, 2), rules(accumulate=4))
+    assert [s for s, _ in steps] == [1, 2, 3] and steps == [(s, pytest.approx(loss)) for s, loss in in_parts]
+    for a, b in zip(whole.plain.parameters(), parts.plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_are_clipped_without_mixed_precision_too():
+    made = learner()
+    before = [p.detach().clone() for p in made.plain.parameters()]
+    train(made, batches(1, 8), rules(clip_grad=1e-3))
+    moved = torch.cat([(p - q).flatten() for p, q in zip(made.plain.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_an_incomplete_group_of_micro_batches_is_dropped():
+    assert list(grouped(range(7), 3)) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
+    made = learner()
+    before = [p.detach().clone() for p in made.plain.parameters()]
+    broken = batches(1, 8)
+    broken[0][0][0, 0, 0, 0] = value
+    with pytest.raises(NonFiniteError, match="at optimizer step 0; first parameter .* gradient: 1.weight"):
+        train(made, broken, rules())
+    assert all(torch.equal(p, q) for p, q in zip(made.plain.parameters(), before, strict=True))
+
+
+def test_a_loss_that_was_not_finite_between_two_looks_is_still_seen():
+    broken = batches(4, 8)
+    broken[1][0][0, 0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="step 3"):
+        train(learner(), broken, rules(check_every=3))
+
+
+class Fixed(nn.Module):
+    """Answers with the logits that are put in as images."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def test_evaluation_counts_each_image_once_whatever_the_batches():
+    logits = torch.eye(10)[[0, 1, 2, 3, 4, 5, 6]] * 5
+    labels = torch.tensor([0, 1, 2, 3, 9, 9, 9])
+    expected = nn.functional.cross_entropy(logits, labels).item()
+    for size in (1, 3, 7):
+        pairs = zip(logits.view(-1, 1, 1, 10).split(size), labels.split(size), strict=True)
+        found = evaluate(Fixed(), pairs, ALONE, None)
+        assert found["acc1"] == pytest.approx(400 / 7) and found["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluation_leaves_the_mode_as_it_was():
+    model = Fixed().train()
+    evaluate(model, [(torch.randn(2, 1, 1, 3), torch.tensor([0, 1]))], ALONE, None)
+    assert model.training

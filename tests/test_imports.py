@@ -1,0 +1,84 @@
+"""Imports point one way, and the package needs torch and numpy alone."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from tiny import ROOT
+
+# Rooms by height; a room may import those below its own, and its own files.
+HEIGHTS = {
+    "main": 3,
+    "training": 2,
+    "engine": 2,
+    "models": 2,
+    "datasets": 2,
+    "optim_factory": 1,
+    "alphadecay": 0,
+    "runtime": 0,
+}
+SAME_HEIGHT = {("training", "engine"), ("training", "datasets"), ("engine", "optim_factory")}
+
+
+def imported(source: str) -> set[str]:
+    """First parts of the names of all imported modules, those inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def wrong_way(room: str, source: str) -> set[str]:
+    return {
+        other
+        for other in imported(source) & set(HEIGHTS)
+        if other != room and HEIGHTS[other] >= HEIGHTS[room] and (room, other) not in SAME_HEIGHT
+    }
+
+
+@pytest.mark.parametrize("room", HEIGHTS)
+def test_imports_point_one_way(room):
+    folder = ROOT / room
+    files = list(folder.rglob("*.py")) if folder.is_dir() else [ROOT / f"{room}.py"]
+    assert files
+    assert {path.name: wrong for path in files if (wrong := wrong_way(room, path.read_text()))} == {}
+
+
+def test_every_python_file_at_the_root_is_a_known_room():
+    assert {path.stem for path in ROOT.glob("*.py")} == {room for room in HEIGHTS if (ROOT / f"{room}.py").exists()}
+
+
+def test_the_guard_can_fail():
+    assert wrong_way("alphadecay", "def f():\n    from runtime.tables import say") == {"runtime"}
+    assert wrong_way("optim_factory", "import engine") == {"engine"}
+
+
+def test_alphadecay_needs_only_torch_and_numpy():
+    heavy = {
+        "timm",
+        "transformers",
+        "torchvision",
+        "wandb",
+        "tensorboard",
+        "matplotlib",
+        "argparse",
+        "PIL",
+        "tqdm",
+    }
+    code = "import sys, torch, numpy; before = set(sys.modules); import alphadecay; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "alphadecay" in loaded and loaded & heavy == set()
+    sources = [path.read_text() for path in (ROOT / "alphadecay").glob("*.py") if path.name != "figures.py"]
+    own = set().union(*map(imported, sources)) - set(sys.stdlib_module_names)
+    assert own == {"alphadecay", "torch", "numpy"}
+
+
+def test_nothing_is_imported_that_an_option_in_use_does_not_need():
+    code = "import sys, main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"tensorboard", "sklearn", "matplotlib", "transformers"} & set(done.stdout.split()) == set()
