@@ -1,6 +1,7 @@
 """Figures of the method: decay over time and depth, and spectra with their fitted tails. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +13,8 @@ from alphadecay.spectra import eigenvalues
 from alphadecay.tails import DegenerateSpectrum, fit_median, median_cut
 
 Row = Mapping[str, Any]
-INK = "0.25"
+PALETTE = "petroff10"  # told apart by colour-blind readers too
+MARKERS = "osD^vP*X"  # and on paper without colour
 
 
 def decay_over_time(rows: Sequence[Row]) -> Any:
@@ -24,18 +26,20 @@ def decay_over_time(rows: Sequence[Row]) -> Any:
     Returns:
         A matplotlib figure.
     """
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    with style.context(PALETTE):
+        axes = figure.subplots(1, 2)
     for ax, key in zip(axes, ("score", "weight_decay"), strict=True):
         values: dict[str, dict[int, list[float]]] = {role: {} for role in _roles(rows)}
         for row in rows:
             if row[key] is not None:
                 values[row["role"]].setdefault(row["step"], []).append(row[key])
-        for role, at in values.items():
+        for marker, (role, at) in zip(cycle(MARKERS), values.items(), strict=False):
             if at:
-                ax.plot(list(at), [fmean(each) for each in at.values()], label=role, marker=".")
+                ax.plot(list(at), [fmean(each) for each in at.values()], label=role, marker=marker, markersize=4)
     axes[0].set(title="alpha, mean over depth", xlabel="optimizer step", ylabel="alpha (small: heavy tail)")
     axes[1].set(title="weight decay, mean over depth", xlabel="optimizer step", ylabel="weight decay")
     for ax in axes:

@@ -1,0 +1,33 @@
+"""What the README shows works as shown."""
+
+import re
+
+from tiny import ROOT, TINY, run
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_python_example_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert set(eval(capsys.readouterr().out)) == {"0", "1", "2", "3"}
+
+
+def test_the_readmes_training_command_is_understood(tmp_path, monkeypatch, capsys):
+    command = re.search(r"python main.py --data_set.*?\n```", README, re.S)[0]
+    words = command.removesuffix("```").replace("\\\n", " ").split()[2:]
+    words[words.index("--output_dir") + 1] = str(tmp_path / "run")
+    assert run(*words, "--max_steps", "1", monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_files_the_readme_names_exist():
+    named = re.findall(r"(?:docs|scripts)/[\w/]+\.\w+|[A-Z]{4,}\.(?:md|cff)", README)
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readmes_options_exist(tmp_path, monkeypatch):
+    for option in set(re.findall(r"--(decay_\w+) (\w+)", README)):
+        words = ["--dry_run", "--output_dir", tmp_path, f"--{option[0]}", option[1]]
+        assert run(*TINY, *words, monkeypatch=monkeypatch) == 0
