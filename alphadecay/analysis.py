@@ -1,6 +1,6 @@
 """From a model to one record a weight matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,20 @@ class SpectrumRecord:
     note: str = ""  # why it takes no part or keeps its base decay; empty when neither
 
 
+# Scores that an adaptive decay can be steered by. The squares are what the published program calls fnorm and
+# spectral_norm.
+SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
+    "alpha": lambda record: record.alpha,
+    "alpha_hat": lambda record: record.alpha_hat,
+    "spectral_norm": lambda record: record.spectral_norm,
+    "largest_eigenvalue": lambda record: None if record.spectral_norm is None else record.spectral_norm**2,
+    "frobenius_norm": lambda record: record.frobenius_norm,
+    "squared_frobenius_norm": lambda record: None if record.frobenius_norm is None else record.frobenius_norm**2,
+    "stable_rank": lambda record: record.stable_rank,
+    "entropy": lambda record: record.entropy,
+}
+
+
 def analyze(
     model: nn.Module,
     fit: str = "median",
@@ -39,6 +53,7 @@ def analyze(
     window: str | None = None,
     *,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
     process_group: Any = None,
 ) -> list[SpectrumRecord]:
@@ -53,6 +68,7 @@ def analyze(
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
         window: None: the whole matrix. (Shape-fair windows are not implemented yet.)
         exclude: Globs over module names that stay out, such as "blocks.0.*".
+        include: "stem", "head" or both: they take part as well.
         min_eigenvalues: Matrices with fewer stay out.
         process_group: Ranks that hold the same model and share the work; all of them must call. Does not
             affect the result. None: this process does everything.
@@ -66,7 +82,7 @@ def analyze(
         raise ValueError(f"window={window!r} is unknown; choose None")
     if not xmin_pos > 1:
         raise ValueError(f"xmin_pos must be above 1, got {xmin_pos}")
-    matrices = find_matrices(model, exclude, min_eigenvalues)
+    matrices = find_matrices(model, exclude, min_eigenvalues, include)
     measured = _measure_shared([m for m in matrices if not m.reason], fit, xmin_pos, process_group)
     return [record_without_measures(m, m.reason) if m.reason else measured[m.name] for m in matrices]
 

@@ -33,7 +33,12 @@ TOKEN_ENDINGS = ("_token", "_tokens")
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float = 0.1, *, norm_bias: bool = False, exclude: Sequence[str] = ()
+    model: nn.Module,
+    weight_decay: float = 0.1,
+    *,
+    norm_bias: bool = False,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
 ) -> list[Group]:
     """Groups for any torch optimizer, every trainable parameter in exactly one.
 
@@ -45,13 +50,14 @@ def param_groups(
         weight_decay: The base decay, at least 0.
         norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
         exclude: Globs over module names that get no group of their own.
+        include: "stem", "head" or both: they get groups of their own as well.
 
     Raises:
         ValueError: If the decay is negative or not finite, or the model has nothing to train.
     """
     if not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
-    matrices = {id(m.weight): m for m in find_matrices(model, exclude) if not m.reason}
+    matrices = {id(m.weight): m for m in find_matrices(model, exclude, include=include) if not m.reason}
     undecayed = set() if norm_bias else _undecayed_names(unwrap(model))
     own: list[Group] = []
     rest: list[nn.Parameter] = []

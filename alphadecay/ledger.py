@@ -24,7 +24,7 @@ def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
                 "step": schedule.step,
                 "module": name,
                 "role": role_of(name),
-                "score": record.alpha if record else None,
+                "score": schedule.scores.get(name),
                 "multiplier": group["decay_multiplier"],
                 "weight_decay": group["weight_decay"],
                 "weight_norm": float(group["params"][0].detach().norm()),

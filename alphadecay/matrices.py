@@ -60,13 +60,17 @@ def role_of(name: str) -> str:
 
 
 def find_matrices(
-    model: nn.Module, exclude: Sequence[str] = (), min_eigenvalues: int = MIN_EIGENVALUES
+    model: nn.Module,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = MIN_EIGENVALUES,
+    include: Sequence[str] = (),
 ) -> list[Matrix]:
     """Every weight of two or more dimensions in the order of the model, each with the reason if it stays out.
 
     A Linear, a transformers Conv1D or a Conv2d takes part unless it is the model's stem or head, tied, frozen,
-    has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. All other weights of two or
-    more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...) are listed with the reason.
+    has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. "stem" or "head" in `include`
+    lets that one take part as well. All other weights of two or more dimensions (embeddings, 3-D expert weights,
+    in_proj_weight, ...) are listed with the reason.
 
     Raises:
         ValueError: If a glob in `exclude` matches no module of the model.
@@ -81,7 +85,7 @@ def find_matrices(
         matrix = Matrix(name, role_of(name), weight, "", kind)
         reason = (
             _reason_by_type(module, parameter_name, weight, kind)
-            or _reason_by_place(name, stems, heads)
+            or _reason_by_place(name, stems, heads, include)
             or _reason_by_weight(matrix, owners[id(weight)], min_eigenvalues)
             or next((f"excluded by {glob!r}" for glob in exclude if fnmatchcase(name, glob)), "")
         )
@@ -128,12 +132,14 @@ def _reason_by_type(module: nn.Module, parameter_name: str, weight: nn.Parameter
     return f"{type(module).__name__}.{parameter_name} is no Linear, Conv1D or Conv2d weight" if kind == "other" else ""
 
 
-def _reason_by_place(name: str, stems: frozenset[str] | None, heads: frozenset[str] | None) -> str:
+def _reason_by_place(
+    name: str, stems: frozenset[str] | None, heads: frozenset[str] | None, include: Sequence[str]
+) -> str:
     """Stem and head as the model declares them (None: it declares nothing), else by their usual names."""
     parts = set(name.split("."))
-    if (name in stems) if stems is not None else (parts & STEM_NAMES):
+    if "stem" not in include and ((name in stems) if stems is not None else (parts & STEM_NAMES)):
         return "stem"
-    if (name in heads) if heads is not None else (parts & HEAD_NAMES):
+    if "head" not in include and ((name in heads) if heads is not None else (parts & HEAD_NAMES)):
         return "head"
     return ""
 

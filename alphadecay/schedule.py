@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from alphadecay.analysis import SpectrumRecord, analyze
+from alphadecay.analysis import SCORES, SpectrumRecord, analyze
 from alphadecay.assign import assign
 from alphadecay.groups import Group, innermost, split_groups
 from alphadecay.matrices import find_matrices
@@ -25,6 +25,7 @@ class DecaySchedule:
 
     Attributes:
         records: What the last refresh measured; empty before the first one.
+        scores: What it ranked the modules by.
         seconds: Wall-clock time spent in refreshes by this object.
         on_refresh: Called with this object after each refresh, before the step is taken.
     """
@@ -36,15 +37,18 @@ class DecaySchedule:
         interval: int = 500,
         *,
         exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
         if interval < 1:
             raise ValueError(f"interval must be at least 1 optimizer step, got {interval}")
-        self.model, self.interval, self.exclude, self.on_refresh = model, interval, tuple(exclude), on_refresh
+        self.model, self.interval, self.on_refresh = model, interval, on_refresh
+        self.selection: dict[str, Any] = {"exclude": tuple(exclude), "include": tuple(include)}
         self.optimizer: Optimizer = innermost(optimizer)
         self.records: list[SpectrumRecord] = []
+        self.scores: dict[str, float] = {}
         self.seconds = 0.0
-        matrices = find_matrices(model, self.exclude)
+        matrices = find_matrices(model, **self.selection)
         if all(m.reason for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
             raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
@@ -128,7 +132,8 @@ class AlphaDecay(DecaySchedule):
         low: Smallest multiplier of the base decay.
         high: Largest multiplier of the base decay.
         rule, budget, control, seed: As in `alphadecay.assign`.
-        fit, xmin_pos, exclude: As in `alphadecay.analyze`.
+        metric: What scores a module; one of `alphadecay.analysis.SCORES`. Higher scores get more decay.
+        fit, xmin_pos, exclude, include: As in `alphadecay.analyze`.
         frozen: Keep the first assignment for ever.
         on_refresh: Called with this object after each refresh.
         process_group: Ranks that share the measuring; all ranks of a distributed run by default.
@@ -153,14 +158,19 @@ class AlphaDecay(DecaySchedule):
         budget: str = "free",
         control: str | None = None,
         seed: int = 0,
+        metric: str = "alpha",
         fit: str = "median",
         xmin_pos: float = 2.0,
         frozen: bool = False,
         exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         on_refresh: Callable[[DecaySchedule], None] | None = None,
         process_group: Any = None,
     ) -> None:
-        self.fit, self.xmin_pos, self.frozen, self.process_group = fit, xmin_pos, frozen, process_group
+        if metric not in SCORES:
+            raise ValueError(f"metric={metric!r} is unknown; choose from {', '.join(SCORES)}")
+        self.metric, self.frozen, self.process_group = metric, frozen, process_group
+        self.measuring: dict[str, Any] = {"fit": fit, "xmin_pos": xmin_pos}
         self.assignment: dict[str, Any] = {
             "rule": rule, "low": low, "high": high, "budget": budget, "control": control, "seed": seed,
         }  # fmt: skip
@@ -172,7 +182,7 @@ class AlphaDecay(DecaySchedule):
             sizes=dict.fromkeys(probe, 1),
             **self.assignment,
         )
-        super().__init__(model, optimizer, interval, exclude=exclude, on_refresh=on_refresh)
+        super().__init__(model, optimizer, interval, exclude=exclude, include=include, on_refresh=on_refresh)
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         if self.frozen and self.step > 0:
@@ -180,16 +190,17 @@ class AlphaDecay(DecaySchedule):
         group = self.process_group
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        records = analyze(self.model, fit=self.fit, xmin_pos=self.xmin_pos, exclude=self.exclude, process_group=group)
-        scored = {r.name: r for r in records if r.alpha is not None and not r.note}
-        if len({r.alpha for r in scored.values()}) < 2:
-            why = "the only matrix with a tail" if len(scored) == 1 else "all scores are equal"
-            return [replace(r, note=why) if r.name in scored else r for r in records], {}
+        records = analyze(self.model, **self.measuring, **self.selection, process_group=group)
+        self.scores = {r.name: score for r in records if not r.note and (score := SCORES[self.metric](r)) is not None}
+        if len(set(self.scores.values())) < 2:
+            why = "the only matrix with a score" if len(self.scores) == 1 else "all scores are equal"
+            return [replace(r, note=why) if r.name in self.scores else r for r in records], {}
+        scored = [r for r in records if r.name in self.scores]
         multipliers = assign(
-            {name: r.alpha for name, r in scored.items() if r.alpha is not None},
-            blocks={name: block_of(name) for name in scored},
-            roles={name: r.role for name, r in scored.items()},
-            sizes={name: r.parameters for name, r in scored.items()},
+            self.scores,
+            blocks={r.name: block_of(r.name) for r in scored},
+            roles={r.name: r.role for r in scored},
+            sizes={r.name: r.parameters for r in scored},
             **self.assignment,
         )
         return records, multipliers
