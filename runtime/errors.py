@@ -10,7 +10,14 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Bad input: one line that names the option, file or module and its value."""
+    """Bad input: one line that names the option, file or module and its value.
+
+    Rank 0 prints it; `here_only` says that the other ranks do not know of it, so that any rank prints it.
+    """
+
+    def __init__(self, message: str, here_only: bool = False) -> None:
+        super().__init__(message)
+        self.here_only = here_only
 
 
 class NonFiniteError(Exception):
@@ -22,7 +29,7 @@ def exit_status(program: Callable[[], None]) -> int:
     try:
         program()
     except UserError as error:
-        return _say(f"error: {error}", EXIT_BAD_INPUT)
+        return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only)
     except NonFiniteError as error:
         return _say(f"stopped: {error}", EXIT_NON_FINITE)
     except KeyboardInterrupt:
@@ -30,7 +37,7 @@ def exit_status(program: Callable[[], None]) -> int:
     return 0
 
 
-def _say(message: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
+def _say(message: str, status: int, any_rank: bool = False) -> int:
+    if any_rank or os.environ.get("RANK", "0") == "0":
         sys.stderr.write(" ".join(message.split("\n")) + "\n")
     return status

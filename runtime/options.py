@@ -15,7 +15,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import UserError
@@ -23,22 +23,37 @@ from runtime.errors import UserError
 Check = tuple[Callable[[Any], bool], str]
 OPTION_NAME = re.compile(r"--[A-Za-z][\w-]*")
 
-# Published names that mean the same as ours. A value may translate as well.
-PUBLISHED: dict[str, str] = {
-    "opt": "optimizer",
-    "unbalancedWD_every": "decay_interval",
-    "wd_min_ratio": "decay_low",
-    "wd_max_ratio": "decay_high",
-    "xmin_pos": "decay_xmin_pos",
-    "assign_func": "decay_assign",
+
+@dataclass(frozen=True)
+class Published:
+    """An option of the published programs: which of ours it sets, and what its values mean there."""
+
+    option: str
+    values: Mapping[Any, str] = field(default_factory=dict)  # True and False for a switch; others pass as they are
+
+
+PUBLISHED: dict[str, Published] = {
+    "opt": Published("optimizer"),
+    "use_modulewise_wd": Published("decay", {True: "alphadecay", False: "uniform"}),
+    "unbalancedWD_every": Published("decay_interval"),
+    "alpha_positively_with_WD": Published("decay_control", {True: "none", False: "invert"}),
+    "wd_min_ratio": Published("decay_low"),
+    "wd_max_ratio": Published("decay_high"),
+    "xmin_pos": Published("decay_xmin_pos"),
+    "pl_fitting": Published("decay_fit"),
+    "assign_func": Published(
+        "decay_assign",
+        {"tb_linear_map": "linear", "tb_sqrt": "sqrt", "tb_log2": "log2", "layerwise_sigmoid": "sigmoid"},
+    ),
+    # The published fnorm is the squared norm, and spectral_norm the largest eigenvalue.
+    "esd_metric_for_tb": Published(
+        "decay_metric",
+        {"fnorm": "squared_frobenius_norm", "spectral_norm": "largest_eigenvalue", "alphahat": "alpha_hat"},
+    ),
 }
-PUBLISHED_VALUES: dict[str, dict[str, str]] = {
-    "decay_assign": {
-        "tb_linear_map": "linear",
-        "tb_sqrt": "sqrt",
-        "tb_log2": "log2",
-        "layerwise_sigmoid": "sigmoid",
-    },
+# Names of values that timm has changed since.
+RENAMED_VALUES: dict[str, Mapping[str, str]] = {
+    "model": {f"vit_deit_{size}_patch16_224": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")},
 }
 
 
@@ -84,6 +99,9 @@ def parse(
         for each in fields(cls):
             known[each.name] = each.default
             _add(group, each, hints[each.name])
+            for name, published in PUBLISHED.items():
+                if published.option == each.name:
+                    _add_published(group, name, published, hints[each.name])
     given, unknown = parser.parse_known_args([_spelled(word) for word in argv])
     if unknown:
         raise UserError(_unknown_option(unknown[0], known))
@@ -133,23 +151,42 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add(group: Any, each: Field, hint: Any) -> None:
     kind, many = _kind(hint)
-    names = [f"--{each.name}", *(f"--{old}" for old, new in PUBLISHED.items() if new == each.name)]
-    shown = "" if each.default in ((), None) else each.default
-    help = f"{each.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%")
+    names = [name for name, published in PUBLISHED.items() if published.option == each.name]
+    shown = each.default if each.default not in ((), None, "") else "none"
+    help = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")
     if choices := each.metadata["choices"]:
-        help = f"{help}; one of {', '.join(choices)}"
+        help += f"; one of {', '.join(choices)}"
+    if names:
+        help += f"; published as {', '.join('--' + name for name in names)}"
     common = {"dest": each.name, "default": argparse.SUPPRESS, "help": help}
     if kind is bool:
-        group.add_argument(*names, nargs="?", const=True, type=_boolean, metavar="true|false", **common)
+        group.add_argument(f"--{each.name}", nargs="?", const=True, type=_boolean, metavar="true|false", **common)
         off = {**common, "help": argparse.SUPPRESS}
-        group.add_argument(*[f"--no_{name[2:]}" for name in names], action="store_const", const=False, **off)
+        group.add_argument(f"--no_{each.name}", action="store_const", const=False, **off)
         return
-    converters: dict[type, Callable[[str], Any]] = {int: _integer, float: _number}
-    converter = converters.get(kind, str)
-    if translations := PUBLISHED_VALUES.get(each.name):
-        converter = _translated(translations, converter)
+    converter = _renamed(RENAMED_VALUES.get(each.name, {}), _converter(kind))
     metavar = {int: "N", float: "X"}.get(kind, "TEXT")
-    group.add_argument(*names, type=converter, nargs="*" if many else None, metavar=metavar, **common)
+    group.add_argument(f"--{each.name}", type=converter, nargs="*" if many else None, metavar=metavar, **common)
+
+
+def _add_published(group: Any, name: str, published: Published, hint: Any) -> None:
+    """The published name of an option of ours, out of sight of --help, which names it at ours."""
+    common = {"dest": published.option, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    if True in published.values:
+        values = published.values
+        group.add_argument(f"--{name}", nargs="?", const="true", type=lambda t: values[_boolean(t)], **common)
+        group.add_argument(f"--no_{name}", action="store_const", const=values[False], **common)
+        return
+    group.add_argument(f"--{name}", type=_renamed(published.values, _converter(_kind(hint)[0])), **common)
+
+
+def _converter(kind: type) -> Callable[[str], Any]:
+    converters: dict[type, Callable[[str], Any]] = {int: _integer, float: _number}
+    return converters.get(kind, str)
+
+
+def _renamed(names: Mapping[Any, str], converter: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: converter(names.get(text, text))
 
 
 def _kind(hint: Any) -> tuple[type, bool]:
@@ -209,10 +246,6 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
-
-
-def _translated(translations: Mapping[str, str], converter: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: converter(translations.get(text, text))
 
 
 def _check_value(each: Field, value: Any) -> None:

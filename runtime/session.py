@@ -38,8 +38,6 @@ class RunOptions:
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")
 
-    CHECKS = ((lambda o: not o.eval or o.resume, "--eval: needs --resume RUN_FOLDER or CHECKPOINT to evaluate"),)
-
 
 @dataclass(frozen=True)
 class Start:
@@ -150,6 +148,7 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     if start.checkpoint:
-        say(f"resuming from {start.checkpoint.path} (step {start.step})")
+        doing = "evaluating" if options.eval else "resuming from"
+        say(f"{doing} {start.checkpoint.path} (step {start.step})")
     elif options.resume == "auto":
         say(f"--resume auto: {start.folder} holds no checkpoint, starting fresh")
