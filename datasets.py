@@ -1,33 +1,39 @@
-"""Images: where they come from, how they are transformed, and loaders whose batches depend on no worker."""
+"""Images: the options for them, and where they come from."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import RandomCrop
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10, CIFAR100
 
+from image_folders import FolderImages, check_same_classes, scan
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.seeding import seeded
+from runtime.processes import Ranks
+from runtime.tables import say
 
-DATA_SETS = ("digits",)
+DATA_SETS = ("IMNET", "image_folder", "CIFAR10", "CIFAR100", "digits")
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 REMODES = ("pixel", "rand", "const")
-
-Key = tuple[int, int, int]  # epoch, position in the epoch, index of the image
+MIXUP_MODES = ("batch", "pair", "elem")
+Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Images and how they are augmented."""
 
-    data_set: str = option("digits", "where images come from", choices=DATA_SETS)
+    data_set: str = option("IMNET", "where images come from", choices=DATA_SETS)
+    data_path: str = option(
+        "", "IMNET: folder with train/<class>/ and val/<class>/; image_folder: <class>/; CIFAR: root"
+    )
+    eval_data_path: str = option("", "image_folder: folder of the validation images, <class>/")
+    nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2)
+    max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0)
     input_size: int = option(224, "side of the square image in pixels", minimum=8)
     batch_size: int = option(64, "images a process and micro-step", minimum=1)
     num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
@@ -40,14 +46,33 @@ class DataOptions:
     recount: int = option(1, "erased parts an image, at most", minimum=1)
     mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0)
     cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0)
+    cutmix_minmax: tuple[float, ...] = option((), "smallest and largest share that cutmix cuts; overrides --cutmix")
     mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1)
     mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on", minimum=0, maximum=1)
+    mixup_mode: str = option("batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES)
     smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in training."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
     CHECKS = (
         (
-            lambda o: o.batch_size % 2 == 0 or not (o.mixup or o.cutmix),
+            lambda o: o.batch_size % 2 == 0 or not o.mixes,
             "--batch_size {batch_size}: mixup and cutmix pair images and need an even batch; or --mixup 0 --cutmix 0",
+        ),
+        (
+            lambda o: len(o.cutmix_minmax) in (0, 2) and all(0 <= s <= 1 for s in o.cutmix_minmax),
+            "--cutmix_minmax {cutmix_minmax}: expected two shares between 0 and 1",
+        ),
+        (
+            lambda o: o.data_set == "digits" or o.data_path,
+            "--data_set {data_set}: needs --data_path",
+        ),
+        (
+            lambda o: (o.data_set == "image_folder") == bool(o.eval_data_path),
+            "--eval_data_path {eval_data_path}: goes with --data_set image_folder, which needs it; not {data_set}",
         ),
     )
 
@@ -56,11 +81,11 @@ class DataOptions:
 class ImageData:
     """Training and validation images with what a model and a transform must know of them."""
 
-    train: Dataset
+    train: Dataset | None  # None: only evaluated
     validation: Dataset
     class_names: tuple[str, ...]
-    mean: tuple[float, float, float]  # of the pixels in [0, 1], a channel
-    std: tuple[float, float, float]
+    mean: Rgb  # of the pixels in [0, 1], a channel
+    std: Rgb
     mirrors: bool  # whether an image seen in a mirror still belongs to its class
 
     @property
@@ -82,16 +107,69 @@ class LabelledImages(Dataset):
         return self.images[index], self.labels[index]
 
 
-def open_images(options: DataOptions) -> ImageData:
-    """The images that the options name.
+def open_images(options: DataOptions, ranks: Ranks, train: bool = True) -> ImageData:
+    """The images that the options name; without `train` only those that validate.
 
     Raises:
-        UserError: If they cannot be had.
+        UserError: If they cannot be had, or --nb_classes contradicts them.
     """
-    return OPENERS[options.data_set](options)
+    data = OPENERS[options.data_set](options, ranks, train)
+    if options.nb_classes not in (None, data.classes):
+        raise UserError(f"--nb_classes {options.nb_classes}: the data have {data.classes} classes")
+    return data
 
 
-def _open_digits(options: DataOptions) -> ImageData:
+def _open_imagenet(options: DataOptions, ranks: Ranks, train: bool) -> ImageData:
+    root = Path(options.data_path)
+    return _open_folders(root / "train" if train else None, root / "val", "--data_path", ranks)
+
+
+def _open_image_folder(options: DataOptions, ranks: Ranks, train: bool) -> ImageData:
+    trains = Path(options.data_path) if train else None
+    return _open_folders(trains, Path(options.eval_data_path), "--eval_data_path", ranks)
+
+
+def _open_folders(train: Path | None, validation: Path, validation_option: str, ranks: Ranks) -> ImageData:
+    """Class folders of photographs, normalised as ImageNet is."""
+    validates = scan(validation, validation_option)
+    trains = scan(train, "--data_path") if train else None
+    if trains:
+        check_same_classes(trains, validates)
+    for folders in (trains, validates):
+        if folders and folders.others and ranks.is_main:
+            files = f"{len(folders.others)} files are no images by their names, such as {folders.others[0]}"
+            say(f"{folders.root}: {files}")
+    images = FolderImages(trains) if trains else None
+    return ImageData(
+        images,
+        FolderImages(validates),
+        validates.class_names,
+        IMAGENET_DEFAULT_MEAN,
+        IMAGENET_DEFAULT_STD,
+        mirrors=True,
+    )
+
+
+def _open_cifar(options: DataOptions, ranks: Ranks, train: bool) -> ImageData:
+    """torchvision's CIFAR, from local files; the main process downloads them where they are missing."""
+    kind: type[CIFAR10] = CIFAR10 if options.data_set == "CIFAR10" else CIFAR100
+    outcome = ""
+    if ranks.is_main:
+        try:
+            kind(options.data_path, train=False, download=True)
+        except Exception as error:  # a missing network, a full disk, a broken archive
+            outcome = str(error) or type(error).__name__
+    if failure := ranks.gather(outcome)[0]:
+        raise UserError(
+            f"--data_path {options.data_path}: {options.data_set} is not there, nor to be downloaded: {failure}"
+        )
+    parts = [kind(options.data_path, train=train) for train in (True, False)]
+    return ImageData(
+        parts[0], parts[1], tuple(parts[0].classes), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), mirrors=True
+    )
+
+
+def _open_digits(options: DataOptions, ranks: Ranks, train: bool) -> ImageData:
     """UCI handwritten digits: every fifth image of each class validates (1,433 train, 364 validate)."""
     try:
         from sklearn.datasets import load_digits
@@ -110,156 +188,10 @@ def _open_digits(options: DataOptions) -> ImageData:
     return ImageData(parts[0], parts[1], names, mean=grey, std=(0.348, 0.348, 0.348), mirrors=False)
 
 
-OPENERS: dict[str, Callable[[DataOptions], ImageData]] = {"digits": _open_digits}
-
-
-def train_transform(options: DataOptions, data: ImageData) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's training transform; up to 32 pixels a padded random crop takes the place of the resized one."""
-    policy = None if options.aa in ("", "none") else options.aa
-    try:
-        transform = create_transform(
-            input_size=options.input_size,
-            is_training=True,
-            hflip=0.5 if data.mirrors else 0.0,
-            color_jitter=options.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-            auto_augment=policy,
-            interpolation=options.train_interpolation,
-            re_prob=options.reprob,
-            re_mode=options.remode,
-            re_count=options.recount,
-            mean=data.mean,
-            std=data.std,
-        )
-    except (AssertionError, ValueError, KeyError) as error:
-        raise UserError(f"--aa {options.aa}: timm does not understand this policy ({error})") from None
-    if options.input_size <= 32:  # cutting an eighth of so few pixels out would leave nothing to see
-        transform.transforms[0] = RandomCrop(options.input_size, padding=4)
-    return transform
-
-
-def eval_transform(options: DataOptions, data: ImageData) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's evaluation transform: resize, centre crop, normalise; small images are not cropped."""
-    crop = options.crop_pct or (1.0 if options.input_size <= 32 else 224 / 256)
-    return create_transform(options.input_size, interpolation="bicubic", mean=data.mean, std=data.std, crop_pct=crop)
-
-
-class SeededImages(Dataset):
-    """Transformed images by (epoch, position, index); the augmentation depends on seed, epoch and position alone."""
-
-    def __init__(self, images: Any, transform: Callable[[Image.Image], torch.Tensor], seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
-        epoch, position, index = key
-        image, label = self.images[index]
-        with seeded(self.seed, epoch, position):
-            return self.transform(image), label
-
-
-class PlainImages(Dataset):
-    """Transformed images by index, for evaluation."""
-
-    def __init__(self, images: Any, transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.images[index]
-        return self.transform(image), label
-
-
-class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for one rank: each epoch its own permutation, no image twice, the last partial batch dropped.
-
-    The images of a global batch depend on the seed, the epoch and their positions, not on how many ranks share
-    them. Set `epoch` and `first_batch` before iterating; an epoch can start anywhere.
-    """
-
-    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, ranks: int, seed: int) -> None:
-        self.images, self.batch_size, self.rank, self.ranks, self.seed = images, batch_size, rank, ranks, seed
-        self.steps = images // (batch_size * accumulate * ranks)  # optimizer steps an epoch
-        self.batches = self.steps * accumulate  # micro-batches a rank and epoch
-        self.epoch, self.first_batch = 0, 0
-
-    def __len__(self) -> int:
-        return self.batches - self.first_batch
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images).tolist()
-        for batch in range(self.first_batch, self.batches):
-            start = (batch * self.ranks + self.rank) * self.batch_size
-            yield [(self.epoch, place, order[place]) for place in range(start, start + self.batch_size)]
-
-    @property
-    def images_a_step(self) -> int:
-        """Images of one optimizer step, all ranks and micro-steps together."""
-        return self.batch_size * self.ranks * (self.batches // self.steps)
-
-
-class TrainLoader:
-    """Training batches of any epoch, from any batch on."""
-
-    def __init__(self, images: SeededImages, batches: EpochBatches, workers: int, pin_memory: bool) -> None:
-        self.batches = batches
-        self.loader = DataLoader(
-            images,
-            batch_sampler=batches,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # its own: worker seeds are not drawn from the training's generator
-        )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps an epoch."""
-        return self.batches.steps
-
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch from `first_batch` on."""
-        self.batches.epoch, self.batches.first_batch = epoch, first_batch
-        return iter(self.loader)
-
-
-def train_loader(
-    options: DataOptions,
-    data: ImageData,
-    *,
-    accumulate: int,
-    rank: int,
-    ranks: int,
-    seed: int,
-    pin_memory: bool,
-) -> TrainLoader:
-    """The loader of this rank's training batches.
-
-    Raises:
-        UserError: If the images do not fill one global batch.
-    """
-    images = SeededImages(data.train, train_transform(options, data), seed)
-    count = len(data.train)  # type: ignore[arg-type]
-    batches = EpochBatches(count, options.batch_size, accumulate, rank, ranks, seed)
-    if batches.steps == 0:
-        together = f" x {ranks} processes x {accumulate} micro-steps" if ranks * accumulate > 1 else ""
-        raise UserError(f"--batch_size {options.batch_size}{together}: larger than the {count} training images")
-    return TrainLoader(images, batches, usable_workers(options.num_workers), pin_memory)
-
-
-def eval_loader(options: DataOptions, data: ImageData, *, rank: int, ranks: int, pin_memory: bool) -> DataLoader:
-    """This rank's share of the validation images: every image is on exactly one rank."""
-    images = PlainImages(data.validation, eval_transform(options, data))
-    return DataLoader(
-        images,
-        batch_size=options.batch_size * 2,  # no gradients to hold
-        sampler=range(rank, len(images), ranks),
-        num_workers=usable_workers(options.num_workers),
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-    )
-
-
-def usable_workers(wanted: int) -> int:
-    """The wanted number of loader processes, at most one for each CPU this process may use."""
-    return min(wanted, len(os.sched_getaffinity(0)))
+OPENERS: dict[str, Callable[[DataOptions, Ranks, bool], ImageData]] = {
+    "IMNET": _open_imagenet,
+    "image_folder": _open_image_folder,
+    "CIFAR10": _open_cifar,
+    "CIFAR100": _open_cifar,
+    "digits": _open_digits,
+}

@@ -11,14 +11,34 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loaders import Batch
 from optim_factory import Schedules
-from runtime.errors import NonFiniteError
+from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import seeded
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
+
+@dataclass(frozen=True)
+class Precision:
+    """How numbers are kept on the device."""
+
+    amp: torch.dtype | None = None  # of mixed precision; None for none
+    channels_last: bool = False
+
+    def put(self, batch: Batch, device: torch.device) -> Batch:
+        """A batch on the device, without waiting for the copy."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images, targets = batch
+        return images.to(device, non_blocking=True, memory_format=layout), targets.to(device, non_blocking=True)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(device.type, dtype=self.amp) if self.amp is not None else nullcontext()
+
+
+PLAIN = Precision()
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ class StepRules:
     schedules: Schedules
     accumulate: int  # micro-steps an optimizer step
     clip_grad: float | None
-    amp: torch.dtype | None
+    precision: Precision
     check_every: int  # optimizer steps between looks at whether all is finite; each look waits for the device
     seed: int
 
@@ -96,11 +116,11 @@ def train_one_epoch(
 
 def _backward(learner: Learner, batch: Batch, rules: StepRules, ranks: Ranks, step: int, micro_step: int) -> Tensor:
     """Add a micro-batch's share to the gradients; returns its share of the step's loss."""
-    images, targets = (part.to(ranks.device, non_blocking=True) for part in batch)
+    images, targets = rules.precision.put(batch, ranks.device)
     if rules.mixup is not None:
         with seeded(rules.seed, step, micro_step, ranks.rank):  # not the order of calls, so that resuming is exact
             images, targets = rules.mixup(images, targets)
-    with autocast(ranks.device, rules.amp):
+    with rules.precision.autocast(ranks.device):
         loss = rules.criterion(learner.model(images), targets) / rules.accumulate
     learner.scaler.scale(loss).backward()
     return loss.detach()
@@ -152,24 +172,24 @@ def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Mixed precision in `dtype`; none for None."""
-    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
-
-
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, amp: torch.dtype | None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], ranks: Ranks, precision: Precision = PLAIN
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy over all images of all ranks.
 
     Each rank brings its own images; each image counts once, whatever the number of ranks. With fewer than five
     classes acc5 is 100.
+
+    Raises:
+        UserError: If there is not one image.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # top-1, top-5, loss, images
     for batch in batches:
-        images, labels = (part.to(ranks.device, non_blocking=True) for part in batch)
-        with autocast(ranks.device, amp):
+        images, labels = precision.put(batch, ranks.device)
+        with precision.autocast(ranks.device):
             logits = model(images)
         logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -177,6 +197,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, amp: torc
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=ranks.device)])
     model.train(was_training)
     top1, top5, loss_sum, images_seen = ranks.sum(sums).tolist()
+    if not images_seen:
+        raise UserError("not one validation image can be read")
     return {
         "acc1": 100 * top1 / images_seen,
         "acc5": 100 * top5 / images_seen,

@@ -4,19 +4,21 @@ python main.py --data_set digits --decay alphadecay --output_dir runs/first
 torchrun --nproc_per_node=2 main.py ...
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from datasets import DataOptions, eval_loader, open_images, train_loader
-from engine import AMP_DTYPES, Learner, StepRules
+from datasets import DataOptions, open_images
+from engine import AMP_DTYPES, Learner, Precision, StepRules
+from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
 from runtime import options as option_reader
@@ -24,10 +26,18 @@ from runtime import runfolder
 from runtime.errors import exit_status
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
-from runtime.session import RunOptions, Session, announce, find_start
-from training import Task, Training, restore, show_evaluation, show_groups
+from runtime.session import RunOptions, Session, Start, announce, find_start
+from training import Task, Training, evaluate_all, load_weights, restore, show_evaluation, show_groups
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
+
+
+CHECKS = (
+    (
+        lambda o: not o.eval or o.resume or o.pretrained or o.finetune,
+        "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, --finetune PATH, or --pretrained",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -51,19 +61,38 @@ def main() -> None:
     options = read_options(sys.argv[1:])
     with process_group(options.run.device) as ranks:
         start = find_start(options.run)
+        announce(start, options.run, ranks)
+        if options.run.eval:
+            evaluate_only(options, start, ranks)
+            return
         seed_everything(options.run.seed)  # the same initial weights on every rank
         task = build_task(options, ranks)
         if options.run.dry_run:
             show_groups(task, ranks)
             return
-        announce(start, options.run, ranks)
         seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
         state = restore(task, start, ranks)
-        if options.run.eval:
-            show_evaluation(task, ranks)
-            return
         session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
         Training(task, options.run, ranks, session, state).run(start.step)
+
+
+def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
+    """Print the accuracies of a checkpoint's raw and EMA weights, or of the weights the model starts from."""
+    data = open_images(options.data, ranks, train=False)
+    model = build_model(options.model, data.classes, options.data.input_size, new_head=False).to(ranks.device)
+    averaged = None
+    if start.checkpoint is not None:
+        load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
+        ema_weights = start.checkpoint.ema_weights()
+        if ema_weights is not None:
+            averaged = copy.deepcopy(model)
+            load_weights(averaged, ema_weights, start.checkpoint)
+    pin = ranks.device.type == "cuda"
+    validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
+    precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
+    found = evaluate_all(model, averaged, validation, ranks, precision)
+    if ranks.is_main:
+        show_evaluation(found)
 
 
 def read_options(argv: Sequence[str]) -> Options:
@@ -77,7 +106,7 @@ def read_options(argv: Sequence[str]) -> Options:
         values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
         if values["resume"] != "auto" and values["resume"] and "output_dir" not in given:
             values["output_dir"] = str(source)
-    return Options(*option_reader.build(OPTION_CLASSES, values))
+    return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
 
 
 PER_CALL = ("resume", "overwrite", "config", "eval", "dry_run", "max_steps")  # said anew in every call
@@ -96,7 +125,7 @@ def stored_config(values: dict[str, Any]) -> Path | None:
 
 def build_task(options: Options, ranks: Ranks) -> Task:
     """Data, model, average, optimizer, decay and rules of a run."""
-    data = open_images(options.data)
+    data = open_images(options.data, ranks)
     pin = ranks.device.type == "cuda"
     accumulate = options.optimizer.update_freq
     train_batches = train_loader(
@@ -110,18 +139,21 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     schedules = build_schedules(options.optimizer, options.decay, train_batches.steps)
     schedules.write(optimizer, 0)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
     rules = StepRules(
         *build_loss(options.data, data.classes), schedules, accumulate, options.optimizer.clip_grad,
-        AMP_DTYPES[options.run.amp], options.run.log_interval if pin else 1, options.run.seed,
+        precision, options.run.log_interval if pin else 1, options.run.seed,
     )  # fmt: skip
-    learner = Learner(wrapped(plain, ranks), plain, ema, optimizer, scaler)
+    learner = Learner(wrapped(plain, ranks, options.model.compile), plain, ema, optimizer, scaler)
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
     last = min(schedules.total_steps, options.run.max_steps or schedules.total_steps)
     return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last)
 
 
-def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as ranks train it together."""
+def wrapped(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+    """The model as ranks train it together, compiled if wanted."""
+    if compiled:
+        model = cast(nn.Module, torch.compile(model))
     if ranks.count == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
@@ -129,11 +161,17 @@ def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 def build_loss(options: DataOptions, classes: int) -> tuple[nn.Module, Mixup | None]:
     """The training loss, and timm's mixup where it is on (it then smooths the labels)."""
-    if options.mixup or options.cutmix:
+    if options.mixes:
         mixup = Mixup(
-            mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
-            switch_prob=options.mixup_switch_prob, label_smoothing=options.smoothing, num_classes=classes,
-        )  # fmt: skip
+            mixup_alpha=options.mixup,
+            cutmix_alpha=options.cutmix,
+            cutmix_minmax=options.cutmix_minmax or None,
+            prob=options.mixup_prob,
+            switch_prob=options.mixup_switch_prob,
+            mode=options.mixup_mode,
+            label_smoothing=options.smoothing,
+            num_classes=classes,
+        )
         return SoftTargetCrossEntropy(), mixup
     return (LabelSmoothingCrossEntropy(options.smoothing) if options.smoothing else nn.CrossEntropyLoss()), None
 

@@ -3,12 +3,16 @@
 import ast
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
 from runtime.options import option
 
@@ -19,8 +23,18 @@ class ModelOptions:
 
     model: str = option("deit_tiny_patch16_224", "a timm model name")
     pretrained: bool = option(False, "start from timm's pretrained weights")
+    finetune: str = option("", "start from these weights: safetensors, a .pth of weights, or a checkpoint of a run")
+    compile: bool = option(False, "compile the model with torch.compile")
+    channels_last: bool = option(False, "keep images and convolutions with channels last in memory")
     drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99)
     model_kwargs: tuple[str, ...] = option((), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4")
+
+    CHECKS = (
+        (
+            lambda o: not (o.pretrained and o.finetune),
+            "--finetune {finetune}: not together with --pretrained, which names other weights",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -40,8 +54,8 @@ class EmaOptions:
     )
 
 
-def build_model(options: ModelOptions, classes: int, input_size: int) -> nn.Module:
-    """A timm model for so many classes and pixels.
+def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:
+    """A timm model for so many classes and pixels; without `new_head` its weights must come with a head for them.
 
     Raises:
         UserError: If timm does not know the model, or the model does not take what it is given.
@@ -57,11 +71,60 @@ def build_model(options: ModelOptions, classes: int, input_size: int) -> nn.Modu
     if options.drop_path:
         keywords["drop_path_rate"] = options.drop_path
     keywords |= parse_keywords(options.model_kwargs)
+    given = " ".join(f"{key}={value}" for key, value in keywords.items())
     try:
-        return timm.create_model(name, pretrained=options.pretrained, **keywords)
+        model = timm.create_model(name, **keywords)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        given = " ".join(f"{key}={value}" for key, value in keywords.items())
         raise UserError(f"--model {name} does not accept {given}: {error}") from error
+    if options.pretrained or options.finetune:
+        model = _start_from(options, keywords, new_head)
+    return model.to(memory_format=torch.channels_last) if options.channels_last else model
+
+
+def _start_from(options: ModelOptions, keywords: dict[str, Any], new_head: bool) -> nn.Module:
+    """The model with timm's pretrained weights or those of a file; a head for other classes stays as initialised.
+
+    timm adapts position embeddings to the input size and the stem to the input channels.
+    """
+    config = timm.get_pretrained_cfg(options.model)
+    source, overlay, classes = "--pretrained", None, config.num_classes if config is not None else None
+    if options.finetune:
+        source = f"--finetune {options.finetune}"
+        weights = read_weights(Path(options.finetune))
+        head = config.classifier if config is not None else None
+        head_name = head if isinstance(head, str) else (head[0] if head else "head")
+        head_weight = weights.get(f"{head_name}.weight")
+        classes = None if head_weight is None else len(head_weight)
+        overlay = {"state_dict": weights, "num_classes": classes or keywords["num_classes"], "custom_load": False}
+    if classes != keywords["num_classes"] and not new_head:
+        raise UserError(f"{source}: has a head for {classes} classes, the data have {keywords['num_classes']}")
+    try:
+        return timm.create_model(options.model, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
+    except Exception as error:  # no network, no such weights, weights of another model: timm raises all kinds
+        raise UserError(f"{source}: cannot be loaded into {options.model}: {str(error).splitlines()[0]}") from error
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from safetensors, a .pth file or a checkpoint folder of ours; no code in it is run.
+
+    Raises:
+        UserError: If there is no such file, or it holds anything but tensors.
+    """
+    if path.is_dir():
+        return find_checkpoint(path).model_weights()
+    if not path.exists():
+        raise UserError(f"--finetune {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or malicious file makes the readers raise
+        raise UserError(f"--finetune {path}: holds no weights, or more than weights; refused") from error
+    for key in ("state_dict", "model"):
+        loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise UserError(f"--finetune {path}: is no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
 def parse_keywords(words: tuple[str, ...]) -> dict[str, Any]:

@@ -5,12 +5,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
 import alphadecay
+from alphadecay.analysis import SCORES
 from alphadecay.assign import BUDGETS, CONTROLS, RULES
+from alphadecay.groups import Group
 from alphadecay.schedule import DecaySchedule
 from alphadecay.tails import FITS
 from runtime.errors import UserError
@@ -30,6 +33,7 @@ class OptimizerOptions:
     warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0)
     warmup_steps: int = option(-1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more")
     momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1)
+    layer_decay: float = option(1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1)
     clip_grad: float | None = option(None, "largest norm of the gradient", above=0)
     update_freq: int = option(1, "micro-steps whose gradients add up to one optimizer step", minimum=1)
 
@@ -44,6 +48,7 @@ class DecayOptions:
     weight_decay_end: float | None = option(None, "base weight decay at the end, reached along a cosine", minimum=0)
     decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS)
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
+    decay_metric: str = option("alpha", "what scores a module; higher scores get more decay", choices=tuple(SCORES))
     decay_fit: str = option("median", "how the tail of a spectrum is found", choices=tuple(FITS))
     decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)
     decay_assign: str = option("linear", "from scores to multipliers", choices=RULES)
@@ -52,6 +57,15 @@ class DecayOptions:
     decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS)
     decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS))
     decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
+
+    remove_first_layer: bool = option(True, "the stem keeps its base decay")
+    remove_last_layer: bool = option(True, "the head keeps its base decay")
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """The ends of the model that take part as well."""
+        ends = (("stem", not self.remove_first_layer), ("head", not self.remove_last_layer))
+        return tuple(name for name, takes_part in ends if takes_part)
 
     CHECKS = (
         (
@@ -67,7 +81,9 @@ def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Mo
     Raises:
         UserError: If timm does not know the optimizer or it refuses the options.
     """
-    groups = alphadecay.param_groups(model, decay.weight_decay, norm_bias=decay.decay_norm_bias)
+    groups = alphadecay.param_groups(model, decay.weight_decay, norm_bias=decay.decay_norm_bias, include=decay.include)
+    if options.layer_decay < 1:
+        groups = scale_layers(groups, model, options.layer_decay)
     name = options.optimizer.lower()
     if name not in list_optimizers():
         known = [str(each) for each in list_optimizers()]
@@ -84,6 +100,29 @@ def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Mo
     return optimizer
 
 
+def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> list[Group]:
+    """Split groups by layer and note each layer's learning-rate scale: layer_decay to the power of its distance to
+    the last one. Decay is left as it is, so both compose.
+
+    Raises:
+        UserError: If the model does not tell its layers.
+    """
+    if not hasattr(model, "group_matcher"):
+        raise UserError(f"--layer_decay {layer_decay:g}: {type(model).__name__} does not tell its layers")
+    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    names = {id(p): name for name, p in model.named_parameters()}
+    last = max(layers.values())
+    scaled = []
+    for group in groups:
+        by_layer: dict[int, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            by_layer.setdefault(layers.get(names[id(p)], last), []).append(p)
+        for layer, parameters in sorted(by_layer.items()):
+            name = group["decay_name"] if len(by_layer) == 1 else f"{group['decay_name'][:-1]}, layer {layer})"
+            scaled.append(group | {"params": parameters, "decay_name": name, "lr_scale": layer_decay ** (last - layer)})
+    return scaled
+
+
 def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
     """The decay schedule that the options name, attached to the optimizer.
 
@@ -92,7 +131,7 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
     """
     try:
         if options.decay == "uniform":
-            return alphadecay.UniformDecay(model, optimizer, options.decay_interval)
+            return alphadecay.UniformDecay(model, optimizer, options.decay_interval, include=options.include)
         return alphadecay.AlphaDecay(
             model,
             optimizer,
@@ -103,8 +142,10 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
             budget=options.decay_budget,
             control=None if options.decay_control == "none" else options.decay_control,
             seed=seed,
+            metric=options.decay_metric,
             fit=options.decay_fit,
             xmin_pos=options.decay_xmin_pos,
+            include=options.include,
         )
     except ValueError as error:
         raise UserError(f"--decay {options.decay}: {error}") from error

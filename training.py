@@ -1,21 +1,23 @@
 """A whole vision run: epochs, evaluations, checkpoints, and what is shown of it."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphadecay import figures
 from alphadecay.ledger import ledger_rows
 from alphadecay.matrices import find_matrices
 from alphadecay.schedule import DecaySchedule
-from datasets import TrainLoader
-from engine import Batch, Learner, StepRules, evaluate, train_one_epoch
+from engine import Learner, Precision, StepRules, evaluate, train_one_epoch
+from loaders import EvalLoader, TrainLoader
 from runtime import runfolder
+from runtime.checkpoints import Checkpoint
+from runtime.errors import UserError
 from runtime.figures import training_curves
 from runtime.processes import Ranks
 from runtime.runfolder import Row
@@ -32,9 +34,18 @@ class Task:
     decay: DecaySchedule
     rules: StepRules
     train: TrainLoader
-    validation: Iterable[Batch]
+    validation: EvalLoader
     evaluate_ema: bool
     last_step: int  # optimizer step at which the run stops
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights; raises UserError if they are another model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0]
+        raise UserError(f"{checkpoint.path} does not fit the model that the options describe: {reason}") from error
 
 
 def restore(task: Task, start: Start, ranks: Ranks) -> dict[str, Any]:
@@ -42,23 +53,27 @@ def restore(task: Task, start: Start, ranks: Ranks) -> dict[str, Any]:
     if start.checkpoint is None:
         return {}
     learner = task.learner
-    learner.plain.load_state_dict(start.checkpoint.model_weights())
+    load_weights(learner.plain, start.checkpoint.model_weights(), start.checkpoint)
     ema_weights = start.checkpoint.ema_weights()
     if learner.ema is not None and ema_weights is not None:
-        learner.ema.module.load_state_dict(ema_weights)
+        load_weights(learner.ema.module, ema_weights, start.checkpoint)
     state = start.checkpoint.training_state()
-    learner.optimizer.load_state_dict(state["optimizer"])
+    try:
+        learner.optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise UserError(f"{start.checkpoint.path}: {error}") from error
     learner.scaler.load_state_dict(state["scaler"])
     restore_random_state(state["random"][ranks.rank % len(state["random"])])
     return state
 
 
-def evaluate_all(task: Task, ranks: Ranks) -> dict[str, float]:
-    """Validation figures of the raw weights and, under names ending in _ema, of their average."""
-    found = evaluate(task.learner.plain, task.validation, ranks, task.rules.amp)
-    if task.evaluate_ema and task.learner.ema is not None:
-        averaged = evaluate(task.learner.ema.module, task.validation, ranks, task.rules.amp)
-        found |= {f"{name}_ema": value for name, value in averaged.items()}
+def evaluate_all(
+    model: nn.Module, averaged: nn.Module | None, validation: EvalLoader, ranks: Ranks, precision: Precision
+) -> Row:
+    """Validation figures of the raw weights and, under names ending in _ema, of their average if there is one."""
+    found: Row = dict(evaluate(model, validation, ranks, precision))
+    if averaged is not None:
+        found |= {f"{name}_ema": value for name, value in evaluate(averaged, validation, ranks, precision).items()}
     return found
 
 
@@ -118,13 +133,18 @@ class Training:
             "lr": lr,
             "weight_decay": base,
         }
-        row |= applied_decay(self.task.decay) | evaluate_all(self.task, self.ranks)
+        row |= applied_decay(self.task.decay) | self._evaluate()
         if self.session is not None:
             self.session.note_best("best", row["acc1"], step, higher_is_better=True)
             self.session.note_best("best_ema", row.get("acc1_ema"), step, higher_is_better=True)
             self.session.log_evaluation(row | {"seconds": round(self.session.seconds, 3)})
             self.bar.set_postfix({k: f"{row[k]:.1f}" for k in ("acc1", "acc1_ema") if k in row}, refresh=False)
         self._save(step)
+
+    def _evaluate(self) -> Row:
+        task, learner = self.task, self.task.learner
+        averaged = learner.ema.module if learner.ema is not None and task.evaluate_ema else None
+        return evaluate_all(learner.plain, averaged, task.validation, self.ranks, task.rules.precision)
 
     def _rates(self, step: int) -> tuple[float, float]:
         """Learning rate and base decay of the step just taken."""
@@ -185,6 +205,7 @@ class Training:
             **best_steps,
             **{name: last[name] for name in names if name in last},
             "train_loss": last.get("train_loss"),
+            "bad_images": len(self.task.train.bad.seen | self.task.validation.bad.seen),
             "parameters": sum(p.numel() for p in self.task.learner.plain.parameters()),
             "seconds": round(session.seconds, 3),
             "samples_per_second": round(trained / self.train_seconds, 3) if self.train_seconds else None,
@@ -236,11 +257,8 @@ def role_means(rows: Sequence[Row]) -> list[list[Any]]:
     return means
 
 
-def show_evaluation(task: Task, ranks: Ranks) -> None:
-    """Evaluate and print the figures of raw and EMA weights."""
-    found = evaluate_all(task, ranks)
-    if not ranks.is_main:
-        return
+def show_evaluation(found: Row) -> None:
+    """Print validation figures of raw and EMA weights."""
     rows = [
         [label, found[f"acc1{suffix}"], found[f"acc5{suffix}"], found[f"loss{suffix}"]]
         for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))

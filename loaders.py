@@ -1,0 +1,187 @@
+"""Loaders whose batches depend on no worker, and which survive images that cannot be read."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from tqdm import tqdm
+
+from datasets import DataOptions, ImageData
+from image_folders import BadImage
+from runtime.errors import UserError
+from runtime.seeding import seeded
+from transforms import Transform, eval_transform, train_transform
+
+Key = tuple[int, int, int]  # epoch, position in the epoch, index of the image
+Sample = tuple[torch.Tensor | None, int, list[str]]  # image (None: not to be had), label, what could not be read
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (batch, channels, height, width), labels (batch,)
+
+
+class SeededImages(Dataset):
+    """Transformed images by (epoch, position, index); the augmentation depends on seed, epoch and position alone.
+
+    An image that cannot be read gives way to the next one that can.
+    """
+
+    def __init__(self, images: Any, transform: Transform, seed: int, max_bad: int) -> None:
+        self.images, self.transform, self.seed, self.max_bad = images, transform, seed, max_bad
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, position, index = key
+        bad: list[str] = []
+        while len(bad) <= min(self.max_bad, len(self.images)):
+            try:
+                image, label = self.images[(index + len(bad)) % len(self.images)]
+            except BadImage as error:
+                bad.append(str(error))
+                continue
+            with seeded(self.seed, epoch, position):
+                return self.transform(image), label, bad
+        return None, 0, bad
+
+
+class PlainImages(Dataset):
+    """Transformed images by index, for evaluation; one that cannot be read is left out, not replaced."""
+
+    def __init__(self, images: Any, transform: Transform) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            image, label = self.images[index]
+        except BadImage as error:
+            return None, 0, [str(error)]
+        return self.transform(image), label, []
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Batch | None, list[str]]:
+    """A batch of the images there are, and what could not be read."""
+    bad = [each for _, _, messages in samples for each in messages]
+    there = [(image, label) for image, label, _ in samples if image is not None]
+    return (default_collate(there) if there else None), bad
+
+
+class BadImages:
+    """Counts the files that cannot be read, names each once, and ends the run when they are too many."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen: set[str] = set()
+
+    def note(self, messages: Sequence[str]) -> None:
+        """Take note of files; raise UserError beyond the limit."""
+        for message in messages:
+            path = message.split(": ")[0]
+            if path not in self.seen:
+                self.seen.add(path)
+                tqdm.write(f"warning: skipped image {len(self.seen)}: {message}", file=sys.stderr)
+        if len(self.seen) > self.most:
+            last = messages[-1]
+            message = f"--max_bad_images {self.most}: {len(self.seen)} images cannot be read, the last {last}"
+            raise UserError(message, here_only=True)
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys for one rank: each epoch a permutation, no image twice, the last partial batch dropped.
+
+    The images of a global batch depend on the seed, the epoch and their positions, not on how many ranks share
+    them. Set `epoch` and `first_batch` before iterating; an epoch can start anywhere.
+    """
+
+    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, ranks: int, seed: int) -> None:
+        self.images, self.batch_size, self.rank, self.ranks, self.seed = images, batch_size, rank, ranks, seed
+        self.steps = images // (batch_size * accumulate * ranks)  # optimizer steps an epoch
+        self.batches = self.steps * accumulate  # micro-batches a rank and epoch
+        self.images_a_step = batch_size * accumulate * ranks
+        self.epoch, self.first_batch = 0, 0
+
+    def __len__(self) -> int:
+        return self.batches - self.first_batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        for batch in range(self.first_batch, self.batches):
+            start = (batch * self.ranks + self.rank) * self.batch_size
+            yield [(self.epoch, place, int(order[place])) for place in range(start, start + self.batch_size)]
+
+
+class TrainLoader:
+    """Training batches of any epoch, from any batch on."""
+
+    def __init__(self, loader: DataLoader, batches: EpochBatches, bad: BadImages) -> None:
+        self.loader, self.batches, self.bad = loader, batches, bad
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return self.batches.steps
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_batch` on."""
+        self.batches.epoch, self.batches.first_batch = epoch, first_batch
+        for batch, bad in self.loader:
+            self.bad.note(bad)
+            yield batch
+
+
+class EvalLoader:
+    """This rank's share of the validation images: every image is on exactly one rank."""
+
+    def __init__(self, loader: DataLoader, bad: BadImages) -> None:
+        self.loader, self.bad = loader, bad
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, bad in self.loader:
+            self.bad.note(bad)
+            if batch is not None:
+                yield batch
+
+
+def train_loader(
+    options: DataOptions, data: ImageData, *, accumulate: int, rank: int, ranks: int, seed: int, pin_memory: bool
+) -> TrainLoader:
+    """The loader of this rank's training batches.
+
+    Raises:
+        UserError: If the images do not fill one global batch.
+    """
+    count = len(data.train)  # type: ignore[arg-type]
+    batches = EpochBatches(count, options.batch_size, accumulate, rank, ranks, seed)
+    if batches.steps == 0:
+        together = f" x {ranks} processes x {accumulate} micro-steps" if ranks * accumulate > 1 else ""
+        raise UserError(f"--batch_size {options.batch_size}{together}: larger than the {count} training images")
+    images = SeededImages(data.train, train_transform(options, data), seed, options.max_bad_images)
+    loader: DataLoader = DataLoader(images, batch_sampler=batches, **_loading(options, pin_memory))
+    return TrainLoader(loader, batches, BadImages(options.max_bad_images))
+
+
+def eval_loader(options: DataOptions, data: ImageData, *, rank: int, ranks: int, pin_memory: bool) -> EvalLoader:
+    """The loader of this rank's validation images."""
+    images = PlainImages(data.validation, eval_transform(options, data))
+    share = range(rank, len(images), ranks)
+    size = options.batch_size * 2  # no gradients to hold
+    loader: DataLoader = DataLoader(images, batch_size=size, sampler=share, **_loading(options, pin_memory))
+    return EvalLoader(loader, BadImages(options.max_bad_images))
+
+
+def _loading(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
+    workers = usable_workers(options.num_workers)
+    return {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "persistent_workers": workers > 0,
+        "collate_fn": collate,
+        "generator": torch.Generator(),  # its own: worker seeds are not drawn from the training's generator
+    }
+
+
+def usable_workers(wanted: int) -> int:
+    """The wanted number of loader processes, at most one for each CPU this process may use."""
+    return min(wanted, len(os.sched_getaffinity(0)))

@@ -1,0 +1,64 @@
+"""From a Pillow image to a tensor: timm's transforms as ConvNeXt's and DeiT's training use them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from timm.data import auto_augment, create_transform
+from torchvision.transforms import RandomCrop
+
+from datasets import DataOptions, ImageData
+from runtime.errors import UserError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+SMALL = 32  # pixels up to which images are not cut
+
+
+def train_transform(options: DataOptions, data: ImageData) -> Transform:
+    """timm's training transform; up to 32 pixels a padded random crop takes the place of the resized one.
+
+    Raises:
+        UserError: If timm does not understand the augmentation policy.
+    """
+    policy = None if options.aa in ("", "none") else options.aa
+    try:
+        transform = create_transform(
+            input_size=options.input_size,
+            is_training=True,
+            hflip=0.5 if data.mirrors else 0.0,
+            color_jitter=options.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
+            auto_augment=policy,
+            interpolation=options.train_interpolation,
+            re_prob=options.reprob,
+            re_mode=options.remode,
+            re_count=options.recount,
+            mean=data.mean,
+            std=data.std,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"--aa {options.aa}: timm does not understand this policy ({error})") from None
+    if options.input_size <= SMALL:  # cutting most of so few pixels away would leave nothing to see
+        transform.transforms[0] = RandomCrop(options.input_size, padding=4)
+    for operation in augment_operations(transform):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    return transform
+
+
+def eval_transform(options: DataOptions, data: ImageData) -> Transform:
+    """timm's evaluation transform: resize, centre crop, normalise; small images are not cropped."""
+    crop = options.crop_pct or (1.0 if options.input_size <= SMALL else 224 / 256)
+    return create_transform(options.input_size, interpolation="bicubic", mean=data.mean, std=data.std, crop_pct=crop)
+
+
+def augment_operations(transform: Any) -> Iterator[Any]:
+    """The single operations of timm's RandAugment, AutoAugment or AugMix in a transform."""
+    for step in getattr(transform, "transforms", ()):
+        operations = getattr(step, "ops", None) or [each for policy in getattr(step, "policy", ()) for each in policy]
+        yield from (each for each in operations if hasattr(each, "aug_fn"))
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's posterize, but never with 0 bits a channel, which Pillow 13 refuses (and older ones drew black)."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
