@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import DataOptions, EpochBatches, eval_loader, open_images, train_loader
+from datasets import DataOptions, open_images
+from loaders import EpochBatches, eval_loader, train_loader
+from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state, seeded
 
-OPTIONS = DataOptions(input_size=32, batch_size=100, num_workers=0, aa="none")
+OPTIONS = DataOptions(data_set="digits", input_size=32, batch_size=100, num_workers=0, aa="none")
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_images(OPTIONS)
+    return open_images(OPTIONS, ALONE)
 
 
 def test_digits_are_split_once_and_for_all_with_every_class_in_proportion(digits):
@@ -68,7 +71,7 @@ def test_seed_and_epoch_change_the_order():
 
 
 def batches_of(digits, workers, epoch=1, first_batch=0, seed=5):
-    options = DataOptions(input_size=32, batch_size=100, num_workers=workers, aa="none", reprob=0.5)
+    options = DataOptions(data_set="digits", input_size=32, batch_size=100, num_workers=workers, aa="none", reprob=0.5)
     loader = train_loader(options, digits, accumulate=1, rank=0, ranks=1, seed=seed, pin_memory=False)
     return list(loader.epoch(epoch, first_batch))
 

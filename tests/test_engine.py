@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import Learner, StepRules, evaluate, grouped, train_one_epoch
+from engine import PLAIN, Learner, StepRules, evaluate, grouped, train_one_epoch
 from optim_factory import Schedules
 from runtime.errors import NonFiniteError
 from runtime.processes import Ranks
@@ -48,7 +48,7 @@ def rules(**changes):
     values = {
         "accumulate": 1,
         "clip_grad": None,
-        "amp": None,
+        "precision": PLAIN,
         "check_every": 1,
         "seed": 0,
         "mixup": None,
@@ -121,11 +121,11 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
     expected = nn.functional.cross_entropy(logits, labels).item()
     for size in (1, 3, 7):
         pairs = zip(logits.view(-1, 1, 1, 10).split(size), labels.split(size), strict=True)
-        found = evaluate(Fixed(), pairs, ALONE, None)
+        found = evaluate(Fixed(), pairs, ALONE)
         assert found["acc1"] == pytest.approx(400 / 7) and found["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_leaves_the_mode_as_it_was():
     model = Fixed().train()
-    evaluate(model, [(torch.randn(2, 1, 1, 3), torch.tensor([0, 1]))], ALONE, None)
+    evaluate(model, [(torch.randn(2, 1, 1, 3), torch.tensor([0, 1]))], ALONE)
     assert model.training

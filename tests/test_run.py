@@ -34,7 +34,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_configuration_holds_every_option_and_what_else_a_result_depends_on(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["seed"] == 0 and config["decay_low"] == 2 / 3 and config["weight_decay_end"] == 0.01
-    assert set(read_options([]).flat()) < set(config)
+    assert set(read_options(TINY).flat()) < set(config)
     environment = config["environment"]
     assert environment["versions"]["torch"] == torch.__version__ and environment["command"]
 

@@ -177,7 +177,7 @@ def one_step(**weights):
 
 def test_the_only_matrix_keeps_its_base_decay_and_says_why():
     decay = one_step(m=gaussian(64, 64))
-    assert decay.multipliers == {"m": 1.0} and decay.records[0].note == "the only matrix with a tail"
+    assert decay.multipliers == {"m": 1.0} and decay.records[0].note == "the only matrix with a score"
 
 
 def test_equal_scores_keep_their_base_decay_and_say_why():

@@ -1,0 +1,97 @@
+"""What a training step may not do: wait for the device, or join gradients it need not join."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import ROOT, TINY, rows, run
+from torch import nn
+
+import main as program
+from engine import without_sync
+
+WAITING = ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy")
+
+
+def own_frames():
+    """Files of this project that are on the stack, innermost first."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / ".venv") and "tests" not in path.parts:
+            yield f"{path.name}:{frame.f_code.co_name}"
+        frame = frame.f_back
+
+
+@pytest.mark.parametrize("decay", ["uniform", "alphadecay"])
+def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_path, monkeypatch, decay):
+    waits = Counter()
+
+    def watched(name):
+        real = getattr(torch.Tensor, name)
+
+        def watching(self, *words, **named):
+            innermost = next(own_frames(), None)
+            caller = sys._getframe(1).f_code.co_filename
+            if innermost is not None and Path(caller).is_relative_to(ROOT) and ".venv" not in caller:
+                waits[innermost] += 1
+            return real(self, *words, **named)
+
+        return watching
+
+    real_build = program.build_task
+
+    def build(options, ranks):
+        task = real_build(options, ranks)
+        object.__setattr__(task.rules, "check_every", 4)  # as on a GPU: looks at log intervals only
+        return task
+
+    monkeypatch.setattr(program, "build_task", build)
+    for name in WAITING:
+        monkeypatch.setattr(torch.Tensor, name, watched(name))
+    words = ["--decay", decay, "--log_interval", "4", "--decay_interval", "4", "--batch_size", "60", "--epochs", "1"]
+    assert run(*TINY, *words, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 0
+    steps, looks = 23, 6  # steps 0, 4, ..., 20
+    assert waits["engine.py:look"] == looks
+    assert waits["training.py:_after_step"] == 5  # the loss, after steps 4, 8, ..., 20
+    in_training = {place: n for place, n in waits.items() if place.split(":")[0] in ("engine.py", "schedule.py")}
+    assert {place for place, n in in_training.items() if n >= steps} == set()
+    assert not any(place.startswith("schedule.py") for place in waits)
+
+
+def test_only_the_last_micro_step_joins_gradients(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+        joined = []
+        model.register_comm_hook(None, lambda _, bucket: joined.append(1) or done(bucket))
+        for micro_step in range(3):
+            last = micro_step == 2
+            with torch.enable_grad():
+                if last:
+                    model(torch.randn(2, 4)).sum().backward()
+                else:
+                    with without_sync(model):
+                        model(torch.randn(2, 4)).sum().backward()
+        assert len(joined) == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def done(bucket):
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def test_wandb_gets_the_curves_and_its_run_is_continued(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = [*TINY, "--output_dir", tmp_path / "run", "--enable_wandb", "--wandb_name", "mine"]
+    assert run(*words, "--max_steps", "5", monkeypatch=monkeypatch) == 0
+    assert run(*words, "--resume", "auto", monkeypatch=monkeypatch) == 0
+    ids = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1 and len(rows(tmp_path / "run" / "log.jsonl")) == 2
