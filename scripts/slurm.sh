@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# One run on several nodes under Slurm; it puts itself back into the queue before its time is up. See docs/cluster.md.
+#   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh --data_path /data/imagenet --output_dir runs/first ...
+# Options before the script go to Slurm and count more than the lines below; those behind it go to main.py.
+# Submit it from the repository; the repository, the data and --output_dir must be where all nodes see them.
+# Not run here: only its logic was tried, with stand-ins for Slurm's commands.
+#SBATCH --job-name=alphadecay
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=40
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+PATH="$PATH:$PWD/.venv/bin" # torchrun of the active environment, else that of .venv
+head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
+port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not share a port
+
+# 120 s before the end Slurm sends USR1 to this script alone. It passes it on as TERM, which torchrun knows, through
+# scancel: srun itself would turn TERM into KILL.
+stopping=""
+stop() {
+  stopping=yes
+  echo "USR1: stopping the training to requeue job $SLURM_JOB_ID" >&2
+  scancel --signal=TERM "$SLURM_JOB_ID"
+}
+trap stop USR1
+trap : TERM # in case scancel reaches this script too
+
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun \
+  --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
+  --rdzv_backend=c10d --rdzv_endpoint="$head_node:$port" --rdzv_id="$SLURM_JOB_ID" \
+  main.py --resume auto "$@" &
+training=$!
+while true; do # a signal ends `wait` early
+  wait "$training" && status=0 || status=$?
+  kill -0 "$training" 2>/dev/null || break
+done
+if [ -n "$stopping" ] && [ "$status" -ne 0 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
