@@ -72,7 +72,7 @@ def train_one_epoch(
     rules: StepRules,
     ranks: Ranks,
     first_step: int,
-    after_step: Callable[[int, Tensor], None],
+    after_step: Callable[[int, Tensor], bool | None],
 ) -> None:
     """Take optimizer steps until the batches are used up.
 
@@ -83,7 +83,7 @@ def train_one_epoch(
         ranks: The process group.
         first_step: Optimizer steps taken before.
         after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
-            device); may raise StopIteration to end the epoch there.
+            device); the epoch ends there if it returns True.
 
     Raises:
         NonFiniteError: If loss or gradients are not finite; the weights are as before the step when every step
@@ -108,9 +108,7 @@ def train_one_epoch(
         step += 1
         if learner.ema is not None:
             learner.ema.update(learner.plain, step=step)
-        try:
-            after_step(step, loss)
-        except StopIteration:
+        if after_step(step, loss):
             return
 
 

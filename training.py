@@ -13,11 +13,12 @@ from alphadecay import figures
 from alphadecay.ledger import ledger_rows
 from alphadecay.matrices import find_matrices
 from alphadecay.schedule import DecaySchedule
+from alphadecay.spectra import NonFiniteWeight
 from engine import Learner, Precision, StepRules, evaluate, train_one_epoch
 from loaders import EvalLoader, TrainLoader
 from runtime import runfolder
 from runtime.checkpoints import Checkpoint
-from runtime.errors import UserError
+from runtime.errors import NonFiniteError, UserError
 from runtime.figures import training_curves
 from runtime.processes import Ranks
 from runtime.runfolder import Row
@@ -77,6 +78,16 @@ def evaluate_all(
     return found
 
 
+def require_finite(model: nn.Module, step: int) -> None:
+    """Raise NonFiniteError if a weight is not finite: on a GPU a step can go wrong between two looks at it."""
+    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
+    if not finite.all():
+        broken = next(
+            name for (name, _), fine in zip(model.named_parameters(), finite.tolist(), strict=True) if not fine
+        )
+        raise NonFiniteError(f"{broken} holds values that are not finite after optimizer step {step}")
+
+
 class Training:
     """The loop over epochs and what it keeps count of; `session` is None on all but the main process."""
 
@@ -84,7 +95,8 @@ class Training:
         self, task: Task, options: RunOptions, ranks: Ranks, session: Session | None, state: dict[str, Any]
     ) -> None:
         self.task, self.options, self.ranks, self.session = task, options, ranks, session
-        self.loss_sum: Tensor = torch.tensor(state.get("loss_sum", 0.0), dtype=torch.float64, device=ranks.device)
+        sums = state.get("loss_sums", [0.0])
+        self.loss_sum: Tensor = torch.tensor(sums[ranks.rank % len(sums)], dtype=torch.float64, device=ranks.device)
         self.loss_steps: int = state.get("loss_steps", 0)
         self.train_seconds: float = state.get("train_seconds", 0.0)
         self.decay_seconds_before: float = state.get("decay_seconds", 0.0)
@@ -101,14 +113,17 @@ class Training:
                 epoch, done = divmod(step, task.train.steps)
                 began = time.perf_counter()
                 batches = task.train.epoch(epoch, done * task.rules.accumulate)
-                train_one_epoch(task.learner, batches, task.rules, self.ranks, step, self._after_step)
+                try:
+                    train_one_epoch(task.learner, batches, task.rules, self.ranks, step, self._after_step)
+                except NonFiniteWeight as error:  # met by a refresh of the decays, between two looks
+                    raise NonFiniteError(str(error)) from error
                 self.train_seconds += time.perf_counter() - began
                 step = min((epoch + 1) * task.train.steps, task.last_step)
                 self._after_epoch(epoch, step)
         if self.session is not None:
             self._finish(self.session, step)
 
-    def _after_step(self, step: int, loss: Tensor) -> None:
+    def _after_step(self, step: int, loss: Tensor) -> bool:
         self.loss_sum += loss
         self.loss_steps += 1
         self.bar.update(self.images)
@@ -121,10 +136,10 @@ class Training:
         every = self.options.checkpoint_every
         if every and step % every == 0 and not ends and step % self.task.train.steps:
             self._save(step)
-        if ends:
-            raise StopIteration
+        return ends
 
     def _after_epoch(self, epoch: int, step: int) -> None:
+        require_finite(self.task.learner.plain, step)
         lr, base = self._rates(step)
         row: Row = {
             "step": step,
@@ -158,6 +173,7 @@ class Training:
 
     def _save(self, step: int) -> None:
         learner = self.task.learner
+        require_finite(learner.plain, step)
         states = self.ranks.gather(random_state())
         losses = self.ranks.gather(self.loss_sum.item())
         if self.session is None:
@@ -167,7 +183,7 @@ class Training:
             "optimizer": learner.optimizer.state_dict(),
             "scaler": learner.scaler.state_dict(),
             "random": states,
-            "loss_sum": losses[0],
+            "loss_sums": losses,
             "loss_steps": self.loss_steps,
             "train_seconds": self.train_seconds,
             "decay_seconds": self.decay_seconds,

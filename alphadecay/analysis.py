@@ -9,7 +9,7 @@ from torch import nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
-from alphadecay.spectra import eigenvalues
+from alphadecay.spectra import NonFiniteWeight, eigenvalues
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def measure(matrix: Matrix, fit: str, xmin_pos: float) -> SpectrumRecord:
     """The record of one matrix that takes part.
 
     Raises:
-        ValueError: If the weight is not finite, with the matrix named.
+        NonFiniteWeight: If the weight is not finite, with the matrix named.
     """
     cut = tails.median_cut(matrix.eigenvalue_count, xmin_pos)
     try:
         eigs = eigenvalues(matrix.weight, cut)
-    except ValueError as error:
-        raise ValueError(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
+    except NonFiniteWeight as error:
+        raise NonFiniteWeight(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
     tail, note = None, ""
     try:
         tail = tails.FITS[fit](eigs, xmin_pos)

@@ -11,6 +11,10 @@ FLOAT64_BELOW = 1e-3  # float32 Gram eigenvalues smaller than this share of the 
 SAFE_TRACE = (1e-20, 1e30)  # outside this range float32 squares are near under- or overflow
 
 
+class NonFiniteWeight(ValueError):
+    """A weight that holds nan or inf."""
+
+
 def eigenvalues(weight: Tensor, cut_index: int) -> np.ndarray:
     """Eigenvalues of W W^T or W^T W, whichever is smaller.
 
@@ -28,7 +32,7 @@ def eigenvalues(weight: Tensor, cut_index: int) -> np.ndarray:
         Shape (n,), float64, ascending, none negative.
 
     Raises:
-        ValueError: If the weight holds a value that is not finite.
+        NonFiniteWeight: If the weight holds a value that is not finite.
     """
     matrices = as_matrices(weight)
     if matrices.dtype is not torch.float64:
@@ -37,7 +41,7 @@ def eigenvalues(weight: Tensor, cut_index: int) -> np.ndarray:
             return found
     found = _gram_eigenvalues(matrices.double())
     if found is None:
-        raise ValueError("the weight holds values that are not finite (nan or inf)")
+        raise NonFiniteWeight("the weight holds values that are not finite (nan or inf)")
     return found
 
 

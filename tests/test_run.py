@@ -211,3 +211,17 @@ def test_dry_run_shows_every_parameter_and_writes_nothing(tmp_path, monkeypatch,
 def test_a_process_of_its_own_ends_with_the_table_and_status_0(tmp_path):
     done = run_apart(*TINY, "--output_dir", tmp_path / "run")
     assert done.returncode == 0 and "decay by role" in done.stdout and "img/s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("decay", "message"),
+    [("uniform", "not finite after optimizer step 5"), ("alphadecay", "blocks.0.attn.qkv (192, 64): the weight holds")],
+)
+def test_weights_that_went_wrong_between_two_looks_are_never_logged_or_saved(
+    tmp_path, monkeypatch, capsys, decay, message
+):
+    monkeypatch.setattr("engine.FiniteWatch.look", lambda *_: None)
+    words = [*TINY, "--output_dir", tmp_path / "run", "--optimizer", "sgd", "--lr", "1e38", "--warmup_epochs", "0"]
+    assert run(*words, "--decay", decay, monkeypatch=monkeypatch) == 3
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "log.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
