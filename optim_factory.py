@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from runtime.options import option
 
 DECAYS = ("uniform", "alphadecay")
+FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers with one kernel for the whole step
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,15 @@ def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Mo
         known = [str(each) for each in list_optimizers()]
         close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "-"
         raise UserError(f"--optimizer {options.optimizer}: timm has no such optimizer; close: {close}")
+    kernel: dict[str, Any] = {"fused": True} if name in FUSED else {}
     try:
         optimizer = create_optimizer_v2(
-            groups, opt=name, lr=options.lr, weight_decay=decay.weight_decay, momentum=options.momentum
+            groups,
+            opt=name,
+            lr=options.lr,
+            weight_decay=decay.weight_decay,
+            momentum=options.momentum,
+            **kernel,
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(f"--optimizer {options.optimizer}: {error}") from error

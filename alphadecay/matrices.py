@@ -52,8 +52,10 @@ def plain_name(name: str) -> str:
 
 
 def role_of(name: str) -> str:
-    """What a module does in its block: the parts of its name behind the last number, at most two of them."""
+    """What a module does in its block: the parts of its name behind the block's number, at most two of them."""
     parts = name.split(".")
+    while len(parts) > 1 and parts[-1].isdigit():  # the place in a small sequence, such as downsample.0
+        parts.pop()
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     inner = parts[numbers[-1] + 1 :] if numbers else parts
     return ".".join(inner[-2:]) or name

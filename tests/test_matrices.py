@@ -96,6 +96,8 @@ def test_names_are_the_plain_models_under_every_wrapper():
         ("layers.2.blocks.1.mlp.fc1", "mlp.fc1"),
         ("model.layers.11.self_attn.q_proj", "self_attn.q_proj"),
         ("layer1.0.conv2", "conv2"),
+        ("layer2.0.downsample.0", "downsample"),
+        ("features.3", "features"),
         ("encoder.body.fc", "body.fc"),
         ("body", "body"),
         ("0", "0"),

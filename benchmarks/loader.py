@@ -1,0 +1,126 @@
+"""Images a second of our training loader beside torchvision's folder and timm's transform in a plain DataLoader.
+
+    python -m benchmarks.loader --data FOLDER [--workers N] [--rounds R] [--json OUT]
+
+FOLDER holds <class>/<image>. Both sides augment alike (the defaults of main.py: RandAugment, random erasing,
+bicubic, 224 pixels), shuffle, keep their workers between epochs, and take turns in one process. The photographs
+are repeated within an epoch, so that starting and ending one counts for little. The ratio of each pair is ours over
+theirs, so above 1 ours is the faster.
+
+The plain side has our one patch of timm's transform: its posterize asks Pillow for 0 bits in about one image of a
+thousand, which Pillow 13 refuses with a ValueError.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, auto_augment, create_transform
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torchvision.datasets import ImageFolder
+
+from benchmarks.paired import interval, ratios, row, take_turns, verdict
+from datasets import DataOptions, open_images
+from loaders import train_loader, usable_workers
+from runtime.processes import Ranks
+from runtime.runfolder import environment
+from runtime.tables import say, table
+from transforms import augment_operations, posterize
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of class folders of photographs")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes, at most one a CPU")
+    parser.add_argument("--batch_size", type=int, default=32, help="images a batch")
+    parser.add_argument("--images", type=int, default=640, help="images a side and round, about")
+    parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    given = parser.parse_args()
+    options = DataOptions(
+        data_set="image_folder", data_path=given.data, eval_data_path=given.data,
+        batch_size=given.batch_size, num_workers=usable_workers(given.workers),
+    )  # fmt: skip
+    result = measure(options, given.images, given.rounds)
+    say(f"{result['images']} images a round, batches of {options.batch_size}, {options.num_workers} workers")
+    rows = [row(side, result[side]) for side in ("ours", "plain")] + [row("ours / plain", result["ratios"])]
+    say(table(["images/s; ratio", "min", "median", "max"], rows))
+    say(verdict("ours / plain", result["ratios"]))
+    if given.json:
+        given.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+
+
+def measure(options: DataOptions, images: int, rounds: int) -> dict[str, Any]:
+    """Images a second of both sides, and their ratios pair by pair."""
+    ours, plain = our_epochs(options, images), plain_epochs(options, images)
+    found = take_turns({"ours": lambda: speed(ours()), "plain": lambda: speed(plain())}, rounds)
+    quotients = ratios(found["ours"], found["plain"])
+    return {
+        "images": images // options.batch_size * options.batch_size,
+        "batch_size": options.batch_size,
+        "workers": options.num_workers,
+        **found,
+        "ratios": quotients,
+        "interval": interval(quotients),
+    }
+
+
+def our_epochs(options: DataOptions, images: int) -> Callable[[], Iterable[Any]]:
+    """Our loader as main.py builds it; each call gives the next epoch."""
+    data = open_images(options, Ranks(0, 1, torch.device("cpu")))
+    data = replace(data, train=repeated(data.train, images))
+    loader = train_loader(options, data, accumulate=1, rank=0, ranks=1, seed=0, pin_memory=False)
+    numbers = itertools.count()
+    return lambda: loader.epoch(next(numbers))
+
+
+def plain_epochs(options: DataOptions, images: int) -> Callable[[], Iterable[Any]]:
+    """What one would write with torchvision and timm alone; each call gives the next epoch."""
+    transform: Any = create_transform(
+        input_size=options.input_size,
+        is_training=True,
+        auto_augment=options.aa,
+        interpolation=options.train_interpolation,
+        re_prob=options.reprob,
+        re_mode=options.remode,
+        re_count=options.recount,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
+    for operation in augment_operations(transform):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    loader: DataLoader = DataLoader(
+        repeated(ImageFolder(options.data_path, transform), images),
+        options.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=options.num_workers,
+        persistent_workers=options.num_workers > 0,
+    )
+    return lambda: loader
+
+
+def repeated(data: Any, images: int) -> Dataset:
+    """So many images: the data again and again."""
+    whole: Dataset = ConcatDataset([data] * math.ceil(images / len(data)))
+    return Subset(whole, range(images))
+
+
+def speed(batches: Iterable[Any]) -> float:
+    """Images a second of an epoch, its start included."""
+    began = time.perf_counter()
+    images = sum(len(labels) for _, labels in batches)
+    return images / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Things that take turns in one process, compared pair by pair."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import numpy as np
+
+LEAST_MEDIAN = 0.97  # the bar: the median ratio is at least this, and its interval reaches 1
+RESAMPLES = 10_000
+
+
+def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each side returns in each round; every round begins with another side, after a round to warm up."""
+    names = list(sides)
+    for name in names:
+        sides[name]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for each in range(rounds):
+        first = each % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(sides[name]())
+    return found
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """The quotients pair by pair."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The bootstrap 95 % interval of the median."""
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def meets_bar(values: Sequence[float]) -> bool:
+    """Whether ratios of our speed to another's say that ours is not the slower."""
+    return median(values) >= LEAST_MEDIAN and interval(values)[1] >= 1.0
+
+
+def row(label: str, values: Sequence[float]) -> list[str | float]:
+    """A table's row: label, min, median, max."""
+    return [label, *(part(values) for part in (min, median, max))]
+
+
+def verdict(label: str, values: Sequence[float]) -> str:
+    """A line on a ratio: interval of the median, and whether the bar is met."""
+    low, high = interval(values)
+    met = "met" if meets_bar(values) else "MISSED"
+    return (
+        f"{label}: median {median(values):.4f}, 95 % interval {low:.4f} to {high:.4f}; "
+        f"bar (median at least {LEAST_MEDIAN}, interval reaches 1) {met}"
+    )
