@@ -49,6 +49,8 @@ class FolderImages(Dataset):
 def read_image(path: str) -> Image.Image:
     """An image file as 8-bit RGB; of an animation the first frame.
 
+    What had to be converted with a loss is said under "converted" in the image's `info`, after the path.
+
     Raises:
         BadImage: If the file is gone, empty, truncated, no image, or so large that it may be an attack.
     """
@@ -56,9 +58,23 @@ def read_image(path: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return as_rgb(image)
+                loss = what_is_lost(image)
+                rgb = as_rgb(image)
+                rgb.info = {"converted": f"{path}: {loss}"} if loss else {}
+                return rgb
     except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
         raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def what_is_lost(image: Image.Image) -> str:
+    """In words, what 8-bit RGB cannot keep of an image; empty for the usual kinds."""
+    if getattr(image, "is_animated", False):
+        return "an animation, of which the first frame is taken"
+    if image.mode == "CMYK":
+        return "CMYK, converted to RGB"
+    if image.mode.startswith("I") or image.mode == "F":
+        return f"more than 8 bits a pixel (mode {image.mode}), scaled down"
+    return ""
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,9 @@ from runtime.seeding import seeded
 from transforms import Transform, eval_transform, train_transform
 
 Key = tuple[int, int, int]  # epoch, position in the epoch, index of the image
-Sample = tuple[torch.Tensor | None, int, list[str]]  # image (None: not to be had), label, what could not be read
+# image (None: not to be had), label, files that could not be read, files that had to be converted
+Sample = tuple[torch.Tensor | None, int, list[str], list[str]]
+NAMED_CONVERTED = 20  # a whole folder of 16-bit images need not be listed
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (batch, channels, height, width), labels (batch,)
 
 
@@ -40,8 +42,8 @@ class SeededImages(Dataset):
                 bad.append(str(error))
                 continue
             with seeded(self.seed, epoch, position):
-                return self.transform(image), label, bad
-        return None, 0, bad
+                return self.transform(image), label, bad, converted(image)
+        return None, 0, bad, []
 
 
 class PlainImages(Dataset):
@@ -57,35 +59,55 @@ class PlainImages(Dataset):
         try:
             image, label = self.images[index]
         except BadImage as error:
-            return None, 0, [str(error)]
-        return self.transform(image), label, []
+            return None, 0, [str(error)], []
+        return self.transform(image), label, [], converted(image)
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Batch | None, list[str]]:
-    """A batch of the images there are, and what could not be read."""
-    bad = [each for _, _, messages in samples for each in messages]
-    there = [(image, label) for image, label, _ in samples if image is not None]
-    return (default_collate(there) if there else None), bad
+def converted(image: Any) -> list[str]:
+    """What `image_folders.read_image` noted about an image."""
+    note = image.info.get("converted")
+    return [note] if note else []
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Batch | None, list[str], list[str]]:
+    """A batch of the images there are, what could not be read, and what had to be converted."""
+    bad = [each for _, _, messages, _ in samples for each in messages]
+    changed = [each for _, _, _, messages in samples for each in messages]
+    there = [(image, label) for image, label, _, _ in samples if image is not None]
+    return (default_collate(there) if there else None), bad, changed
 
 
 class BadImages:
-    """Counts the files that cannot be read, names each once, and ends the run when they are too many."""
+    """Counts the files that cannot be read, names each once, and ends the run when they are too many.
+
+    Files that had to be converted are counted and named too, but do no harm.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.seen: set[str] = set()
+        self.converted: set[str] = set()
 
-    def note(self, messages: Sequence[str]) -> None:
+    def note(self, messages: Sequence[str], changed: Sequence[str] = ()) -> None:
         """Take note of files; raise UserError beyond the limit."""
-        for message in messages:
-            path = message.split(": ")[0]
-            if path not in self.seen:
-                self.seen.add(path)
-                tqdm.write(f"warning: skipped image {len(self.seen)}: {message}", file=sys.stderr)
+        _name_new(changed, self.converted, "converted", NAMED_CONVERTED)
+        _name_new(messages, self.seen, "skipped", self.most + 1)
         if len(self.seen) > self.most:
             last = messages[-1]
             message = f"--max_bad_images {self.most}: {len(self.seen)} images cannot be read, the last {last}"
             raise UserError(message, here_only=True)
+
+
+def _name_new(messages: Sequence[str], seen: set[str], what: str, names: int) -> None:
+    """Name files that were not seen before, but not more than so many."""
+    for message in messages:
+        path = message.split(": ")[0]
+        if path not in seen:
+            seen.add(path)
+            if len(seen) <= names:
+                tqdm.write(f"warning: {what} image {len(seen)}: {message}", file=sys.stderr)
+            if len(seen) == names and what == "converted":
+                tqdm.write("warning: further converted images are only counted", file=sys.stderr)
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -126,8 +148,8 @@ class TrainLoader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_batch` on."""
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
-        for batch, bad in self.loader:
-            self.bad.note(bad)
+        for batch, bad, changed in self.loader:
+            self.bad.note(bad, changed)
             yield batch
 
 
@@ -138,8 +160,8 @@ class EvalLoader:
         self.loader, self.bad = loader, bad
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, bad in self.loader:
-            self.bad.note(bad)
+        for batch, bad, changed in self.loader:
+            self.bad.note(bad, changed)
             if batch is not None:
                 yield batch
 

@@ -21,13 +21,14 @@ from engine import AMP_DTYPES, Learner, Precision, StepRules
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
+from reports import show_evaluation, show_groups
 from runtime import options as option_reader
 from runtime import runfolder
 from runtime.errors import exit_status
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.session import RunOptions, Session, Start, announce, find_start
-from training import Task, Training, evaluate_all, load_weights, restore, show_evaluation, show_groups
+from training import Task, Training, evaluate_all, load_weights, restore
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
 
@@ -68,7 +69,9 @@ def main() -> None:
         seed_everything(options.run.seed)  # the same initial weights on every rank
         task = build_task(options, ranks)
         if options.run.dry_run:
-            show_groups(task, ranks)
+            task.decay.refresh()
+            if ranks.is_main:
+                show_groups(task.learner.plain, task.decay)
             return
         seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
         state = restore(task, start, ranks)

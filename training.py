@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from alphadecay import figures
 from alphadecay.ledger import ledger_rows
-from alphadecay.matrices import find_matrices
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
 from engine import Learner, Precision, StepRules, evaluate, train_one_epoch
 from loaders import EvalLoader, TrainLoader
+from reports import show_summary
 from runtime import runfolder
 from runtime.checkpoints import Checkpoint
 from runtime.errors import NonFiniteError, UserError
@@ -24,7 +23,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import RunOptions, Session, Start
-from runtime.tables import progress, say, table
+from runtime.tables import progress, say
 
 
 @dataclass(frozen=True)
@@ -222,6 +221,7 @@ class Training:
             **{name: last[name] for name in names if name in last},
             "train_loss": last.get("train_loss"),
             "bad_images": len(self.task.train.bad.seen | self.task.validation.bad.seen),
+            "converted_images": len(self.task.train.bad.converted | self.task.validation.bad.converted),
             "parameters": sum(p.numel() for p in self.task.learner.plain.parameters()),
             "seconds": round(session.seconds, 3),
             "samples_per_second": round(trained / self.train_seconds, 3) if self.train_seconds else None,
@@ -240,72 +240,3 @@ def applied_decay(decay: DecaySchedule) -> Row:
         "weight_decay_min": min(decays, default=0.0),
         "weight_decay_max": max(decays, default=0.0),
     }
-
-
-def show_summary(summary: Row, ledger: Sequence[Row]) -> None:
-    """Print accuracies of raw and EMA weights, and alpha and decay by role at the last refresh."""
-    rows = []
-    for label, suffix in (("raw weights", ""), ("EMA weights", "_ema")):
-        if f"acc1{suffix}" in summary:
-            keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
-            rows.append([label, *(summary.get(key) for key in keys)])
-    say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
-    if ledger:
-        last = [row for row in ledger if row["step"] == ledger[-1]["step"]]
-        say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
-        say(table(["role", "modules", "alpha", "weight decay", "of base"], role_means(last)))
-    say(
-        f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
-        f"in training, {summary['decay_seconds']:.2f} s for decay"
-    )
-
-
-def role_means(rows: Sequence[Row]) -> list[list[Any]]:
-    """Role, number of modules, and the means of alpha, decay and multiplier."""
-    by_role: dict[str, list[Row]] = {}
-    for row in rows:
-        by_role.setdefault(row["role"], []).append(row)
-    means = []
-    for role, members in by_role.items():
-        alphas = [row["score"] for row in members if row["score"] is not None]
-        decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
-        means.append([role, len(members), fmean(alphas) if alphas else None, decays, multipliers])
-    return means
-
-
-def show_evaluation(found: Row) -> None:
-    """Print validation figures of raw and EMA weights."""
-    rows = [
-        [label, found[f"acc1{suffix}"], found[f"acc5{suffix}"], found[f"loss{suffix}"]]
-        for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
-        if f"acc1{suffix}" in found
-    ]
-    say(table(["", "top-1 %", "top-5 %", "loss"], rows))
-
-
-def show_groups(task: Task, ranks: Ranks) -> None:
-    """Print every parameter with its group, shape, learning-rate scale, decay at the first step, and why."""
-    task.decay.refresh()
-    if not ranks.is_main:
-        return
-    plain = task.learner.plain
-    names = {id(p): name for name, p in plain.named_parameters()}
-    records = {r.name: r for r in task.decay.records}
-    reasons = {id(m.weight): m.reason for m in find_matrices(plain)}
-    rows = []
-    for group in task.learner.optimizer.param_groups:
-        record = records.get(group["decay_name"])
-        for p in group["params"]:
-            if record is not None and record.alpha is not None:
-                why = f"alpha {record.alpha:.3f}: {group['decay_multiplier']:.3f} x base"
-            elif group["static_multiplier"] == 0:
-                why = "norm, bias, position or token"
-            else:
-                why = (record.note if record else reasons.get(id(p))) or "base"
-            shape = "x".join(map(str, p.shape)) or "scalar"
-            scale = group.get("lr_scale", 1.0)
-            rows.append([names[id(p)], group["decay_name"], shape, scale, group["weight_decay"], why])
-    say(table(["parameter", "group", "shape", "lr scale", "decay", "why"], rows))
-    frozen = sum(not p.requires_grad for p in plain.parameters())
-    groups = len(task.learner.optimizer.param_groups)
-    say(f"\n{len(rows)} trainable parameters in {groups} groups, each in exactly one; {frozen} frozen")

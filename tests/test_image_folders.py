@@ -45,6 +45,17 @@ def test_every_odd_image_is_read_as_8_bit_rgb(tmp_path):
         assert (image.mode, image.size) == ("RGB", (40, 32)), path
 
 
+def test_what_had_to_be_converted_is_counted_and_named_once_but_does_no_harm(tmp_path, capsys):
+    root = imagenet(tmp_path)
+    odd_files(root / "val" / "n0001")
+    _, validate = loaders(root, most=0)
+    assert sum(len(labels) for _ in range(2) for _, labels in validate) == 2 * (6 + 7)
+    said = capsys.readouterr().err
+    for name, words in (("cmyk.jpg", "CMYK"), ("deep.png", "more than 8 bits"), ("animated.gif", "first frame")):
+        assert said.count(f"{name}: ") == 1 and words in said
+    assert len(validate.bad.converted) == 3 and not validate.bad.seen
+
+
 def test_16_bit_grey_levels_are_scaled_not_cut_off(tmp_path):
     odd_files(tmp_path)
     expected = np.asarray(photo(1).convert("L"))

@@ -17,6 +17,7 @@ HEIGHTS = {
     "datasets": 3,
     "models": 3,
     "optim_factory": 2,
+    "reports": 2,
     "image_folders": 2,
     "alphadecay": 0,
     "runtime": 0,

@@ -172,6 +172,10 @@ def test_options_change_the_result(finished, tmp_path, monkeypatch, change):
         "--decay_control shuffle --decay_norm_bias",
         "--model resnet10t --model_kwargs in_chans=3",
         "--num_workers 2 --checkpoint_every 1",
+        "--channels_last --model resnet10t --model_kwargs in_chans=3 --amp bf16",
+        "--mixup_mode elem --cutmix_minmax 0.2 0.8",
+        "--layer_decay 0.7 --remove_last_layer false",
+        pytest.param("--compile", marks=pytest.mark.slow),
     ],
 )
 def test_options_train(tmp_path, monkeypatch, words):
