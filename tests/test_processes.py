@@ -103,6 +103,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, tm
     assert [r["score"] for r in ours] == pytest.approx([r["score"] for r in theirs], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_for_any_number_of_processes(two_processes, monkeypatch, capsys):
     words = ["--eval", "--resume", two_processes]
     assert run(*words, monkeypatch=monkeypatch) == 0
@@ -111,6 +112,7 @@ def test_evaluation_is_the_same_for_any_number_of_processes(two_processes, monke
     assert f"{rows(two_processes / 'log.jsonl')[-1]['acc1']:.4g}" in alone
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(two_processes, tmp_path):
     folder = tmp_path / "run"
     words = [*TWO, "--batch_size", "120", "--output_dir", folder]
@@ -126,6 +128,7 @@ def test_bad_input_is_said_once(tmp_path):
     assert done.returncode == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_too_many_bad_images_on_one_rank_end_all(tmp_path):
     root = imagenet(tmp_path / "images", classes=2, train=20, val=2)
     bad_files(root / "val" / "n0001")
