@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A small ViT on scikit-learn's handwritten digits with AlphaDecay, from nothing to a table.
-# Cost: about 90 s on 2 CPU cores, besides installing.  Result: docs/results.md.
+# Cost: about 100 s on 2 CPU cores, besides installing.  Result: docs/results.md.
 # Options are passed through: bash scripts/quickstart.sh --decay uniform --output_dir runs/uniform
 set -euo pipefail
 cd "$(dirname "$0")/.."
