@@ -1,6 +1,7 @@
 """The one writer of `weight_decay` in an optimizer: when it acts and where it writes; the maths is elsewhere."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from alphadecay.groups import Group, innermost, split_groups
 from alphadecay.matrices import find_matrices
 
 
-class DecaySchedule:
+class DecaySchedule(ABC):
     """Keep weight_decay = base x static multiplier x adaptive multiplier in every group of an optimizer.
 
     Attaches to the optimizer's step: before the first step and every `interval` optimizer steps the multipliers
@@ -86,9 +87,9 @@ class DecaySchedule:
             hook.remove()
         self._hooks = []
 
+    @abstractmethod
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         """Records, and the multiplier by module name; modules left out get 1."""
-        raise NotImplementedError
 
     def _before_step(self, *_: Any) -> None:
         if _will_be_skipped(self.optimizer):
