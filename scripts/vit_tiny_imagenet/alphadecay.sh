@@ -10,19 +10,11 @@
 # Decays are refreshed every 500 steps, as the paper and the published command say. The published program acts once an
 # epoch whatever the command says: --decay_interval 3336, the steps of an epoch of 1,281,167 images.
 # The same command again goes on from the newest checkpoint.
-set -euo pipefail
-: "${DATA:?set DATA to the ImageNet folder with train/<class>/ and val/<class>/ in it}"
-DATA="$(realpath -m "$DATA")"
-cd "$(dirname "$0")/../.."
-PATH="$PATH:$PWD/.venv/bin" # torchrun of the active environment, else that of .venv
+source "$(dirname "$0")/common.sh"
 for seed in ${SEEDS:-0}; do
   for setting in "5e-6 3" "1e-6 5"; do
     read -r weight_decay high <<<"$setting"
-    torchrun --standalone --nproc_per_node="${GPUS:-2}" main.py --data_set IMNET --data_path "$DATA" \
-      --model deit_tiny_patch16_224 --drop_path 0.1 --model_ema --model_ema_eval \
-      --batch_size 192 --epochs 120 --warmup_epochs 20 --optimizer adam --lr 4e-3 \
-      --weight_decay "$weight_decay" --decay alphadecay --decay_interval 500 --decay_norm_bias \
-      --decay_low 0.6666 --decay_high "$high" \
-      --seed "$seed" --resume auto --output_dir "runs/vit_tiny_imagenet/alphadecay-wd$weight_decay-seed$seed" "$@"
+    train "alphadecay-wd$weight_decay" "$seed" --weight_decay "$weight_decay" --decay alphadecay \
+      --decay_interval 500 --decay_low 0.6666 --decay_high "$high" "$@"
   done
 done
