@@ -113,6 +113,16 @@ def remove_old(folder: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
+def remove_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, and links that would point at none."""
+    for path in _newest_first(folder):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    for name in LINKS:
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            (folder / name).unlink()
+
+
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the newest one that verifies in the run folder `path`.
 

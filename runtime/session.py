@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import runfolder
-from runtime.checkpoints import LINKS, Checkpoint, find_checkpoint, link, remove_old, save_checkpoint
+from runtime.checkpoints import LINKS, Checkpoint, find_checkpoint, link, remove_after, remove_old, save_checkpoint
 from runtime.curves import Curves, Wandb
 from runtime.options import option
 from runtime.processes import Ranks
@@ -47,6 +47,11 @@ class Start:
     checkpoint: Checkpoint | None
 
     @property
+    def continues(self) -> bool:
+        """Whether the checkpoint is one of the run that is in the folder."""
+        return self.checkpoint is not None and self.folder.resolve() in self.checkpoint.path.resolve().parents
+
+    @property
     def step(self) -> int:
         """Optimizer steps taken before."""
         return self.checkpoint.step if self.checkpoint else 0
@@ -64,10 +69,10 @@ def find_start(options: RunOptions) -> Start:
             return Start(folder, find_checkpoint(folder))
         return Start(folder, None)
     checkpoint = find_checkpoint(Path(options.resume)) if options.resume else None
-    continues = checkpoint is not None and folder.resolve() in checkpoint.path.resolve().parents
-    if not (options.eval or options.dry_run or continues):
+    start = Start(folder, checkpoint)
+    if not (options.eval or options.dry_run or start.continues):
         runfolder.check_free(folder, options.overwrite)
-    return Start(folder, checkpoint)
+    return start
 
 
 class Session:
@@ -77,8 +82,9 @@ class Session:
         self.options, self.folder, self.start = options, start.folder, start
         self.best: dict[str, Row] = dict(state.get("best", {}))  # link -> {"value", "step"}
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
-        if start.checkpoint is None:
+        if not start.continues:
             runfolder.remove_run(self.folder)
+        remove_after(self.folder / "checkpoints", start.step)  # of the part that is trained again
         runfolder.write_config(self.folder, config)
         if start.checkpoint is not None:
             runfolder.cut_back(self.folder, start.step, start.checkpoint.path.parent.parent)

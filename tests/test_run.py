@@ -229,3 +229,21 @@ def test_weights_that_went_wrong_between_two_looks_are_never_logged_or_saved(
     assert run(*words, "--decay", decay, monkeypatch=monkeypatch) == 3
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "log.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert run(*TINY, "--output_dir", folder, monkeypatch=monkeypatch) == 0
+    earlier = folder / "checkpoints" / "step_00000005"
+    assert run("--resume", earlier, "--output_dir", folder, "--max_steps", "6", monkeypatch=monkeypatch) == 0
+    steps = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
+    assert steps == ["step_00000005", "step_00000006"] and [r["step"] for r in rows(folder / "log.jsonl")] == [5, 6]
+
+
+def test_overwriting_by_a_resumed_run_leaves_nothing_of_the_old_one(tmp_path, monkeypatch):
+    first, old = tmp_path / "first", tmp_path / "old"
+    assert run(*TINY, "--output_dir", first, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    assert run(*TINY, "--output_dir", old, "--seed", "1", monkeypatch=monkeypatch) == 0
+    words = ["--resume", first, "--output_dir", old, "--overwrite", "--max_steps", "3"]
+    assert run(*words, monkeypatch=monkeypatch) == 0
+    assert [path.name for path in (old / "checkpoints").glob("step_*")] == ["step_00000003"]
