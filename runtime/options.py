@@ -123,7 +123,9 @@ def build(classes: Sequence[type], values: Mapping[str, Any], checks: Sequence[C
     """
     instances = []
     for cls in classes:
+        hints = get_type_hints(cls)
         for each in fields(cls):
+            _check_type(each, values[each.name], hints[each.name])
             _check_value(each, values[each.name])
         instance = cls(**{each.name: values[each.name] for each in fields(cls)})
         for holds, message in getattr(cls, "CHECKS", ()):
@@ -246,6 +248,16 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def _check_type(each: Field, value: Any, hint: Any) -> None:
+    """Values of a configuration file have not been through the parser."""
+    kind, many = _kind(hint)
+    accepted = (int, float) if kind is float else kind
+    parts = value if many and isinstance(value, tuple) else (value,)
+    right = all(isinstance(p, accepted) and (kind is bool or not isinstance(p, bool)) for p in parts)
+    if not right and not (value is None and each.default is None):
+        raise UserError(f"--{each.name} {value!r}: is not of type {kind.__name__}")
 
 
 def _check_value(each: Field, value: Any) -> None:

@@ -130,3 +130,13 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     assert [n for cls in program.OPTION_CLASSES for n in fields(cls) if f"--{n.name}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("a_rate", "fast"), ("a_rate", None), ("flag", "yes"), ("count", 1.5), ("count", True), ("many", 3)],
+)
+def test_values_of_the_wrong_type_in_a_configuration_are_named(name, value):
+    values, _ = parse([Example], [], defaults={name: value})
+    with pytest.raises(UserError, match=f"--{name} .*: is not of type"):
+        build([Example], values)
