@@ -1,19 +1,20 @@
 """Vision training: one epoch of optimizer steps, and evaluation that counts each image once."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from loaders import Batch
 from optim_factory import Schedules
 from runtime.errors import NonFiniteError, UserError
+from runtime.finite import Finding, FiniteGate, traced
+from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.seeding import seeded
 
@@ -42,17 +43,6 @@ PLAIN = Precision()
 
 
 @dataclass(frozen=True)
-class Learner:
-    """Everything that a training step changes."""
-
-    model: nn.Module  # as it is called: may be wrapped
-    plain: nn.Module  # the same model without wrappers
-    ema: ModelEmaV3 | None
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler  # does nothing unless enabled (fp16)
-
-
-@dataclass(frozen=True)
 class StepRules:
     """How a training step is taken."""
 
@@ -62,7 +52,6 @@ class StepRules:
     accumulate: int  # micro-steps an optimizer step
     clip_grad: float | None
     precision: Precision
-    check_every: int  # optimizer steps between looks at whether all is finite; each look waits for the device
     seed: int
 
 
@@ -72,7 +61,9 @@ def train_one_epoch(
     rules: StepRules,
     ranks: Ranks,
     first_step: int,
-    after_step: Callable[[int, Tensor], bool | None],
+    gate: FiniteGate,
+    after_step: Callable[[int, Tensor | None], bool | None],
+    on_bad_step: Callable[[int], None],
 ) -> None:
     """Take optimizer steps until the batches are used up.
 
@@ -82,18 +73,17 @@ def train_one_epoch(
         rules: How a step is taken.
         ranks: The process group.
         first_step: Optimizer steps taken before.
+        gate: Decides whether an update may happen.
         after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
-            device); the epoch ends there if it returns True.
-
-    Raises:
-        NonFiniteError: If loss or gradients are not finite; the weights are as before the step when every step
-            is checked.
+            device; None where the update was left out); the epoch ends there if it returns True.
+        on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
+            training goes on with the next batch if it returns.
     """
     learner.model.train()
-    watch = FiniteWatch(rules.check_every)
     step = first_step
     for micro_batches in grouped(batches, rules.accumulate):
         rules.schedules.write(learner.optimizer, step)
+        buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
         loss = torch.zeros((), device=ranks.device)
         for micro_step, batch in enumerate(micro_batches):
             last = micro_step == rules.accumulate - 1
@@ -101,15 +91,47 @@ def train_one_epoch(
                 loss += _backward(learner, batch, rules, ranks, step, micro_step)
         learner.scaler.unscale_(learner.optimizer)
         norm = clipped_norm(learner.plain, rules.clip_grad)
-        watch.look(step, loss, norm, learner)
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
+        bad_step = gate.look(step, loss, norm)
+        if bad_step is None:
+            _update(learner, step)
+        else:
+            _put_back(learner, buffers)
+            learner.scaler.update()
+            on_bad_step(bad_step)
+            gate.forgive()
         learner.optimizer.zero_grad(set_to_none=True)
         step += 1
-        if learner.ema is not None:
-            learner.ema.update(learner.plain, step=step)
-        if after_step(step, loss):
+        if after_step(step, loss if bad_step is None else None):
             return
+
+
+def _update(learner: Learner, step: int) -> None:
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.ema is not None:
+        learner.ema.update(learner.plain, step=step + 1)
+
+
+def _put_back(learner: Learner, buffers: list[Tensor]) -> None:
+    """Undo what a forward pass did to running statistics."""
+    for buffer, kept in zip(learner.plain.buffers(), buffers, strict=False):
+        buffer.copy_(kept)
+
+
+def find_bad_values(
+    learner: Learner, micro_batches: Sequence[Batch], rules: StepRules, ranks: Ranks, step: int
+) -> Finding:
+    """Do a bad step again, without its update, and find the first module whose values are not finite."""
+    alone = replace(learner, model=learner.plain, scaler=torch.amp.GradScaler(ranks.device.type, enabled=False))
+    buffers = [buffer.clone() for buffer in learner.plain.buffers()]
+    found = Finding()
+    for micro_step, batch in enumerate(micro_batches):
+        learner.optimizer.zero_grad(set_to_none=True)
+        with traced(learner.plain, micro_step, len(batch[0])) as now:
+            _backward(alone, batch, rules, ranks, step, micro_step)
+        found = found if found.module else now
+    _put_back(learner, buffers)
+    return found
 
 
 def _backward(learner: Learner, batch: Batch, rules: StepRules, ranks: Ranks, step: int, micro_step: int) -> Tensor:
@@ -131,28 +153,6 @@ def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
-
-
-class FiniteWatch:
-    """Stops training once loss or gradients are not finite; looks only every few steps, as looking waits."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.bad: Tensor | None = None
-
-    def look(self, step: int, loss: Tensor, norm: Tensor, learner: Learner) -> None:
-        """Note whether this step is finite; raise if it, or one since the last look, is not."""
-        # GradScaler skips steps with overflowed gradients by itself: only the loss counts there.
-        bad = ~torch.isfinite(loss if learner.scaler.is_enabled() else loss + norm)
-        self.bad = bad if self.bad is None else self.bad | bad
-        if step % self.every == 0 and bool(self.bad):
-            broken = [
-                n for n, p in learner.plain.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            first = f"; first parameter with a non-finite gradient: {broken[0]}" if broken else ""
-            raise NonFiniteError(
-                f"the loss is {loss.item():g} and the gradient's norm {norm.item():g} at optimizer step {step}{first}"
-            )
 
 
 def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -181,6 +181,7 @@ def evaluate(
 
     Raises:
         UserError: If there is not one image.
+        NonFiniteError: If the loss is not finite.
     """
     was_training = model.training
     model.eval()
@@ -197,6 +198,8 @@ def evaluate(
     top1, top5, loss_sum, images_seen = ranks.sum(sums).tolist()
     if not images_seen:
         raise UserError("not one validation image can be read")
+    if not math.isfinite(loss_sum):
+        raise NonFiniteError(f"the validation loss is {loss_sum:g}")
     return {
         "acc1": 100 * top1 / images_seen,
         "acc5": 100 * top5 / images_seen,

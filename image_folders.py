@@ -43,7 +43,11 @@ class FolderImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(os.fsdecode(os.path.join(self.root, self.names[index]))), int(self.labels[index])
+        return read_image(self.path(index)), int(self.labels[index])
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return os.fsdecode(os.path.join(self.root, self.names[index]))
 
 
 def read_image(path: str) -> Image.Image:

@@ -1,5 +1,6 @@
 """Loaders whose batches depend on no worker, and which survive images that cannot be read."""
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from datasets import DataOptions, ImageData
-from image_folders import BadImage
+from image_folders import BadImage, FolderImages
 from runtime.errors import UserError
+from runtime.preemption import outlive_signals
 from runtime.seeding import seeded
 from transforms import Transform, eval_transform, train_transform
 
@@ -128,10 +130,14 @@ class EpochBatches(Sampler[list[Key]]):
         return self.batches - self.first_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
-        for batch in range(self.first_batch, self.batches):
+        return self.keys(self.epoch, self.first_batch, self.batches)
+
+    def keys(self, epoch: int, first: int, last: int) -> Iterator[list[Key]]:
+        """The keys of the batches from `first` up to, not including, `last` of an epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+        for batch in range(first, last):
             start = (batch * self.ranks + self.rank) * self.batch_size
-            yield [(self.epoch, place, int(order[place])) for place in range(start, start + self.batch_size)]
+            yield [(epoch, place, int(order[place])) for place in range(start, start + self.batch_size)]
 
 
 class TrainLoader:
@@ -145,6 +151,17 @@ class TrainLoader:
         """Optimizer steps an epoch."""
         return self.batches.steps
 
+    @property
+    def images(self) -> SeededImages:
+        """The images by key."""
+        assert isinstance(self.loader.dataset, SeededImages)
+        return self.loader.dataset
+
+    def name_of(self, key: Key) -> str:
+        """An image's file or, where images have none, its index."""
+        source = self.images.images
+        return source.path(key[2]) if isinstance(source, FolderImages) else str(key[2])
+
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_batch` on."""
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
@@ -152,12 +169,23 @@ class TrainLoader:
             self.bad.note(bad, changed)
             yield batch
 
+    def again(self, step: int, accumulate: int) -> tuple[list[Batch], list[list[Key]]]:
+        """The micro-batches of an optimizer step and the keys of their images, loaded in this process."""
+        epoch, done = divmod(step, self.steps)
+        keys = list(self.batches.keys(epoch, done * accumulate, (done + 1) * accumulate))
+        images = self.images
+        batches = [collate([images[key] for key in batch])[0] for batch in keys]
+        return [batch for batch in batches if batch is not None], keys
+
 
 class EvalLoader:
-    """This rank's share of the validation images: every image is on exactly one rank."""
+    """This rank's share of the validation images: every image is on exactly one rank.
 
-    def __init__(self, loader: DataLoader, bad: BadImages) -> None:
-        self.loader, self.bad = loader, bad
+    `most_batches` is the number of batches of the rank that has the most.
+    """
+
+    def __init__(self, loader: DataLoader, bad: BadImages, most_batches: int) -> None:
+        self.loader, self.bad, self.most_batches = loader, bad, most_batches
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad, changed in self.loader:
@@ -190,7 +218,8 @@ def eval_loader(options: DataOptions, data: ImageData, *, rank: int, ranks: int,
     share = range(rank, len(images), ranks)
     size = options.batch_size * 2  # no gradients to hold
     loader: DataLoader = DataLoader(images, batch_size=size, sampler=share, **_loading(options, pin_memory))
-    return EvalLoader(loader, BadImages(options.max_bad_images))
+    most = math.ceil(math.ceil(len(images) / ranks) / size)
+    return EvalLoader(loader, BadImages(options.max_bad_images), most)
 
 
 def _loading(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
@@ -200,6 +229,7 @@ def _loading(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
         "pin_memory": pin_memory,
         "persistent_workers": workers > 0,
         "collate_fn": collate,
+        "worker_init_fn": outlive_signals,
         "generator": torch.Generator(),  # its own: worker seeds are not drawn from the training's generator
     }
 

@@ -17,7 +17,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from datasets import DataOptions, open_images
-from engine import AMP_DTYPES, Learner, Precision, StepRules
+from engine import AMP_DTYPES, Precision, StepRules
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
@@ -25,10 +25,13 @@ from reports import show_evaluation, show_groups
 from runtime import options as option_reader
 from runtime import runfolder
 from runtime.errors import exit_status
+from runtime.learner import Learner, load_weights, restore
+from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
+from runtime.selftest import show_that_it_resumes
 from runtime.session import RunOptions, Session, Start, announce, find_start
-from training import Task, Training, evaluate_all, load_weights, restore
+from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
 
@@ -58,25 +61,41 @@ class Options:
 
 
 def main() -> None:
-    """Read the options, build everything, then train, evaluate or only show the groups."""
+    """Read the options, then train, evaluate, or only show what would be trained."""
     options = read_options(sys.argv[1:])
     with process_group(options.run.device) as ranks:
-        start = find_start(options.run)
+        if options.run.self_test_resume:
+            other_workers = ["--num_workers", "0" if options.data.num_workers else "2"]
+            show_that_it_resumes(sys.argv, options.run, ranks, other_workers)
+            return
+        start = find_start(options.run, ranks)
         announce(start, options.run, ranks)
         if options.run.eval:
             evaluate_only(options, start, ranks)
-            return
-        seed_everything(options.run.seed)  # the same initial weights on every rank
-        task = build_task(options, ranks)
-        if options.run.dry_run:
-            task.decay.refresh()
-            if ranks.is_main:
-                show_groups(task.learner.plain, task.decay)
-            return
-        seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
-        state = restore(task, start, ranks)
-        session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
-        Training(task, options.run, ranks, session, state).run(start.step)
+        elif options.run.dry_run:
+            show_only(options, ranks)
+        else:
+            with preemption(ranks) as told:
+                train(options, start, ranks, told)
+
+
+def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
+    """Build everything, go on from the checkpoint if there is one, and train."""
+    seed_everything(options.run.seed)  # the same initial weights on every rank
+    task = build_task(options, ranks)
+    seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
+    state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
+    session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
+    Training(task, options.run, ranks, session, state, told).run()
+
+
+def show_only(options: Options, ranks: Ranks) -> None:
+    """Print every parameter with its group, decay and why."""
+    seed_everything(options.run.seed)
+    task = build_task(options, ranks)
+    task.decay.refresh()
+    if ranks.is_main:
+        show_groups(task.learner.plain, task.decay)
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
@@ -112,7 +131,15 @@ def read_options(argv: Sequence[str]) -> Options:
     return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
 
 
-PER_CALL = ("resume", "overwrite", "config", "eval", "dry_run", "max_steps")  # said anew in every call
+PER_CALL = (
+    "resume",
+    "overwrite",
+    "config",
+    "eval",
+    "dry_run",
+    "self_test_resume",
+    "max_steps",
+)  # said anew in every call
 
 
 def stored_config(values: dict[str, Any]) -> Path | None:
@@ -145,7 +172,7 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
     rules = StepRules(
         *build_loss(options.data, data.classes), schedules, accumulate, options.optimizer.clip_grad,
-        precision, options.run.log_interval if pin else 1, options.run.seed,
+        precision, options.run.seed,
     )  # fmt: skip
     learner = Learner(wrapped(plain, ranks, options.model.compile), plain, ema, optimizer, scaler)
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)

@@ -111,7 +111,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         UserError: If there is no such file, or it holds anything but tensors.
     """
     if path.is_dir():
-        return find_checkpoint(path).model_weights()
+        checkpoint, _ = find_checkpoint(path)
+        return checkpoint.model_weights()
     if not path.exists():
         raise UserError(f"--finetune {path}: no such file")
     try:

@@ -34,6 +34,7 @@ from benchmarks.paired import interval, ratios, row, take_turns, verdict
 from engine import train_one_epoch
 from loaders import Batch
 from main import build_task, read_options
+from runtime.finite import FiniteGate
 from runtime.processes import Ranks
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
@@ -138,13 +139,19 @@ def our_side(name: str, batches: list[Batch], decay: str, refreshes: list[float]
     task = build_task(options, alone)
     loss_sum = torch.zeros((), dtype=torch.float64)
 
-    def after_step(_: int, loss: torch.Tensor) -> None:
+    gate = FiniteGate(task.learner, alone, "stop", every=10)
+
+    def after_step(_: int, loss: torch.Tensor | None) -> None:
+        assert loss is not None
         loss_sum.add_(loss)
+
+    def on_bad_step(step: int) -> None:
+        raise SystemExit(f"step {step} is not finite")
 
     def take_steps() -> float:
         own = copied(batches)
         refreshed, began = task.decay.seconds, time.perf_counter()
-        train_one_epoch(task.learner, own, task.rules, alone, task.decay.step, after_step)
+        train_one_epoch(task.learner, own, task.rules, alone, task.decay.step, gate, after_step, on_bad_step)
         seconds = time.perf_counter() - began - (task.decay.seconds - refreshed)
         if decay == "alphadecay":
             began = time.perf_counter()

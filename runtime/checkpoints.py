@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from runtime.errors import UserError
 
 MODEL, EMA, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"
 LINKS = ("best", "best_ema")
+STEP = re.compile(r"\.?step_(\d+)(?:\.old)?")
 
 
 @dataclass(frozen=True)
@@ -53,48 +55,89 @@ class Checkpoint:
             raise UserError(f"{self.path / STATE} holds more than plain values and tensors; refused") from error
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    state: Mapping[str, Any],
-) -> Checkpoint:
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a checkpoint, in CPU memory of its own: training may go on while it is written."""
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+    @classmethod
+    def copied(
+        cls, step: int, model: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]
+    ) -> "Contents":
+        """Copies of state dicts and of everything else that training goes on from."""
+        taken = cls(step, copied(dict(model)), None if ema is None else copied(dict(ema)), copied(dict(state)))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies from GPUs were only begun
+        return taken
+
+
+def copied(value: Any) -> Any:
+    """A copy of nested dicts, lists and tuples with all tensors in CPU memory of their own."""
+    if isinstance(value, Tensor):
+        pinned = value.device.type == "cuda"
+        copy = torch.empty_like(value, device="cpu", pin_memory=pinned)  # strides stay: fused kernels rely on them
+        return copy.copy_(value.detach(), non_blocking=pinned)
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(each) for each in value)
+    return value
+
+
+def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[Path] = ()) -> Checkpoint:
     """Write checkpoints/step_... so that it is there whole or not at all, also after a power cut.
+
+    Args:
+        folder: The run's checkpoints/.
+        contents: What to write.
+        before_rename: Files that must be on the disk before the checkpoint is, such as the log it counts on.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written; nothing of it is left behind.
     """
-    target = folder / f"step_{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    target = folder / f"step_{contents.step:08d}"
+    temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(_separate(model), temporary / MODEL)
-        if ema is not None:
-            save_file(_separate(ema), temporary / EMA)
-        torch.save(dict(state), temporary / STATE)
-        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        manifest = {
-            "step": step,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "files": hashes,
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
+        _write_files(temporary, contents)
+        for path in [*temporary.iterdir(), temporary, *filter(Path.exists, before_rename)]:
             _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            os.rename(target, old)  # not deleted before the new one is there; see recover
         os.rename(temporary, target)
         _sync(folder)
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-    ) as error:  # torch and safetensors wrap a full disk in their own
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap a full disk in their own
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {target}: {error}") from error
-    return Checkpoint(target, step)
+    shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(target, contents.step)
+
+
+def _write_files(folder: Path, contents: Contents) -> None:
+    for name, weights in ((MODEL, contents.model), (EMA, contents.ema)):
+        if weights is not None:
+            save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name)
+    torch.save(contents.state, folder / STATE)
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    manifest = {"step": contents.step, "torch": torch.__version__, "threads": torch.get_num_threads(), "files": hashes}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def recover(folder: Path) -> None:
+    """Clear away what a crash left of an unfinished checkpoint; one that was about to be replaced comes back."""
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path)
+    for path in folder.glob(".step_*.old"):
+        whole = folder / path.name[1:-4]
+        if whole.exists():
+            shutil.rmtree(path)
+        else:
+            os.rename(path, whole)
 
 
 def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:
@@ -116,25 +159,28 @@ def remove_old(folder: Path, keep: int) -> None:
 def remove_after(folder: Path, step: int) -> None:
     """Delete the checkpoints of later steps, and links that would point at none."""
     for path in _newest_first(folder):
-        if int(path.name[5:]) > step:
+        if step_of(path) > step:
             shutil.rmtree(path)
     for name in LINKS:
         if (folder / name).is_symlink() and not (folder / name).exists():
             (folder / name).unlink()
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
+def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint at `path`, or the newest one that verifies in the run folder `path`.
+
+    Returns:
+        The checkpoint, and what is wrong with each newer one that was passed over.
 
     Raises:
         UserError: If there is none.
     """
     if (path / MANIFEST).exists():
-        return verified(path)
-    broken = []
+        return verified(path), []
+    broken: list[str] = []
     for candidate in _newest_first(path / "checkpoints"):
         try:
-            return verified(candidate)
+            return verified(candidate), broken
         except UserError as error:
             broken.append(str(error))
     if broken:
@@ -174,12 +220,21 @@ def sha256(path: Path) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), key=lambda p: -int(p.name[5:]))
+    """Checkpoint folders, and those that a crash left in the middle of being replaced."""
+    found = [p for p in [*folder.glob("step_*"), *folder.glob(".step_*.old")] if STEP.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (-step_of(p), p.name.startswith(".")))
 
 
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU: safetensors takes no tensors that share memory."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def has_checkpoints(run_folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, whole or not."""
+    return bool(_newest_first(run_folder / "checkpoints"))
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step in the name of a checkpoint folder."""
+    match = STEP.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _sync(path: Path) -> None:

@@ -4,8 +4,10 @@ import os
 import sys
 from collections.abc import Callable
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: try again
 EXIT_INTERRUPTED = 130
 
 
@@ -13,15 +15,28 @@ class UserError(Exception):
     """Bad input: one line that names the option, file or module and its value.
 
     Rank 0 prints it; `here_only` says that the other ranks do not know of it, so that any rank prints it.
+    `details` are lines that are shown before it.
     """
 
-    def __init__(self, message: str, here_only: bool = False) -> None:
+    def __init__(self, message: str, here_only: bool = False, details: str = "") -> None:
         super().__init__(message)
-        self.here_only = here_only
+        self.here_only, self.details = here_only, details
 
 
 class NonFiniteError(Exception):
     """Loss or gradients are no longer finite; training stopped before anything was saved."""
+
+
+class Preempted(Exception):
+    """A signal told the run to end; its message is the signal's name or what was saved."""
+
+
+class RankLost(Exception):
+    """Another process of the run is gone, or cannot be reached."""
+
+
+class SelfTestFailed(Exception):
+    """What a self-test was to show does not hold."""
 
 
 def exit_status(program: Callable[[], None]) -> int:
@@ -29,15 +44,23 @@ def exit_status(program: Callable[[], None]) -> int:
     try:
         program()
     except UserError as error:
-        return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only)
+        return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only, error.details)
     except NonFiniteError as error:
         return _say(f"stopped: {error}", EXIT_NON_FINITE)
+    except Preempted as error:
+        return _say(f"preempted: {error}", EXIT_PREEMPTED)
+    except RankLost as error:
+        return _say(f"stopped: {error}", EXIT_FAILED, any_rank=True)
+    except SelfTestFailed as error:
+        return _say(f"failed: {error}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", EXIT_INTERRUPTED)
     return 0
 
 
-def _say(message: str, status: int, any_rank: bool = False) -> int:
+def _say(message: str, status: int, any_rank: bool = False, details: str = "") -> int:
     if any_rank or os.environ.get("RANK", "0") == "0":
+        if details:
+            sys.stderr.write(details + "\n")
         sys.stderr.write(" ".join(message.split("\n")) + "\n")
     return status

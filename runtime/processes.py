@@ -1,7 +1,8 @@
 """The process group of a run: one process, or those that torchrun started."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runtime.errors import UserError
+from runtime.errors import RankLost, UserError
+
+CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe")  # what gloo's plain errors say
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
+    control: Any = None  # group for messages between CPUs; None for a single process
 
     @property
     def is_main(self) -> bool:
@@ -36,13 +40,34 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def any(self, flag: torch.Tensor) -> torch.Tensor:
+        """Whether a flag, a bool tensor on this rank's device, is set on any rank; the device is not waited for."""
+        if self.count == 1:
+            return flag
+        number = flag.float()
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return number > 0
+
+    def from_main(self, function: Callable[[], Any]) -> Any:
+        """What a function returns on the main process, on every rank; so is a UserError that it raises there."""
+        value = error = None
+        if self.is_main:
+            try:
+                value = function()
+            except UserError as raised:
+                error = raised
+        value, error = self.gather((value, error))[0]
+        if error is not None:
+            raise error
+        return value
 
     def wait(self) -> None:
         """Return when all ranks have come here."""
         if self.count > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
 
 @contextmanager
@@ -54,15 +79,23 @@ def process_group(device_name: str) -> Iterator[Ranks]:
 
     Raises:
         UserError: If the device is unknown or not there.
+        RankLost: If the connection to another process breaks.
     """
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    control = None
     if count > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        control = dist.new_group(backend="gloo")
     try:
-        yield Ranks(rank, count, device)
+        yield Ranks(rank, count, device, control)
+    except RuntimeError as error:
+        if count > 1 and (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
+            reason = str(error).splitlines()[0]
+            raise RankLost(f"rank {rank}: another process of this run is gone or out of reach ({reason})") from error
+        raise
     finally:
         if count > 1:
             dist.destroy_process_group()

@@ -15,6 +15,9 @@ import torch
 from runtime.errors import UserError
 
 CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
+BAD_STEPS = "bad_steps.jsonl"  # steps whose loss or gradient was not finite, and what was found of them
+ROWS = (LOG, LEDGER, BAD_STEPS)  # what grows line by line
+REQUEUE = "REQUEUE"  # there while a run that was told to end waits to go on
 FOLDERS = ("tensorboard", "checkpoints", "figures")
 VERSIONS = ("timm", "torchvision", "numpy", "Pillow")
 
@@ -41,7 +44,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else that lies in its folder."""
-    for name in (CONFIG, LOG, LEDGER, SUMMARY):
+    for name in (CONFIG, *ROWS, SUMMARY, REQUEUE):
         (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -104,17 +107,25 @@ def read_rows(path: Path) -> list[Row]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def cut_back(folder: Path, step: int, from_folder: Path) -> None:
-    """Keep of log and ledger what a checkpoint at `step` has seen.
+def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list[str]:
+    """Keep of the files of rows what a checkpoint has seen: the first `counts` lines of each.
 
-    A log line is written after its step, a ledger line before it: the refresh at `step` itself comes again.
+    Returns:
+        A line on each file that has lost some of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, belongs in ((LOG, lambda row: row["step"] <= step), (LEDGER, lambda row: row["step"] < step)):
-        rows = [row for row in _whole_rows(from_folder / name) if belongs(row)]
+    lost = []
+    for name in ROWS:
+        rows, count = _whole_rows(from_folder / name), counts.get(name, 0)
+        if len(rows) < count:
+            lost.append(f"{from_folder / name} has {len(rows)} lines, the checkpoint had seen {count}")
+        if not count:
+            (folder / name).unlink(missing_ok=True)
+            continue
         temporary = folder / f".{name}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
         temporary.replace(folder / name)
+    return lost
 
 
 def _whole_rows(path: Path) -> list[Row]:

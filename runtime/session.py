@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from runtime import runfolder
-from runtime.checkpoints import LINKS, Checkpoint, find_checkpoint, link, remove_after, remove_old, save_checkpoint
+from runtime.checkpoints import (
+    LINKS,
+    Checkpoint,
+    Contents,
+    find_checkpoint,
+    has_checkpoints,
+    link,
+    recover,
+    remove_after,
+    remove_old,
+    write_checkpoint,
+)
 from runtime.curves import Curves, Wandb
+from runtime.finite import POLICIES
 from runtime.options import option
 from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.tables import say
+from runtime.writer import BackgroundWriter
 
 AMP = ("none", "bf16", "fp16")
 
@@ -27,9 +40,12 @@ class RunOptions:
     config: str = option("", "a run's config.json whose options hold where the command line is silent")
     eval: bool = option(False, "only evaluate what --resume names")
     dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
+    self_test_resume: bool = option(False, "show that these options resume to the same bits, then stop")
     max_steps: int | None = option(None, "stop after this optimizer step; schedules stay as they are", minimum=1)
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints, besides each epoch's", minimum=1)
     save_ckpt_num: int = option(3, "newest checkpoints kept, besides the best", minimum=1)
+    on_nonfinite: str = option("stop", "after a loss or gradient that is not finite", choices=POLICIES)
+    max_nonfinite: int = option(10, "steps that may be skipped or rolled back; one more ends the run", minimum=0)
     log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
     seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -45,6 +61,7 @@ class Start:
 
     folder: Path
     checkpoint: Checkpoint | None
+    passed_over: Sequence[str] = ()  # what is wrong with newer checkpoints
 
     @property
     def continues(self) -> bool:
@@ -57,19 +74,24 @@ class Start:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def find_start(options: RunOptions) -> Start:
+def find_start(options: RunOptions, ranks: Ranks) -> Start:
     """Find the checkpoint that --resume names and make sure that the run may use its folder; nothing is written.
+
+    The main process looks, so that all ranks start from the same one.
 
     Raises:
         UserError: If there is no such checkpoint, or the folder holds another run.
     """
+    return ranks.from_main(lambda: _find_start(options))
+
+
+def _find_start(options: RunOptions) -> Start:
     folder = Path(options.output_dir)
     if options.resume == "auto":
-        if runfolder.holds_run(folder) and any((folder / "checkpoints").glob("step_*")):
-            return Start(folder, find_checkpoint(folder))
+        if runfolder.holds_run(folder) and has_checkpoints(folder):
+            return Start(folder, *find_checkpoint(folder))
         return Start(folder, None)
-    checkpoint = find_checkpoint(Path(options.resume)) if options.resume else None
-    start = Start(folder, checkpoint)
+    start = Start(folder, *(find_checkpoint(Path(options.resume)) if options.resume else (None,)))
     if not (options.eval or options.dry_run or start.continues):
         runfolder.check_free(folder, options.overwrite)
     return start
@@ -80,34 +102,52 @@ class Session:
 
     def __init__(self, options: RunOptions, start: Start, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         self.options, self.folder, self.start = options, start.folder, start
+        self.checkpoints = self.folder / "checkpoints"
         self.best: dict[str, Row] = dict(state.get("best", {}))  # link -> {"value", "step"}
+        self.rows: dict[str, int] = dict(state.get("rows", {}))  # file -> lines written
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
+        self._writer = BackgroundWriter()
         if not start.continues:
             runfolder.remove_run(self.folder)
-        remove_after(self.folder / "checkpoints", start.step)  # of the part that is trained again
         runfolder.write_config(self.folder, config)
-        if start.checkpoint is not None:
-            runfolder.cut_back(self.folder, start.step, start.checkpoint.path.parent.parent)
+        self._forget_what_comes_again()
         wandb = None
         if options.enable_wandb:
             name = options.wandb_name or None
             wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
         self.curves = Curves(self.folder, start.step, wandb)
 
+    def _forget_what_comes_again(self) -> None:
+        """Cut the folder back to what the checkpoint has seen of it."""
+        (self.folder / runfolder.REQUEUE).unlink(missing_ok=True)
+        recover(self.checkpoints)
+        remove_after(self.checkpoints, self.start.step)
+        if self.start.checkpoint is not None:
+            for line in runfolder.cut_back(self.folder, self.rows, self.start.checkpoint.path.parent.parent):
+                say(f"warning: {line}")
+        for name in LINKS:
+            if (self.checkpoints / name).is_symlink() and name not in self.best:
+                (self.checkpoints / name).unlink()
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run, those before a resumption included."""
         return self._seconds_before + time.perf_counter() - self._began
 
+    def append(self, name: str, rows: Sequence[Row]) -> None:
+        """Append to one of the files of rows."""
+        runfolder.append_rows(self.folder / name, rows)
+        self.rows[name] = self.rows.get(name, 0) + len(rows)
+
     def log_evaluation(self, row: Row) -> None:
         """Append to log.jsonl and draw it."""
-        runfolder.append_rows(self.folder / runfolder.LOG, [row])
+        self.append(runfolder.LOG, [row])
         curves = {f"evaluation/{k}": v for k, v in row.items() if k not in ("step", "epoch") and v is not None}
         self.curves.scalars(row["step"], curves)
 
     def log_refresh(self, rows: Sequence[Row]) -> None:
         """Append the modules' decays to decay.jsonl and draw means by role."""
-        runfolder.append_rows(self.folder / runfolder.LEDGER, rows)
+        self.append(runfolder.LEDGER, rows)
         step = rows[0]["step"]
         for key in ("score", "weight_decay"):
             known = [row for row in rows if row[key] is not None]
@@ -125,22 +165,52 @@ class Session:
         if before is None or (value > before["value"] if higher_is_better else value < before["value"]):
             self.best[name] = {"value": value, "step": step}
 
-    def save(self, step: int, model: Mapping[str, Any], ema: Mapping[str, Any] | None, state: Row) -> None:
-        """Write a checkpoint, point the links of the best at theirs, and delete old ones."""
-        folder = self.folder / "checkpoints"
-        own = {
-            "best": self.best,
+    def state(self) -> Row:
+        """What a resumed run needs to know of the files written so far."""
+        return {
+            "best": dict(self.best),
+            "rows": dict(self.rows),
             "seconds": self.seconds,
             "wandb_id": self.curves.wandb and self.curves.wandb.id,
         }
-        checkpoint = save_checkpoint(folder, step, model, ema, state | own)
-        for name in LINKS:
-            if name in self.best and self.best[name]["step"] == step:
-                link(folder, name, checkpoint)
-        remove_old(folder, self.options.save_ckpt_num)
+
+    def save(self, step: int, model: Mapping[str, Any], ema: Mapping[str, Any] | None, state: Row) -> None:
+        """Copy a checkpoint's contents; it is written behind the training, after the one before it.
+
+        Then the links of the best are pointed at theirs and old checkpoints deleted.
+
+        Raises:
+            UserError: If the checkpoint before could not be written.
+        """
+        self._writer.wait()  # first, so that there is one copy in memory at most
+        contents = Contents.copied(step, model, ema, state)
+        links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
+        self._writer.submit(lambda: self._write(contents, links))
+
+    def _write(self, contents: Contents, links: Sequence[str]) -> None:
+        seen = [self.folder / name for name in runfolder.ROWS]
+        checkpoint = write_checkpoint(self.checkpoints, contents, before_rename=seen)
+        for name in links:
+            link(self.checkpoints, name, checkpoint)
+        remove_old(self.checkpoints, self.options.save_ckpt_num)
+
+    def check_saved(self) -> None:
+        """Raise UserError if a checkpoint could not be written; does not wait."""
+        self._writer.check()
+
+    def wait_saved(self) -> None:
+        """Return when the last checkpoint is on the disk; raises UserError if it could not be written."""
+        self._writer.wait()
+
+    def ask_requeue(self, told: str) -> None:
+        """Leave the mark that this run was told to end and can go on; the last checkpoint is on the disk then."""
+        self.wait_saved()
+        self.curves.close()
+        (self.folder / runfolder.REQUEUE).write_text(f"{told}; go on with --resume auto\n")
 
     def finish(self, summary: Row, figures: Mapping[str, Any]) -> None:
-        """Write summary.json and the figures, and close the curves."""
+        """Write summary.json and the figures, and close the curves; the last checkpoint is on the disk then."""
+        self.wait_saved()
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(self.folder / "figures" / f"{name}.png", dpi=150)
@@ -153,6 +223,8 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
     """Say where a run starts."""
     if not ranks.is_main:
         return
+    for reason in start.passed_over:
+        say(f"warning: passed over a broken checkpoint: {reason}")
     if start.checkpoint:
         doing = "evaluating" if options.eval else "resuming from"
         say(f"{doing} {start.checkpoint.path} (step {start.step})")

@@ -7,29 +7,34 @@ import pickle
 import pytest
 import torch
 
-from runtime.checkpoints import find_checkpoint, link, remove_old, save_checkpoint, sha256
+from runtime.checkpoints import Contents, find_checkpoint, link, recover, remove_old, sha256, write_checkpoint
 from runtime.errors import UserError
 
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 
 
 def save(folder, step, ema=None):
-    return save_checkpoint(folder / "checkpoints", step, WEIGHTS, ema, {"step": step, "optimizer": {"x": WEIGHTS["a"]}})
+    state = {"step": step, "optimizer": {"x": WEIGHTS["a"]}}
+    return write_checkpoint(folder / "checkpoints", Contents.copied(step, WEIGHTS, ema, state))
+
+
+def found(path):
+    return find_checkpoint(path)[0]
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     save(tmp_path, 120, ema=WEIGHTS)
-    found = find_checkpoint(tmp_path)
-    assert (found.step, found.path.name) == (120, "step_00000120")
-    for weights in (found.model_weights(), found.ema_weights()):
+    checkpoint = found(tmp_path)
+    assert (checkpoint.step, checkpoint.path.name) == (120, "step_00000120")
+    for weights in (checkpoint.model_weights(), checkpoint.ema_weights()):
         assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
-    assert torch.equal(found.training_state()["optimizer"]["x"], WEIGHTS["a"])
+    assert torch.equal(checkpoint.training_state()["optimizer"]["x"], WEIGHTS["a"])
 
 
 def test_weights_that_share_memory_are_saved(tmp_path):
     tied = {"a": WEIGHTS["a"], "b": WEIGHTS["a"], "c": WEIGHTS["a"].T}
-    save_checkpoint(tmp_path, 1, tied, None, {})
-    assert torch.equal(find_checkpoint(tmp_path / "step_00000001").model_weights()["c"], WEIGHTS["a"].T)
+    write_checkpoint(tmp_path, Contents.copied(1, tied, None, {}))
+    assert torch.equal(found(tmp_path / "step_00000001").model_weights()["c"], WEIGHTS["a"].T)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "manifest.json"])
@@ -44,7 +49,8 @@ def test_a_broken_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, n
         file.write_bytes(data[: len(data) // 2])
     else:
         file.write_bytes(data.replace(data[40:50], b"0123456789"))
-    assert find_checkpoint(tmp_path).step == 1
+    checkpoint, broken = find_checkpoint(tmp_path)
+    assert checkpoint.step == 1 and len(broken) == 1 and f"step_00000002/{name}" in broken[0]
 
 
 def test_if_none_is_whole_each_is_named(tmp_path):
@@ -77,14 +83,14 @@ def test_a_checkpoint_can_run_no_code(tmp_path, dump, capsys):
     manifest["files"]["training_state.pt"] = sha256(path / "training_state.pt")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"training_state.pt holds more than plain values and tensors"):
-        find_checkpoint(path).training_state()
+        found(path).training_state()
     assert capsys.readouterr().out == ""
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the checkpoint .*file"):
-        save_checkpoint(tmp_path / "file", 1, WEIGHTS, None, {})
+        write_checkpoint(tmp_path / "file", Contents.copied(1, WEIGHTS, None, {}))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -96,4 +102,31 @@ def test_the_newest_and_the_linked_are_kept(tmp_path):
     link(folder, "best_ema", saved[2])
     remove_old(folder, keep=2)
     assert sorted(p.name[-1] for p in folder.glob("step_*")) == ["1", "3", "5", "6"]
-    assert find_checkpoint(folder / "best").step == 1 and find_checkpoint(folder / "best_ema").step == 3
+    assert found(folder / "best").step == 1 and found(folder / "best_ema").step == 3
+
+
+def test_contents_do_not_follow_what_training_goes_on_to_do():
+    weights, state = {"a": torch.zeros(3)}, {"optimizer": {0: [torch.zeros(2), 1]}, "rows": {"log": 1}}
+    contents = Contents.copied(1, weights, weights, state)
+    weights["a"] += 1
+    state["optimizer"][0][0] += 1
+    state["rows"]["log"] = 2
+    assert contents.model["a"].sum() == 0 and contents.ema["a"].sum() == 0
+    assert contents.state["optimizer"][0][0].sum() == 0 and contents.state["rows"] == {"log": 1}
+
+
+def test_copies_keep_their_strides_for_fused_kernels():
+    moments = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert Contents.copied(1, {}, None, {"x": moments}).state["x"].stride() == moments.stride()
+
+
+@pytest.mark.parametrize("crash", ["before the new one is there", "after it"])
+def test_a_crash_while_a_checkpoint_is_replaced_leaves_a_whole_one(tmp_path, crash):
+    path = save(tmp_path, 1).path
+    os.rename(path, path.with_name(f".{path.name}.old"))
+    if crash == "after it":
+        save(tmp_path, 1)
+    (path.parent / ".step_00000002.tmp").mkdir()
+    assert found(tmp_path).step == 1
+    recover(path.parent)
+    assert [each.name for each in path.parent.iterdir()] == [path.name] and found(tmp_path).step == 1

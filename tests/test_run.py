@@ -197,7 +197,7 @@ def test_training_that_diverges_stops_with_status_3_and_saves_nothing_of_it(tmp_
         "0",
     ]
     assert run(*words, monkeypatch=monkeypatch) == 3
-    assert "stopped: the loss is nan" in capsys.readouterr().err
+    assert "stopped: loss or gradient not finite at optimizer step 1: first in the" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("checkpoints/step_*"))
 
 
@@ -224,7 +224,7 @@ def test_a_process_of_its_own_ends_with_the_table_and_status_0(tmp_path):
 def test_weights_that_went_wrong_between_two_looks_are_never_logged_or_saved(
     tmp_path, monkeypatch, capsys, decay, message
 ):
-    monkeypatch.setattr("engine.FiniteWatch.look", lambda *_: None)
+    monkeypatch.setattr("runtime.finite.FiniteGate.look", lambda *_: None)
     words = [*TINY, "--output_dir", tmp_path / "run", "--optimizer", "sgd", "--lr", "1e38", "--warmup_epochs", "0"]
     assert run(*words, "--decay", decay, monkeypatch=monkeypatch) == 3
     assert message in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""What training changes, and how it is put back from a checkpoint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runtime.checkpoints import Checkpoint
+from runtime.errors import NonFiniteError, UserError
+from runtime.processes import Ranks
+from runtime.seeding import random_state, restore_random_state
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything that a training step changes."""
+
+    model: nn.Module  # as it is called: may be wrapped
+    plain: nn.Module  # the same model without wrappers
+    ema: Any  # timm's ModelEmaV3, or None: its `module` is the average
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler  # does nothing unless enabled (fp16)
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the model, if one is kept."""
+        return None if self.ema is None else self.ema.module
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights; raises UserError if they are another model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0]
+        raise UserError(f"{checkpoint.path} does not fit the model that the options describe: {reason}") from error
+
+
+def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str, Any]:
+    """Put back weights, average, optimizer, scaler and this rank's random state; returns the training state.
+
+    Raises:
+        UserError: If the checkpoint is of another model or its groups were split differently.
+    """
+    load_weights(learner.plain, checkpoint.model_weights(), checkpoint)
+    ema_weights = checkpoint.ema_weights()
+    if learner.averaged is not None and ema_weights is not None:
+        load_weights(learner.averaged, ema_weights, checkpoint)
+    state = checkpoint.training_state()
+    try:
+        learner.optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    learner.scaler.load_state_dict(state["scaler"])
+    restore_random_state(state["random"][ranks.rank % len(state["random"])])
+    return state
+
+
+def learner_state(learner: Learner, ranks: Ranks) -> dict[str, Any]:
+    """What `restore` needs besides weights and average. All ranks must call it."""
+    return {
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "random": ranks.gather(random_state()),
+    }
+
+
+def require_finite(model: nn.Module, step: int) -> None:
+    """Raise NonFiniteError if a weight is not finite: finite gradients can still make a step overflow."""
+    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
+    if not finite.all():
+        broken = next(
+            name for (name, _), fine in zip(model.named_parameters(), finite.tolist(), strict=True) if not fine
+        )
+        raise NonFiniteError(f"{broken} holds values that are not finite after optimizer step {step}")

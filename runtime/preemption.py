@@ -1,0 +1,77 @@
+"""SIGTERM and SIGUSR1 end a run in order: every rank learns of a signal at the same place, then all save and leave."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from runtime.errors import Preempted
+from runtime.processes import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WORKER_GRACE = 20  # seconds a loader process goes on delivering after SIGTERM
+Item = TypeVar("Item")
+
+
+class Preemption:
+    """Whether the run has been told to end. All ranks must call `check` in the same places.
+
+    A check starts an exchange between the ranks that the next check reads, so that none waits for another: a
+    signal acts at the check after the one that saw it. The exchange is between CPUs and never waits for a GPU.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._group = ranks.control
+        self._received = 0  # number of the signal, 0 for none
+        self._exchange: tuple[torch.Tensor, Any] | None = None
+
+    def check(self) -> None:
+        """Raise Preempted, on all ranks alike, if any of them has received a signal."""
+        agreed = self._received if self._group is None else self._agree()
+        if agreed:
+            raise Preempted(signal.Signals(agreed).name)
+
+    def watched(self, items: Iterable[Item], checks: int) -> Iterator[Item]:
+        """The items, with a check after each and, where a rank has fewer, as many checks as on the others."""
+        done = 0
+        for item in items:
+            yield item
+            self.check()
+            done += 1
+        for _ in range(done, checks):
+            self.check()
+
+    def note(self, number: int, _: Any = None) -> None:
+        """Remember a signal; the run goes on to the next place where it can stop."""
+        self._received = number
+
+    def _agree(self) -> int:
+        agreed = 0
+        if self._exchange is not None:
+            highest, work = self._exchange
+            work.wait()
+            agreed = int(highest)
+        mine = torch.tensor(self._received)
+        self._exchange = (mine, dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True))
+        return agreed
+
+
+@contextmanager
+def preemption(ranks: Ranks) -> Iterator[Preemption]:
+    """Note SIGTERM and SIGUSR1 instead of dying of them; what they did before is put back on leaving."""
+    noted = Preemption(ranks)
+    before = {number: signal.signal(number, noted.note) for number in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def outlive_signals(_: int) -> None:
+    """For a loader process: signals to the whole process group must not end it before the trainer has saved."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
