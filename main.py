@@ -18,12 +18,13 @@ from torch import nn
 
 from datasets import DataOptions, open_images
 from engine import AMP_DTYPES, Learner, Precision, StepRules
+from fingerprints import fingerprint
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
+from runtime import drift, runfolder
 from runtime import options as option_reader
-from runtime import runfolder
 from runtime.errors import exit_status
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
@@ -31,6 +32,7 @@ from runtime.session import RunOptions, Session, Start, announce, find_start
 from training import Task, Training, evaluate_all, load_weights, restore
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
+FIXED = drift.fixed_options(OPTION_CLASSES)
 
 
 CHECKS = (
@@ -60,6 +62,7 @@ class Options:
 def main() -> None:
     """Read the options, build everything, then train, evaluate or only show the groups."""
     options = read_options(sys.argv[1:])
+    drift.check_names(options.run.allow_changed, FIXED)
     with process_group(options.run.device) as ranks:
         start = find_start(options.run)
         announce(start, options.run, ranks)
@@ -73,9 +76,12 @@ def main() -> None:
             if ranks.is_main:
                 show_groups(task.learner.plain, task.decay)
             return
+        facts = drift.facts(ranks, fingerprint(task.data) if ranks.is_main else "")
+        contract = drift.contract(options.flat(), facts, FIXED)
+        drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
         seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
         state = restore(task, start, ranks)
-        session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
+        session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None
         Training(task, options.run, ranks, session, state).run(start.step)
 
 
@@ -112,7 +118,7 @@ def read_options(argv: Sequence[str]) -> Options:
     return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
 
 
-PER_CALL = ("resume", "overwrite", "config", "eval", "dry_run", "max_steps")  # said anew in every call
+PER_CALL = ("resume", "overwrite", "config", "eval", "dry_run", "max_steps", "allow_changed")  # said anew in every call
 
 
 def stored_config(values: dict[str, Any]) -> Path | None:
@@ -150,7 +156,7 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     learner = Learner(wrapped(plain, ranks, options.model.compile), plain, ema, optimizer, scaler)
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
     last = min(schedules.total_steps, options.run.max_steps or schedules.total_steps)
-    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last)
+    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last, data)
 
 
 def wrapped(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:

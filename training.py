@@ -12,6 +12,7 @@ from alphadecay import figures
 from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
+from datasets import ImageData
 from engine import Learner, Precision, StepRules, evaluate, train_one_epoch
 from loaders import EvalLoader, TrainLoader
 from reports import show_summary
@@ -37,6 +38,7 @@ class Task:
     validation: EvalLoader
     evaluate_ema: bool
     last_step: int  # optimizer step at which the run stops
+    data: ImageData
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:

@@ -41,6 +41,10 @@ class Checkpoint:
         """The moving average's state dict, or None where the run kept none."""
         return load_file(self.path / EMA) if (self.path / EMA).exists() else None
 
+    def contract(self) -> dict[str, Any]:
+        """What the run could not change when it was saved (`runtime.drift`); empty where that was not noted."""
+        return json.loads((self.path / MANIFEST).read_text()).get("run") or {}
+
     def training_state(self) -> dict[str, Any]:
         """Everything else that training goes on from, on the CPU; loaded without running code.
 
@@ -59,6 +63,7 @@ def save_checkpoint(
     model: Mapping[str, Tensor],
     ema: Mapping[str, Tensor] | None,
     state: Mapping[str, Any],
+    contract: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Write checkpoints/step_... so that it is there whole or not at all, also after a power cut.
 
@@ -75,12 +80,7 @@ def save_checkpoint(
             save_file(_separate(ema), temporary / EMA)
         torch.save(dict(state), temporary / STATE)
         hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        manifest = {
-            "step": step,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "files": hashes,
-        }
+        manifest = {"step": step, "run": contract or {}, "files": hashes}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)

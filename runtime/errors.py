@@ -13,11 +13,12 @@ class UserError(Exception):
     """Bad input: one line that names the option, file or module and its value.
 
     Rank 0 prints it; `here_only` says that the other ranks do not know of it, so that any rank prints it.
+    `details`, such as a table, are printed as they are before the line.
     """
 
-    def __init__(self, message: str, here_only: bool = False) -> None:
+    def __init__(self, message: str, here_only: bool = False, details: str = "") -> None:
         super().__init__(message)
-        self.here_only = here_only
+        self.here_only, self.details = here_only, details
 
 
 class NonFiniteError(Exception):
@@ -29,7 +30,7 @@ def exit_status(program: Callable[[], None]) -> int:
     try:
         program()
     except UserError as error:
-        return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only)
+        return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only, error.details)
     except NonFiniteError as error:
         return _say(f"stopped: {error}", EXIT_NON_FINITE)
     except KeyboardInterrupt:
@@ -37,7 +38,7 @@ def exit_status(program: Callable[[], None]) -> int:
     return 0
 
 
-def _say(message: str, status: int, any_rank: bool = False) -> int:
+def _say(message: str, status: int, any_rank: bool = False, details: str = "") -> int:
     if any_rank or os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(" ".join(message.split("\n")) + "\n")
+        sys.stderr.write((details + "\n" if details else "") + " ".join(message.split("\n")) + "\n")
     return status

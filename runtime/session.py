@@ -24,6 +24,7 @@ class RunOptions:
     output_dir: str = option("runs/run", "folder of the run")
     overwrite: bool = option(False, "replace the run that is in --output_dir")
     resume: str = option("", "go on from a run folder or a checkpoint; auto: from --output_dir if it holds a run")
+    allow_changed: tuple[str, ...] = option((), "NAME ... of what may be otherwise than in the checkpoint of --resume")
     config: str = option("", "a run's config.json whose options hold where the command line is silent")
     eval: bool = option(False, "only evaluate what --resume names")
     dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
@@ -31,9 +32,9 @@ class RunOptions:
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints, besides each epoch's", minimum=1)
     save_ckpt_num: int = option(3, "newest checkpoints kept, besides the best", minimum=1)
     log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
-    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0)
+    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    amp: str = option("none", "mixed precision with float32 weights", choices=AMP)
+    amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
     enable_wandb: bool = option(False, "log to wandb too")
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")
@@ -78,7 +79,15 @@ def find_start(options: RunOptions) -> Start:
 class Session:
     """What the main process of a run writes. Seconds go on from the checkpoint's."""
 
-    def __init__(self, options: RunOptions, start: Start, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        start: Start,
+        config: Mapping[str, Any],
+        state: Mapping[str, Any],
+        contract: Mapping[str, Any],
+    ) -> None:
+        self.contract = contract  # of `runtime.drift`, for the checkpoints
         self.options, self.folder, self.start = options, start.folder, start
         self.best: dict[str, Row] = dict(state.get("best", {}))  # link -> {"value", "step"}
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
@@ -133,7 +142,7 @@ class Session:
             "seconds": self.seconds,
             "wandb_id": self.curves.wandb and self.curves.wandb.id,
         }
-        checkpoint = save_checkpoint(folder, step, model, ema, state | own)
+        checkpoint = save_checkpoint(folder, step, model, ema, state | own, self.contract)
         for name in LINKS:
             if name in self.best and self.best[name]["step"] == step:
                 link(folder, name, checkpoint)
