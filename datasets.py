@@ -34,23 +34,35 @@ class DataOptions:
     eval_data_path: str = option("", "image_folder: folder of the validation images, <class>/")
     nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2)
     max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0)
-    input_size: int = option(224, "side of the square image in pixels", minimum=8)
-    batch_size: int = option(64, "images a process and micro-step", minimum=1)
+    input_size: int = option(224, "side of the square image in pixels", minimum=8, fixed="augmentation")
+    batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
     num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
-    crop_pct: float | None = option(None, "share of the image's side that evaluation sees", above=0, maximum=1)
-    train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS)
-    color_jitter: float = option(0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0)
-    aa: str = option("rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none")
-    reprob: float = option(0.25, "probability that a part of an image is erased", minimum=0, maximum=1)
-    remode: str = option("pixel", "what fills an erased part", choices=REMODES)
-    recount: int = option(1, "erased parts an image, at most", minimum=1)
-    mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0)
-    cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0)
-    cutmix_minmax: tuple[float, ...] = option((), "smallest and largest share that cutmix cuts; overrides --cutmix")
-    mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1)
-    mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on", minimum=0, maximum=1)
-    mixup_mode: str = option("batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES)
-    smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1)
+    crop_pct: float | None = option(
+        None, "share of the image's side that evaluation sees", above=0, maximum=1, fixed="augmentation"
+    )
+    train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS, fixed="augmentation")
+    color_jitter: float = option(
+        0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0, fixed="augmentation"
+    )
+    aa: str = option("rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none", fixed="augmentation")
+    reprob: float = option(
+        0.25, "probability that a part of an image is erased", minimum=0, maximum=1, fixed="augmentation"
+    )
+    remode: str = option("pixel", "what fills an erased part", choices=REMODES, fixed="augmentation")
+    recount: int = option(1, "erased parts an image, at most", minimum=1, fixed="augmentation")
+    mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0, fixed="augmentation")
+    cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0, fixed="augmentation")
+    cutmix_minmax: tuple[float, ...] = option(
+        (), "smallest and largest share that cutmix cuts; overrides --cutmix", fixed="augmentation"
+    )
+    mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1, fixed="augmentation")
+    mixup_switch_prob: float = option(
+        0.5, "probability of cutmix where both are on", minimum=0, maximum=1, fixed="augmentation"
+    )
+    mixup_mode: str = option(
+        "batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES, fixed="augmentation"
+    )
+    smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1, fixed="augmentation")
 
     @property
     def mixes(self) -> bool:

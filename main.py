@@ -18,12 +18,13 @@ from torch import nn
 
 from datasets import DataOptions, open_images
 from engine import AMP_DTYPES, Precision, StepRules
+from fingerprints import fingerprint
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
+from runtime import drift, runfolder
 from runtime import options as option_reader
-from runtime import runfolder
 from runtime.errors import exit_status
 from runtime.learner import Learner, load_weights, restore
 from runtime.preemption import Preemption, preemption
@@ -34,6 +35,7 @@ from runtime.session import RunOptions, Session, Start, announce, find_start
 from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
+FIXED = drift.fixed_options(OPTION_CLASSES)
 
 
 CHECKS = (
@@ -63,6 +65,7 @@ class Options:
 def main() -> None:
     """Read the options, then train, evaluate, or only show what would be trained."""
     options = read_options(sys.argv[1:])
+    drift.check_names(options.run.allow_changed, FIXED)
     with process_group(options.run.device) as ranks:
         if options.run.self_test_resume:
             other_workers = ["--num_workers", "0" if options.data.num_workers else "2"]
@@ -83,9 +86,12 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
     """Build everything, go on from the checkpoint if there is one, and train."""
     seed_everything(options.run.seed)  # the same initial weights on every rank
     task = build_task(options, ranks)
+    facts = drift.facts(ranks, fingerprint(task.data) if ranks.is_main else "")
+    contract = drift.contract(options.flat(), facts, FIXED)
+    drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
-    session = Session(options.run, start, options.flat(), state) if ranks.is_main else None
+    session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None
     Training(task, options.run, ranks, session, state, told).run()
 
 
@@ -139,6 +145,7 @@ PER_CALL = (
     "dry_run",
     "self_test_resume",
     "max_steps",
+    "allow_changed",
 )  # said anew in every call
 
 
@@ -177,7 +184,7 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     learner = Learner(wrapped(plain, ranks, options.model.compile), plain, ema, optimizer, scaler)
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
     last = min(schedules.total_steps, options.run.max_steps or schedules.total_steps)
-    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last)
+    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last, data)
 
 
 def wrapped(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:

@@ -21,13 +21,15 @@ from runtime.options import option
 class ModelOptions:
     """The timm model."""
 
-    model: str = option("deit_tiny_patch16_224", "a timm model name")
+    model: str = option("deit_tiny_patch16_224", "a timm model name", fixed="model")
     pretrained: bool = option(False, "start from timm's pretrained weights")
     finetune: str = option("", "start from these weights: safetensors, a .pth of weights, or a checkpoint of a run")
-    compile: bool = option(False, "compile the model with torch.compile")
-    channels_last: bool = option(False, "keep images and convolutions with channels last in memory")
-    drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99)
-    model_kwargs: tuple[str, ...] = option((), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4")
+    compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
+    channels_last: bool = option(False, "keep images and convolutions with channels last in memory", fixed="precision")
+    drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99, fixed="model")
+    model_kwargs: tuple[str, ...] = option(
+        (), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4", fixed="model"
+    )
 
     CHECKS = (
         (
@@ -41,9 +43,9 @@ class ModelOptions:
 class EmaOptions:
     """The moving average of the weights."""
 
-    model_ema: bool = option(False, "keep a moving average of the weights")
-    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1)
-    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start")
+    model_ema: bool = option(False, "keep a moving average of the weights", fixed="ema")
+    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1, fixed="ema")
+    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start", fixed="ema")
     model_ema_eval: bool = option(False, "evaluate the average too")
 
     CHECKS = (

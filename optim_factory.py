@@ -27,16 +27,24 @@ FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers
 class OptimizerOptions:
     """The optimizer and its learning rate."""
 
-    optimizer: str = option("adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not")
-    lr: float = option(4e-3, "peak learning rate", above=0)
-    min_lr: float = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0)
-    epochs: int = option(120, "epochs of the schedules", minimum=1)
-    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0)
-    warmup_steps: int = option(-1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more")
-    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1)
-    layer_decay: float = option(1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1)
-    clip_grad: float | None = option(None, "largest norm of the gradient", above=0)
-    update_freq: int = option(1, "micro-steps whose gradients add up to one optimizer step", minimum=1)
+    optimizer: str = option(
+        "adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not", fixed="optimizer"
+    )
+    lr: float = option(4e-3, "peak learning rate", above=0, fixed="schedule")
+    min_lr: float = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0, fixed="schedule")
+    epochs: int = option(120, "epochs of the schedules", minimum=1, fixed="schedule")
+    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0, fixed="schedule")
+    warmup_steps: int = option(
+        -1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more", fixed="schedule"
+    )
+    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
+    layer_decay: float = option(
+        1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1, fixed="optimizer"
+    )
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, fixed="optimizer")
+    update_freq: int = option(
+        1, "micro-steps whose gradients add up to one optimizer step", minimum=1, fixed="batch_size"
+    )
 
     CHECKS = ((lambda o: o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
 
@@ -45,22 +53,30 @@ class OptimizerOptions:
 class DecayOptions:
     """Weight decay: its base, its schedule, and how it differs between modules."""
 
-    weight_decay: float = option(5e-6, "base weight decay", minimum=0)
-    weight_decay_end: float | None = option(None, "base weight decay at the end, reached along a cosine", minimum=0)
-    decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS)
-    decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
-    decay_metric: str = option("alpha", "what scores a module; higher scores get more decay", choices=tuple(SCORES))
-    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=tuple(FITS))
-    decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)
-    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES)
-    decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0)
-    decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0)
-    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS)
-    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS))
-    decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
+    weight_decay: float = option(5e-6, "base weight decay", minimum=0, fixed="decay")
+    weight_decay_end: float | None = option(
+        None, "base weight decay at the end, reached along a cosine", minimum=0, fixed="decay"
+    )
+    decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS, fixed="decay")
+    decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1, fixed="decay")
+    decay_metric: str = option(
+        "alpha", "what scores a module; higher scores get more decay", choices=tuple(SCORES), fixed="decay"
+    )
+    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=tuple(FITS), fixed="decay")
+    decay_xmin_pos: float = option(
+        2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1, fixed="decay"
+    )
+    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES, fixed="decay")
+    decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0, fixed="decay")
+    decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0, fixed="decay")
+    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS, fixed="decay")
+    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS), fixed="decay")
+    decay_norm_bias: bool = option(
+        False, "decay norms, biases, position and class tokens too, as published", fixed="decay"
+    )
 
-    remove_first_layer: bool = option(True, "the stem keeps its base decay")
-    remove_last_layer: bool = option(True, "the head keeps its base decay")
+    remove_first_layer: bool = option(True, "the stem keeps its base decay", fixed="decay")
+    remove_last_layer: bool = option(True, "the head keeps its base decay", fixed="decay")
 
     @property
     def include(self) -> tuple[str, ...]:

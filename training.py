@@ -11,6 +11,7 @@ from alphadecay import figures
 from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
+from datasets import ImageData
 from engine import Precision, StepRules, evaluate, find_bad_values, train_one_epoch
 from loaders import Batch, EvalLoader, TrainLoader
 from reports import show_summary
@@ -38,6 +39,7 @@ class Task:
     validation: EvalLoader
     evaluate_ema: bool
     last_step: int  # optimizer step at which the run stops
+    data: ImageData
 
 
 def evaluate_all(

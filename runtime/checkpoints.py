@@ -43,6 +43,10 @@ class Checkpoint:
         """The moving average's state dict, or None where the run kept none."""
         return load_file(self.path / EMA) if (self.path / EMA).exists() else None
 
+    def contract(self) -> dict[str, Any]:
+        """What the run could not change when it was saved (`runtime.drift`); empty where that was not noted."""
+        return json.loads((self.path / MANIFEST).read_text()).get("run") or {}
+
     def training_state(self) -> dict[str, Any]:
         """Everything else that training goes on from, on the CPU; loaded without running code.
 
@@ -63,13 +67,20 @@ class Contents:
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
+    contract: Mapping[str, Any]  # of `runtime.drift`: what a run cannot change when it goes on
 
     @classmethod
     def copied(
-        cls, step: int, model: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]
+        cls,
+        step: int,
+        model: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor] | None,
+        state: Mapping[str, Any],
+        contract: Mapping[str, Any],
     ) -> "Contents":
         """Copies of state dicts and of everything else that training goes on from."""
-        taken = cls(step, copied(dict(model)), None if ema is None else copied(dict(ema)), copied(dict(state)))
+        average = None if ema is None else copied(dict(ema))
+        taken = cls(step, copied(dict(model)), average, copied(dict(state)), contract)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies from GPUs were only begun
         return taken
@@ -124,7 +135,7 @@ def _write_files(folder: Path, contents: Contents) -> None:
             save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name)
     torch.save(contents.state, folder / STATE)
     hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {"step": contents.step, "torch": torch.__version__, "threads": torch.get_num_threads(), "files": hashes}
+    manifest = {"step": contents.step, "run": contents.contract, "files": hashes}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 

@@ -15,7 +15,7 @@ class UserError(Exception):
     """Bad input: one line that names the option, file or module and its value.
 
     Rank 0 prints it; `here_only` says that the other ranks do not know of it, so that any rank prints it.
-    `details` are lines that are shown before it.
+    `details`, such as a table, are printed as they are before the line.
     """
 
     def __init__(self, message: str, here_only: bool = False, details: str = "") -> None:
@@ -60,7 +60,5 @@ def exit_status(program: Callable[[], None]) -> int:
 
 def _say(message: str, status: int, any_rank: bool = False, details: str = "") -> int:
     if any_rank or os.environ.get("RANK", "0") == "0":
-        if details:
-            sys.stderr.write(details + "\n")
-        sys.stderr.write(" ".join(message.split("\n")) + "\n")
+        sys.stderr.write((details + "\n" if details else "") + " ".join(message.split("\n")) + "\n")
     return status

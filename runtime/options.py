@@ -65,10 +65,14 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    fixed: str | None = None,
 ) -> Any:
-    """A dataclass field that is a command-line option; a tuple as default takes any number of values."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    return field(default=default, metadata=metadata)
+    """A dataclass field that is a command-line option; a tuple as default takes any number of values.
+
+    `fixed` names what a run cannot change when it goes on, such as "augmentation"; see `runtime.drift`.
+    """
+    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata={"help": help, "fixed": fixed, **limits})
 
 
 def parse(

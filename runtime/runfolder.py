@@ -77,13 +77,17 @@ def write_config(folder: Path, options: Mapping[str, Any]) -> None:
 
 def environment() -> Row:
     """Versions, commit, command and machine."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}  # torch's says CPU or CUDA
     return {
-        "versions": versions | {name: _version(name) for name in VERSIONS},
+        "versions": {"python": platform.python_version()} | library_versions(),
         "git_commit": _git_commit(),
         "command": sys.argv,
         "machine": platform.platform(),
     }
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of the libraries that results depend on; torch's says CPU or CUDA."""
+    return {"torch": str(torch.__version__)} | {name: _version(name) for name in VERSIONS}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -37,6 +37,7 @@ class RunOptions:
     output_dir: str = option("runs/run", "folder of the run")
     overwrite: bool = option(False, "replace the run that is in --output_dir")
     resume: str = option("", "go on from a run folder or a checkpoint; auto: from --output_dir if it holds a run")
+    allow_changed: tuple[str, ...] = option((), "NAME ... of what may be otherwise than in the checkpoint of --resume")
     config: str = option("", "a run's config.json whose options hold where the command line is silent")
     eval: bool = option(False, "only evaluate what --resume names")
     dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
@@ -47,9 +48,9 @@ class RunOptions:
     on_nonfinite: str = option("stop", "after a loss or gradient that is not finite", choices=POLICIES)
     max_nonfinite: int = option(10, "steps that may be skipped or rolled back; one more ends the run", minimum=0)
     log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
-    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0)
+    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    amp: str = option("none", "mixed precision with float32 weights", choices=AMP)
+    amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
     enable_wandb: bool = option(False, "log to wandb too")
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")
@@ -100,7 +101,15 @@ def _find_start(options: RunOptions) -> Start:
 class Session:
     """What the main process of a run writes. Seconds go on from the checkpoint's."""
 
-    def __init__(self, options: RunOptions, start: Start, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        start: Start,
+        config: Mapping[str, Any],
+        state: Mapping[str, Any],
+        contract: Mapping[str, Any],
+    ) -> None:
+        self.contract = contract  # of `runtime.drift`, for the checkpoints
         self.options, self.folder, self.start = options, start.folder, start
         self.checkpoints = self.folder / "checkpoints"
         self.best: dict[str, Row] = dict(state.get("best", {}))  # link -> {"value", "step"}
@@ -183,7 +192,7 @@ class Session:
             UserError: If the checkpoint before could not be written.
         """
         self._writer.wait()  # first, so that there is one copy in memory at most
-        contents = Contents.copied(step, model, ema, state)
+        contents = Contents.copied(step, model, ema, state, self.contract)
         links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
         self._writer.submit(lambda: self._write(contents, links))
 

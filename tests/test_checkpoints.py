@@ -15,7 +15,7 @@ WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 
 def save(folder, step, ema=None):
     state = {"step": step, "optimizer": {"x": WEIGHTS["a"]}}
-    return write_checkpoint(folder / "checkpoints", Contents.copied(step, WEIGHTS, ema, state))
+    return write_checkpoint(folder / "checkpoints", Contents.copied(step, WEIGHTS, ema, state, {}))
 
 
 def found(path):
@@ -33,7 +33,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 
 def test_weights_that_share_memory_are_saved(tmp_path):
     tied = {"a": WEIGHTS["a"], "b": WEIGHTS["a"], "c": WEIGHTS["a"].T}
-    write_checkpoint(tmp_path, Contents.copied(1, tied, None, {}))
+    write_checkpoint(tmp_path, Contents.copied(1, tied, None, {}, {}))
     assert torch.equal(found(tmp_path / "step_00000001").model_weights()["c"], WEIGHTS["a"].T)
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_can_run_no_code(tmp_path, dump, capsys):
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the checkpoint .*file"):
-        write_checkpoint(tmp_path / "file", Contents.copied(1, WEIGHTS, None, {}))
+        write_checkpoint(tmp_path / "file", Contents.copied(1, WEIGHTS, None, {}, {}))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -107,7 +107,7 @@ def test_the_newest_and_the_linked_are_kept(tmp_path):
 
 def test_contents_do_not_follow_what_training_goes_on_to_do():
     weights, state = {"a": torch.zeros(3)}, {"optimizer": {0: [torch.zeros(2), 1]}, "rows": {"log": 1}}
-    contents = Contents.copied(1, weights, weights, state)
+    contents = Contents.copied(1, weights, weights, state, {})
     weights["a"] += 1
     state["optimizer"][0][0] += 1
     state["rows"]["log"] = 2
@@ -117,7 +117,7 @@ def test_contents_do_not_follow_what_training_goes_on_to_do():
 
 def test_copies_keep_their_strides_for_fused_kernels():
     moments = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    assert Contents.copied(1, {}, None, {"x": moments}).state["x"].stride() == moments.stride()
+    assert Contents.copied(1, {}, None, {"x": moments}, {}).state["x"].stride() == moments.stride()
 
 
 @pytest.mark.parametrize("crash", ["before the new one is there", "after it"])

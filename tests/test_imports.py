@@ -14,6 +14,7 @@ HEIGHTS = {
     "engine": 6,
     "loaders": 5,
     "transforms": 4,
+    "fingerprints": 4,
     "datasets": 3,
     "models": 3,
     "optim_factory": 2,
