@@ -143,19 +143,17 @@ class EpochBatches(Sampler[list[Key]]):
 class TrainLoader:
     """Training batches of any epoch, from any batch on."""
 
-    def __init__(self, loader: DataLoader, batches: EpochBatches, bad: BadImages) -> None:
-        self.loader, self.batches, self.bad = loader, batches, bad
+    def __init__(self, images: SeededImages, loader: DataLoader, batches: EpochBatches, bad: BadImages) -> None:
+        self.images, self.loader, self.batches, self.bad = images, loader, batches, bad
 
     @property
     def steps(self) -> int:
         """Optimizer steps an epoch."""
         return self.batches.steps
 
-    @property
-    def images(self) -> SeededImages:
-        """The images by key."""
-        assert isinstance(self.loader.dataset, SeededImages)
-        return self.loader.dataset
+    def close(self) -> None:
+        """End the loader processes now; left to garbage collection, each would take 5 seconds."""
+        del self.loader
 
     def name_of(self, key: Key) -> str:
         """An image's file or, where images have none, its index."""
@@ -173,8 +171,7 @@ class TrainLoader:
         """The micro-batches of an optimizer step and the keys of their images, loaded in this process."""
         epoch, done = divmod(step, self.steps)
         keys = list(self.batches.keys(epoch, done * accumulate, (done + 1) * accumulate))
-        images = self.images
-        batches = [collate([images[key] for key in batch])[0] for batch in keys]
+        batches = [collate([self.images[key] for key in batch])[0] for batch in keys]
         return [batch for batch in batches if batch is not None], keys
 
 
@@ -193,6 +190,10 @@ class EvalLoader:
             if batch is not None:
                 yield batch
 
+    def close(self) -> None:
+        """End the loader processes now; left to garbage collection, each would take 5 seconds."""
+        del self.loader
+
 
 def train_loader(
     options: DataOptions, data: ImageData, *, accumulate: int, rank: int, ranks: int, seed: int, pin_memory: bool
@@ -209,7 +210,7 @@ def train_loader(
         raise UserError(f"--batch_size {options.batch_size}{together}: larger than the {count} training images")
     images = SeededImages(data.train, train_transform(options, data), seed, options.max_bad_images)
     loader: DataLoader = DataLoader(images, batch_sampler=batches, **_loading(options, pin_memory))
-    return TrainLoader(loader, batches, BadImages(options.max_bad_images))
+    return TrainLoader(images, loader, batches, BadImages(options.max_bad_images))
 
 
 def eval_loader(options: DataOptions, data: ImageData, *, rank: int, ranks: int, pin_memory: bool) -> EvalLoader:

@@ -97,6 +97,8 @@ class Training:
                 self._train()
         except Preempted as signal:
             raise self.keeper.leave(str(signal)) from None
+        self.task.train.close()
+        self.task.validation.close()
         if self.session is not None:
             self._finish(self.session)
 
@@ -200,7 +202,7 @@ class Training:
         if ledger:
             drawn["decay_over_time"] = figures.decay_over_time(ledger)
             drawn["decay_by_depth"] = figures.decay_by_depth(ledger)
-        drawn["spectra"] = figures.spectra(self.task.learner.plain)
+        drawn["spectra"] = figures.spectra(self.task.learner.plain, **self.task.decay.selection)
         session.finish(summary, drawn)
         show_summary(summary, ledger)
         say(f"\nrun folder: {session.folder}")

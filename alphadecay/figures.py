@@ -87,13 +87,20 @@ def decay_by_depth(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def spectra(model: nn.Module, xmin_pos: float = 2.0) -> Any:
+def spectra(model: nn.Module, xmin_pos: float = 2.0, exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Any:
     """Eigenvalue spectra of each role's modules, shallow to deep, with their fitted tails in black.
 
     Shown is the share of eigenvalues above x, on logarithmic axes: a power law is a straight line there.
 
+    Args:
+        model: Any module, wrapped or not.
+        xmin_pos, exclude, include: As in `alphadecay.analyze`.
+
     Returns:
         A matplotlib figure.
+
+    Raises:
+        ValueError: If no matrix takes part.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -101,9 +108,11 @@ def spectra(model: nn.Module, xmin_pos: float = 2.0) -> Any:
     from matplotlib.figure import Figure
 
     by_role: dict[str, list[Matrix]] = {}
-    for matrix in find_matrices(model):
+    for matrix in find_matrices(model, exclude, include=include):
         if not matrix.reason:
             by_role.setdefault(matrix.role, []).append(matrix)
+    if not by_role:
+        raise ValueError(f"no weight matrix of {type(model).__name__} takes part")
     columns = min(4, len(by_role))
     lines = -(-len(by_role) // columns)
     figure = Figure(figsize=(2.8 * columns + 0.9, 2.7 * lines), layout="constrained")

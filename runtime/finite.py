@@ -27,8 +27,7 @@ class FiniteGate:
         """`policy`: one of POLICIES; `every`: optimizer steps between looks of the host, where it need not wait."""
         self.learner, self.ranks, self.policy = learner, ranks, policy
         fused = all(group.get("fused") for group in learner.optimizer.param_groups)
-        on_gpu = ranks.device.type == "cuda"  # a CPU has nothing to wait for
-        self.late = policy == "stop" and every > 1 and fused and on_gpu
+        self.late = policy == "stop" and every > 1 and fused and host_runs_ahead(ranks.device)
         self.every = every if self.late else 1
         self._first = torch.full((), -1, dtype=torch.int64, device=ranks.device)  # first bad step, on the device
         self._before: Any = None
@@ -69,6 +68,11 @@ class FiniteGate:
             del optimizer.found_inf
         else:
             optimizer.found_inf = self._before
+
+
+def host_runs_ahead(device: torch.device) -> bool:
+    """Whether the host goes on while the device computes, and would have to wait for an answer."""
+    return device.type != "cpu"
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """SIGTERM and SIGUSR1 end a run in order: every rank learns of a signal at the same place, then all save and leave."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,7 +14,6 @@ from runtime.errors import Preempted
 from runtime.processes import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-WORKER_GRACE = 20  # seconds a loader process goes on delivering after SIGTERM
 Item = TypeVar("Item")
 
 
@@ -72,6 +73,16 @@ def preemption(ranks: Ranks) -> Iterator[Preemption]:
 
 
 def outlive_signals(_: int) -> None:
-    """For a loader process: signals to the whole process group must not end it before the trainer has saved."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+    """For a loader process: only its trainer's own SIGTERM ends it, not one that goes to the whole process group.
+
+    Else the trainer would find its loaders dead before it has saved. A loader whose trainer is gone ends by itself.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(trainer: int) -> None:
+    while True:
+        received = signal.sigwaitinfo(SIGNALS)
+        if (received.si_signo, received.si_pid) == (signal.SIGTERM, trainer):
+            os._exit(0)

@@ -49,14 +49,20 @@ def show_that_it_resumes(
     whole, parts = folder / "whole", folder / "parts"
     middle = max(1, steps * 3 // 8)
     for label, words in (
-        (f"{steps} steps at once", ["--output_dir", str(whole), "--max_steps", str(steps)]),
-        (f"{middle} steps", ["--output_dir", str(parts), "--max_steps", str(middle)]),
-        ("the other steps", ["--resume", str(parts), "--max_steps", str(steps), *harmless]),
+        (f"{steps} steps at once", run_to(whole, steps)),
+        (f"{middle} steps", run_to(parts, middle)),
+        (f"steps {middle + 1} to {steps}", [*run_to(parts, steps), "--resume", str(parts), *harmless]),
     ):
         if ranks.is_main:
             say(f"self-test: {label}")
         _run(command, words, ranks, label)
     ranks.from_main(lambda: _compare(whole, parts, folder))
+
+
+def run_to(folder: Path, step: int) -> list[str]:
+    """Options for a fresh run in a folder up to a step, whatever the command said before."""
+    fresh = ["--resume", "", "--no_self_test_resume", "--no_enable_wandb", "--no_overwrite"]
+    return [*fresh, "--output_dir", str(folder), "--max_steps", str(step)]
 
 
 def _check_free(folder: Path) -> None:
@@ -69,9 +75,8 @@ def _run(command: Sequence[str], words: Sequence[str], ranks: Ranks, label: str)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
     if ranks.count > 1:
         environment["MASTER_PORT"] = str(ranks.from_main(_free_port))
-    fresh = ["--resume", "", "--no_self_test_resume", "--no_enable_wandb", "--no_overwrite"]
     done = subprocess.run(
-        [sys.executable, *command, *fresh, *words], env=environment, text=True,
+        [sys.executable, *command, *words], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     failed = [each for each in ranks.gather((done.returncode, done.stdout)) if each[0] != 0]
@@ -89,17 +94,23 @@ def _free_port() -> int:
 
 def _compare(whole: Path, parts: Path, folder: Path) -> None:
     """Print a table of what was compared; the runs are deleted if all is the same."""
-    results = [(name, len(pairs), first_difference(pairs)) for name, pairs in _what_runs_leave(whole, parts).items()]
-    rows = [(name, count, "same bits" if not difference else difference) for name, count, difference in results]
+    compared = what_runs_leave(whole, parts)
+    different = differences(whole, parts)
+    rows = [(name, len(pairs), different.get(name, "same bits")) for name, pairs in compared.items()]
     say("\n" + table(["compared", "values", "in one go and in two parts"], rows))
-    different = [name for name, _, difference in results if difference]
     if different:
         raise SelfTestFailed(f"resuming changed {', '.join(different)}; both runs are kept in {folder}")
     shutil.rmtree(folder)
     say("\nresuming is exact: nothing differs but times")
 
 
-def _what_runs_leave(whole: Path, parts: Path) -> dict[str, list[tuple[str, Any, Any]]]:
+def differences(whole: Path, parts: Path) -> dict[str, str]:
+    """What differs between two runs' last checkpoints, logs and ledgers, times apart: its name, and where first."""
+    found = {name: first_difference(pairs) for name, pairs in what_runs_leave(whole, parts).items()}
+    return {name: difference for name, difference in found.items() if difference}
+
+
+def what_runs_leave(whole: Path, parts: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """By name of what is compared: the name of each value and the value in both runs."""
     compared: dict[str, list[tuple[str, Any, Any]]] = {}
     runs = [(folder, find_checkpoint(folder)[0]) for folder in (whole, parts)]
@@ -135,7 +146,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for index, each in enumerate(value):
             yield from leaves(each, f"{name}[{index}]")
     else:
-        yield name, value
+        yield name or "value", value
 
 
 def first_difference(pairs: Sequence[tuple[str, Any, Any]]) -> str:

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from tiny import ROOT, TINY, rows, run
 from torch import nn
 
-import main as program
 from engine import without_sync
 
+PARTS_OF_A_STEP = ("engine.py", "schedule.py", "finite.py", "keeper.py", "preemption.py")
 WAITING = ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy")
 
 
@@ -42,22 +42,16 @@ def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_pat
 
         return watching
 
-    real_build = program.build_task
-
-    def build(options, ranks):
-        task = real_build(options, ranks)
-        object.__setattr__(task.rules, "check_every", 4)  # as on a GPU: looks at log intervals only
-        return task
-
-    monkeypatch.setattr(program, "build_task", build)
+    monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)  # as on a GPU
     for name in WAITING:
         monkeypatch.setattr(torch.Tensor, name, watched(name))
     words = ["--decay", decay, "--log_interval", "4", "--decay_interval", "4", "--batch_size", "60", "--epochs", "1"]
     assert run(*TINY, *words, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 0
-    steps, looks = 23, 6  # steps 0, 4, ..., 20
-    assert waits["engine.py:look"] == looks
+    steps = 23
+    # The gate's flag at steps 4, 8, ..., 20, before the evaluation and before saving.
+    assert waits["finite.py:bad_step"] == 5 + 2
     assert waits["training.py:_after_step"] == 5  # the loss, after steps 4, 8, ..., 20
-    in_training = {place: n for place, n in waits.items() if place.split(":")[0] in ("engine.py", "schedule.py")}
+    in_training = {place: n for place, n in waits.items() if place.split(":")[0] in PARTS_OF_A_STEP}
     assert {place for place, n in in_training.items() if n >= steps} == set()
     assert not any(place.startswith("schedule.py") for place in waits)
 

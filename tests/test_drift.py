@@ -37,7 +37,8 @@ FREE = {
     "pretrained", "finetune",  # where the run began; its weights are the checkpoint's since
     "model_ema_eval",  # what is evaluated, not what is trained
     "output_dir", "overwrite", "save_ckpt_num", "checkpoint_every",  # where and when files are written
-    "resume", "config", "eval", "dry_run", "allow_changed",  # what a call does
+    "resume", "config", "eval", "dry_run", "self_test_resume", "allow_changed",  # what a call does
+    "on_nonfinite", "max_nonfinite",  # to go on after a bad step with another policy is what they are for
     "max_steps",  # where the run stops; schedules stay
     "log_interval", "enable_wandb", "project", "wandb_name",  # what is shown
     "device",  # the machine is a fact of its own
@@ -199,7 +200,7 @@ def test_what_is_allowed_by_room_or_name_is_said_and_becomes_the_runs(copied, mo
     said = capsys.readouterr().out
     assert "going on although changed (--allow_changed): reprob, mixup, lr; from here on" in said
     assert any(line.split() == ["augmentation", "mixup", "0.8", "0.4"] for line in said.splitlines())
-    assert find_checkpoint(copied).contract()["options"]["lr"] == 0.002
+    assert find_checkpoint(copied)[0].contract()["options"]["lr"] == 0.002
     assert run("--resume", copied, "--max_steps", "4", monkeypatch=monkeypatch) == 0
 
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import TINY, rows, run, run_apart
 
 from main import read_options
@@ -88,43 +87,8 @@ def test_evaluating_a_finished_run_gives_its_accuracies(finished, monkeypatch, c
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
-def same_tensors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 def timeless(path):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
-
-
-@pytest.mark.parametrize("stop", [5, 7], ids=["after an epoch", "within an epoch"])
-def test_a_run_stopped_and_resumed_is_the_run_that_was_not(finished, tmp_path, monkeypatch, stop):
-    parts = [*TINY, "--output_dir", tmp_path / "parts", "--weight_decay_end", "0.01"]
-    assert run(*parts, "--max_steps", stop, monkeypatch=monkeypatch) == 0
-    with open(tmp_path / "parts" / "log.jsonl", "a") as file:  # written after the checkpoint, then a crash
-        file.write('{"step": 99}\n{"step": 1')
-    assert run("--resume", tmp_path / "parts", monkeypatch=monkeypatch) == 0
-    for name in ("model.safetensors", "ema.safetensors"):
-        file = f"checkpoints/step_00000010/{name}"
-        assert same_tensors(load_file(finished / file), load_file(tmp_path / "parts" / file))
-    assert timeless(finished / "decay.jsonl") == timeless(tmp_path / "parts" / "decay.jsonl")
-    ours, theirs = timeless(tmp_path / "parts" / "log.jsonl"), timeless(finished / "log.jsonl")
-    assert [row for row in ours if row["step"] in (5, 10)][0] == theirs[0]
-    if stop == 5:
-        assert ours == theirs
-
-
-def test_checkpoints_within_an_epoch_resume_exactly(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "often"
-    words = [*TINY, "--output_dir", folder, "--weight_decay_end", "0.01", "--checkpoint_every", "2"]
-    assert run(*words, "--save_ckpt_num", "9", monkeypatch=monkeypatch) == 0
-    again = tmp_path / "again"
-    from_there = ["--resume", folder / "checkpoints" / "step_00000008", "--output_dir", again]
-    assert run(*from_there, monkeypatch=monkeypatch) == 0
-    file = "checkpoints/step_00000010/model.safetensors"
-    assert same_tensors(load_file(again / file), load_file(finished / file))
-    for name in ("log.jsonl", "decay.jsonl"):
-        assert timeless(again / name) == timeless(finished / name)
 
 
 def test_auto_starts_fresh_and_says_so_and_then_goes_on(tmp_path, monkeypatch, capsys):
