@@ -87,18 +87,32 @@ def process_group(device_name: str) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     control = None
     if count > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_meeting_point(count), rank=rank, world_size=count)
         control = dist.new_group(backend="gloo")
     try:
         yield Ranks(rank, count, device, control)
     except RuntimeError as error:
         if count > 1 and (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
-            reason = str(error).splitlines()[0]
+            reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise RankLost(f"rank {rank}: another process of this run is gone or out of reach ({reason})") from error
         raise
     finally:
         if count > 1:
             dist.destroy_process_group()
+
+
+def _meeting_point(count: int) -> dist.Store:
+    """The store where the processes find each other.
+
+    torchrun uses one store for all restarts (pytorch#135712), and a restarted process would look for its peers at the
+    addresses of dead ones: on one node each restart has its own part of it. On several nodes restarts are not counted
+    alike, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each a store of its own (docs/cluster.md).
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(count):
+        return store
+    return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -5,6 +5,8 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from photos import bad_files, imagenet
@@ -25,9 +27,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def torchrun(processes: int, *words: str, timeout: int = 300) -> subprocess.CompletedProcess:
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-    command = [sys.executable, *launch, "--master_addr=localhost", "main.py", *map(str, words)]
+def torchrun(
+    processes: int, *words: str, timeout: int = 300, program: str | Path = "main.py", launch: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
+    torch_run = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    command = [sys.executable, *torch_run, "--master_addr=localhost", *launch, str(program), *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 

@@ -1,0 +1,132 @@
+"""How long training waits for a checkpoint: beside copying the tensors alone, and beside writing it there and then.
+
+    python -m benchmarks.checkpoint [--model deit_tiny_patch16_224] [--rounds 21] [--steps 4] [--json OUT]
+
+A real run's state (weights, EMA, AdamW's moments, random states) is saved as main.py saves it; the sides take turns
+in one process. Last, training steps with a checkpoint being written behind them against the same steps without.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.paired import interval, ratios, row, take_turns
+from engine import train_one_epoch
+from main import build_task, read_options
+from runtime.checkpoints import Contents, write_checkpoint
+from runtime.preemption import Preemption
+from runtime.processes import Ranks
+from runtime.runfolder import environment
+from runtime.seeding import seed_everything
+from runtime.session import Session, Start
+from runtime.tables import say, table
+from training import Training
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
+    parser.add_argument("--rounds", type=int, default=21, help="paired measurements")
+    parser.add_argument("--steps", type=int, default=4, help="training steps of 8 images beside which one is written")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found, size = measure(options.model, options.rounds, options.steps, Path(folder))
+    megabytes, threads = size / 1e6, torch.get_num_threads()
+    say(f"{options.model}, checkpoint of {megabytes:.0f} MB, {options.rounds} rounds, {threads} threads")
+    say(table(["milliseconds", "min", "median", "max"], [row(k, [1e3 * t for t in v]) for k, v in found.items()]))
+    compared = {
+        "training waits / copying alone": ratios(found["training waits"], found["copying alone"]),
+        "writing there and then / training waits": ratios(found["writing there and then"], found["training waits"]),
+        "steps beside writing / steps": ratios(found["steps beside writing"], found["steps"]),
+    }
+    for label, values in compared.items():
+        low, high = interval(values)
+        say(f"{label}: median {median(values):.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    if options.json:
+        options.json.write_text(json.dumps(found | {"bytes": size} | environment(), indent=1) + "\n")
+
+
+def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each side, and the size of a checkpoint in bytes."""
+    training, session = started(model, folder)
+    keeper, learner = training.keeper, training.task.learner
+    take_steps(training, 1)  # the optimizer's moments are there from now on
+
+    def contents() -> Contents:
+        models = learner.plain.state_dict(), learner.averaged.state_dict() if learner.averaged else None
+        return Contents.copied(keeper.step, *models, keeper.state(), {})
+
+    def save() -> None:
+        keeper.step += 1
+        keeper.save()
+
+    def beside_writing() -> None:
+        save()
+        take_steps(training, steps)
+
+    taken = contents()
+    sides: dict[str, Callable[[], Any]] = {
+        "copying alone": contents,
+        "training waits": save,
+        "writing there and then": lambda: write_checkpoint(folder / "there_and_then", contents()),
+        "steps": lambda: take_steps(training, steps),
+        "steps beside writing": beside_writing,
+    }
+    found = take_turns({name: timed(side, session.wait_saved) for name, side in sides.items()}, rounds)
+    session.wait_saved()
+    tensors = [*taken.model.values(), *(taken.ema or {}).values(), *moments(taken.state)]
+    return found, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def started(model: str, folder: Path) -> tuple[Training, Session]:
+    """A run as main.py would begin it."""
+    words = f"--data_set digits --input_size 224 --num_workers 0 --model {model} --batch_size 8 --device cpu "
+    words += f"--optimizer adamw --model_ema --decay alphadecay --output_dir {folder / 'run'}"
+    options = read_options(words.split())
+    seed_everything(0)
+    task = build_task(options, ALONE)
+    session = Session(options.run, Start(folder / "run", None), options.flat(), {}, {})
+    return Training(task, options.run, ALONE, session, {}, Preemption(ALONE)), session
+
+
+def take_steps(training: Training, steps: int) -> None:
+    """Training steps on images of noise."""
+    images, labels = torch.randn(8, 3, 224, 224), torch.arange(8)
+    batches = [(images.clone(), labels) for _ in range(steps)]
+    rules, keeper = training.task.rules, training.keeper
+    train_one_epoch(
+        training.task.learner, batches, rules, ALONE, keeper.step, keeper.gate, lambda *_: None, keeper.bad_step
+    )
+
+
+def timed(work: Callable[[], Any], prepare: Callable[[], None]) -> Callable[[], float]:
+    """A piece of work that returns how long it took; what `prepare` does is not counted."""
+
+    def run() -> float:
+        prepare()
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return run
+
+
+def moments(state: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors of an optimizer's state."""
+    entries = state["optimizer"]["state"].values()
+    return [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Loss and gradients that are not finite: found before they do harm, on all ranks alike, traced and written down."""
+
+import json
+import math
+
+import pytest
+import torch
+from photos import class_folders
+from test_engine import ALONE, batches, learner, rules, train
+from test_processes import torchrun
+from tiny import ROOT, TINY, rows, run
+from torch import nn
+
+from engine import find_bad_values
+from runtime.checkpoints import find_checkpoint
+from runtime.finite import FiniteGate, traced
+from runtime.learner import Learner
+from runtime.selftest import differences
+
+RUN = [*TINY, "--batch_size", "120", "--update_freq", "2", "--max_steps", "8"]  # 5 optimizer steps an epoch
+
+
+def weights(made):
+    return [p.detach().clone() for p in made.plain.parameters()]
+
+
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def poisoned(count, *bad, value=math.nan):
+    made = batches(count, 8)
+    for index in bad:
+        made[index][0][3, 0, 0, 0] = value
+    return made
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_does_not_happen(value):
+    made = learner()
+    before = weights(made)
+    steps, bad = train(made, poisoned(1, 0, value=value), rules())
+    assert steps == [(1, None)] and bad == [0] and same(weights(made), before)
+
+
+def test_what_comes_after_a_skipped_step_is_as_if_its_batch_had_not_been(monkeypatch):
+    skipping, without = learner(), learner()
+    steps, bad = train(skipping, poisoned(4, 1), rules(), policy="skip")
+    train(without, [batch for i, batch in enumerate(poisoned(4, 1)) if i != 1], rules())
+    assert bad == [1] and [loss is None for _, loss in steps] == [False, True, False, False]
+    assert same(weights(skipping), weights(without))
+
+
+def test_a_skipped_step_leaves_running_statistics_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).double()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    made = Learner(model, model, None, torch.optim.SGD(model.parameters(), lr=0.1), scaler)
+    train(made, poisoned(1, 0), rules(), policy="skip")
+    assert same(model.buffers(), nn.BatchNorm2d(3).double().buffers())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adam])
+def test_a_late_gate_keeps_the_weights_until_the_host_looks(monkeypatch, optimizer):
+    monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)  # as on a GPU
+    made, stopped = learner(), learner()
+    for each in (made, stopped):
+        object.__setattr__(each, "optimizer", optimizer(each.plain.parameters(), lr=0.1, fused=True))
+    gate = FiniteGate(made, ALONE, "stop", every=4)
+    bad, seen = [], []
+    from engine import train_one_epoch
+
+    good_and_bad = poisoned(8, 2)
+    train_one_epoch(made, good_and_bad, rules(), ALONE, 0, gate, lambda step, loss: seen.append(step), bad.append)
+    train(stopped, good_and_bad[:2], rules())
+    assert gate.late and bad[0] == 2 and same(weights(made), weights(stopped)) is False  # it went on after `forgive`
+    made2 = learner()
+    object.__setattr__(made2, "optimizer", optimizer(made2.plain.parameters(), lr=0.1, fused=True))
+    gate = FiniteGate(made2, ALONE, "stop", every=4)
+
+    def stop(step):
+        raise ArithmeticError(step)
+
+    with pytest.raises(ArithmeticError, match="2"):
+        train_one_epoch(made2, good_and_bad, rules(), ALONE, 0, gate, lambda *_: None, stop)
+    assert same(weights(made2), weights(stopped))  # steps 2 and 3 changed nothing
+    assert not hasattr(made2.optimizer, "found_inf")
+
+
+def test_only_a_gate_that_stops_and_an_optimizer_that_can_be_told_are_late(monkeypatch):
+    monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)
+    plain, fused = learner(), learner()
+    object.__setattr__(fused, "optimizer", torch.optim.SGD(fused.plain.parameters(), lr=0.1, fused=True))
+    late = [
+        FiniteGate(made, ALONE, policy, 4).late for made in (plain, fused) for policy in ("stop", "skip", "rollback")
+    ]
+    assert late == [False, False, False, True, False, False]
+
+
+class Breaks(nn.Module):
+    """Gives values that are not finite, or gradients."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.scale = how, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.how == "output":
+            return x * self.scale / 0
+        return x * self.scale + (x * 0 * self.scale).sqrt()  # the root's slope at 0 is infinite
+
+
+@pytest.mark.parametrize(("how", "where"), [("output", "the output of 2"), ("gradient", "the gradient of 2")])
+def test_the_first_module_that_is_not_finite_is_found(how, where):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8).double(), Breaks(how), nn.Linear(8, 3).double())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    made = Learner(model, model, None, torch.optim.SGD(model.parameters(), lr=0.1), scaler)
+    finding = find_bad_values(made, batches(2, 8), rules(accumulate=2), ALONE, 0)
+    assert str(finding) == where and finding.micro_step == 0
+
+
+def test_the_samples_at_fault_are_found():
+    made = learner()
+    found = find_bad_values(made, [*batches(1, 8), *poisoned(1, 0)], rules(accumulate=2), ALONE, 0)
+    assert (str(found), found.micro_step, found.samples) == ("the input of 0", 1, [3])
+
+
+def test_a_step_that_was_fine_has_no_finding():
+    made = learner()
+    finding = find_bad_values(made, batches(1, 8), rules(), ALONE, 0)
+    assert finding.module == "" and str(finding) == "nothing, when the step was done again"
+    with traced(made.plain, 0, 8):
+        pass
+    assert not any(module._forward_hooks for module in made.plain.modules())
+
+
+BAD_PLACE = 7  # of an image in epoch 0; with 240 images a step it is in step 0
+
+
+def poison_images(monkeypatch, *places):
+    from loaders import SeededImages
+
+    real = SeededImages.__getitem__
+
+    def poisoned_item(self, key):
+        image, *rest = real(self, key)
+        return (image * math.nan if key[:2] in places else image, *rest)
+
+    monkeypatch.setattr(SeededImages, "__getitem__", poisoned_item)
+
+
+def test_stopping_names_module_and_image_and_writes_them_down(tmp_path, monkeypatch, capsys):
+    poison_images(monkeypatch, (0, 240 * 2 + 7))
+    folder = tmp_path / "run"
+    assert run(*RUN, "--output_dir", folder, "--checkpoint_every", "1", monkeypatch=monkeypatch) == 3
+    said = capsys.readouterr().err
+    (row,) = rows(folder / "bad_steps.jsonl")
+    (found,) = row["ranks"]
+    assert (row["step"], row["action"], found["module"]) == (2, "stop", "patch_embed.proj")
+    assert len(found["samples"]) == 2 and len(found["samples"][0]) == 120
+    # The image and the one it was mixed with.
+    assert found["suspects"] == [found["samples"][0][7], found["samples"][0][112]]
+    assert f"at optimizer step 2: first in the input of patch_embed.proj, sample {found['suspects'][0]}" in said
+    assert find_checkpoint(folder)[0].step == 2
+
+
+def test_files_are_named_where_images_have_them(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        class_folders(tmp_path / part, classes=2, images=8)
+    poison_images(monkeypatch, (0, 3))
+    words = ["--data_set", "image_folder", "--data_path", tmp_path / "train", "--eval_data_path", tmp_path / "val"]
+    words += ["--batch_size", "8", "--mixup", "0", "--cutmix", "0", "--output_dir", tmp_path / "run"]
+    assert run(*TINY, *words, monkeypatch=monkeypatch) == 3
+    (suspect,) = rows(tmp_path / "run" / "bad_steps.jsonl")[0]["ranks"][0]["suspects"]
+    assert (ROOT / suspect).is_file()
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_going_on_after_bad_steps_is_counted_and_resumes_exactly(tmp_path, monkeypatch, capsys, policy):
+    poison_images(monkeypatch, (0, 240 * 2 + 7), (1, 240 + 9))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    words = [*RUN, "--on_nonfinite", policy, "--checkpoint_every", "2"]
+    assert run(*words, "--output_dir", whole, monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "warning: loss or gradient not finite at optimizer step 2" in said and "(2 so far)" in said
+    assert ("back to the weights of step 2" in said) == (policy == "rollback")
+    assert [row["bad_steps"] for row in rows(whole / "log.jsonl")] == [1, 2]
+    assert json.loads((whole / "summary.json").read_text())["bad_steps"] == 2
+    assert [row["step"] for row in rows(whole / "bad_steps.jsonl")] == [2, 6]
+    assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["loss"]) for row in rows(whole / "log.jsonl"))
+    for stop in ("3", "8"):
+        more = ["--resume", "auto", "--output_dir", parts, "--max_steps", stop]
+        assert run(*words, *more, monkeypatch=monkeypatch) == 0
+    assert differences(whole, parts) == {}
+
+
+def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_beginning(tmp_path, monkeypatch, capsys):
+    poison_images(monkeypatch, (0, 240 + 7))
+    words = ["--on_nonfinite", "rollback", "--output_dir", tmp_path / "run", "--max_steps", "3"]
+    assert run(*RUN, *words, monkeypatch=monkeypatch) == 0
+    assert "step 1: first in the input of patch_embed.proj, sample" in (said := capsys.readouterr().out)
+    assert "back to the weights of step 0" in said
+
+
+def test_more_bad_steps_than_allowed_end_the_run(tmp_path, monkeypatch, capsys):
+    poison_images(monkeypatch, *((0, 240 * step) for step in range(5)))
+    words = ["--on_nonfinite", "skip", "--max_nonfinite", "2", "--output_dir", tmp_path / "run"]
+    assert run(*RUN, *words, monkeypatch=monkeypatch) == 3
+    assert "such steps: 3, more than --max_nonfinite 2" in capsys.readouterr().err
+    assert len(rows(tmp_path / "run" / "bad_steps.jsonl")) == 3
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_logged(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        return {"acc1": 1.0, "acc5": 2.0, "loss": math.nan}
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", lambda *_, **__: torch.tensor(math.nan))
+    assert run(*TINY, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 3
+    assert "stopped: the validation loss is nan" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+POISON_RANK_1 = """
+import math, sys
+sys.path.insert(0, {root!r})
+import main
+from loaders import SeededImages
+from runtime.errors import exit_status
+real = SeededImages.__getitem__
+def poisoned(self, key):
+    image, *rest = real(self, key)
+    return (image * math.nan if key[:2] == (0, 240 + 150) else image, *rest)  # step 1, the second rank's half
+SeededImages.__getitem__ = poisoned
+sys.exit(exit_status(main.main))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_what_one_rank_meets_all_ranks_leave_out(tmp_path, policy):
+    program, folder = tmp_path / "poison.py", tmp_path / "run"
+    program.write_text(POISON_RANK_1.format(root=str(ROOT)))
+    words = [*TINY, "--batch_size", "120", "--max_steps", "4", "--on_nonfinite", policy, "--output_dir", folder]
+    done = torchrun(2, *words, program=program)
+    (row,) = rows(folder / "bad_steps.jsonl")
+    assert row["step"] == 1 and [bool(found["suspects"]) for found in row["ranks"]] == [False, True]
+    if policy == "stop":
+        assert done.returncode == 1 and "exitcode  : 3" in done.stderr and done.stderr.count("stopped: ") == 1
+    else:
+        assert done.returncode == 0 and rows(folder / "log.jsonl")[-1]["bad_steps"] == 1
+
+
+DIES_ONCE = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import main, training
+from runtime.errors import exit_status
+count = training.Training._after_step
+def after_step(self, step, loss):
+    if step == 7 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count(self, step, loss)
+training.Training._after_step = after_step
+sys.exit(exit_status(main.main))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_rank_was_killed_from_its_last_checkpoint(tmp_path):
+    program = tmp_path / "dies_once.py"
+    program.write_text(DIES_ONCE.format(root=str(ROOT)))
+    words = [*TINY, "--batch_size", "120", "--resume", "auto", "--output_dir"]
+    assert torchrun(2, *words, tmp_path / "whole").returncode == 0
+    done = torchrun(2, *words, tmp_path / "hit", program=program, launch=["--max-restarts=1"])
+    assert done.returncode == 0 and "(step 5)" in done.stdout
+    assert differences(tmp_path / "whole", tmp_path / "hit") == {}
