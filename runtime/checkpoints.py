@@ -123,8 +123,9 @@ def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[P
         os.rename(temporary, target)
         _sync(folder)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap a full disk in their own
+        free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write the checkpoint {target}: {error}") from error
+        raise UserError(f"cannot write the checkpoint {target} ({free:.1f} MB free there): {error}") from error
     shutil.rmtree(old, ignore_errors=True)
     return Checkpoint(target, contents.step)
 

@@ -1,5 +1,6 @@
 """Errors meant for the person at the keyboard, and the exit status of each."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: try again
 EXIT_INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # a disk that is full or read-only
 
 
 class UserError(Exception):
@@ -45,6 +47,10 @@ def exit_status(program: Callable[[], None]) -> int:
         program()
     except UserError as error:
         return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only, error.details)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        return _say(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", EXIT_BAD_INPUT, True)
     except NonFiniteError as error:
         return _say(f"stopped: {error}", EXIT_NON_FINITE)
     except Preempted as error:

@@ -99,8 +99,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append one line of JSON a row."""
-    with open(path, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    try:
+        with open(path, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:  # of a full disk Python does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_rows(path: Path) -> list[Row]:

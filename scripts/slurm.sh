@@ -20,11 +20,22 @@ PATH="$PATH:$PWD/.venv/bin" # torchrun of the active environment, else that of .
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not share a port
 
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else processes restarted by --max-restarts look for dead ones (pytorch#135712)
+
+# The run's folder: main.py leaves a file REQUEUE there when it was told to end and has saved.
+folder=runs/run
+words=("$@")
+for i in "${!words[@]}"; do
+  case "${words[i]}" in
+    --output_dir=* | --output-dir=*) folder="${words[i]#*=}" ;;
+    --output_dir | --output-dir) folder="${words[i + 1]:-}" ;;
+  esac
+done
+rm -f "$folder/REQUEUE"
+
 # 120 s before the end Slurm sends USR1 to this script alone. It passes it on as TERM, which torchrun knows, through
 # scancel: srun itself would turn TERM into KILL.
-stopping=""
 stop() {
-  stopping=yes
   echo "USR1: stopping the training to requeue job $SLURM_JOB_ID" >&2
   scancel --signal=TERM "$SLURM_JOB_ID"
 }
@@ -40,7 +51,7 @@ while true; do # a signal ends `wait` early
   wait "$training" && status=0 || status=$?
   kill -0 "$training" 2>/dev/null || break
 done
-if [ -n "$stopping" ] && [ "$status" -ne 0 ]; then
+if [ -e "$folder/REQUEUE" ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -89,7 +89,7 @@ def test_a_checkpoint_can_run_no_code(tmp_path, dump, capsys):
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the checkpoint .*file"):
+    with pytest.raises(UserError, match="cannot write the checkpoint .*file/step_00000001"):
         write_checkpoint(tmp_path / "file", Contents.copied(1, WEIGHTS, None, {}, {}))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from test_processes import torchrun
 from tiny import ROOT, TINY, rows, run
 from torch import nn
 
-from engine import find_bad_values
+from engine import find_bad_values, train_one_epoch
+from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
-from runtime.finite import FiniteGate, traced
+from runtime.finite import POLICIES, FiniteGate, traced
 from runtime.learner import Learner
 from runtime.selftest import differences
 
@@ -43,7 +45,7 @@ def test_an_update_that_is_not_finite_does_not_happen(value):
     assert steps == [(1, None)] and bad == [0] and same(weights(made), before)
 
 
-def test_what_comes_after_a_skipped_step_is_as_if_its_batch_had_not_been(monkeypatch):
+def test_what_comes_after_a_skipped_step_is_as_if_its_batch_had_not_been():
     skipping, without = learner(), learner()
     steps, bad = train(skipping, poisoned(4, 1), rules(), policy="skip")
     train(without, [batch for i, batch in enumerate(poisoned(4, 1)) if i != 1], rules())
@@ -60,40 +62,31 @@ def test_a_skipped_step_leaves_running_statistics_alone():
     assert same(model.buffers(), nn.BatchNorm2d(3).double().buffers())
 
 
+def fused(optimizer=torch.optim.SGD):
+    made = learner()
+    return replace(made, optimizer=optimizer(made.plain.parameters(), lr=0.1, fused=True))
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adam])
 def test_a_late_gate_keeps_the_weights_until_the_host_looks(monkeypatch, optimizer):
     monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)  # as on a GPU
-    made, stopped = learner(), learner()
-    for each in (made, stopped):
-        object.__setattr__(each, "optimizer", optimizer(each.plain.parameters(), lr=0.1, fused=True))
+    made, stopped = fused(optimizer), fused(optimizer)
     gate = FiniteGate(made, ALONE, "stop", every=4)
-    bad, seen = [], []
-    from engine import train_one_epoch
-
-    good_and_bad = poisoned(8, 2)
-    train_one_epoch(made, good_and_bad, rules(), ALONE, 0, gate, lambda step, loss: seen.append(step), bad.append)
-    train(stopped, good_and_bad[:2], rules())
-    assert gate.late and bad[0] == 2 and same(weights(made), weights(stopped)) is False  # it went on after `forgive`
-    made2 = learner()
-    object.__setattr__(made2, "optimizer", optimizer(made2.plain.parameters(), lr=0.1, fused=True))
-    gate = FiniteGate(made2, ALONE, "stop", every=4)
+    taken = []
 
     def stop(step):
         raise ArithmeticError(step)
 
-    with pytest.raises(ArithmeticError, match="2"):
-        train_one_epoch(made2, good_and_bad, rules(), ALONE, 0, gate, lambda *_: None, stop)
-    assert same(weights(made2), weights(stopped))  # steps 2 and 3 changed nothing
-    assert not hasattr(made2.optimizer, "found_inf")
+    with pytest.raises(ArithmeticError, match="2"):  # said at step 4
+        train_one_epoch(made, poisoned(8, 2), rules(), ALONE, 0, gate, lambda step, _: taken.append(step), stop)
+    train(stopped, poisoned(8, 2)[:2], rules())
+    assert taken == [1, 2, 3] and same(weights(made), weights(stopped))  # steps 3 and 4 changed nothing
+    assert not hasattr(made.optimizer, "found_inf")
 
 
 def test_only_a_gate_that_stops_and_an_optimizer_that_can_be_told_are_late(monkeypatch):
     monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)
-    plain, fused = learner(), learner()
-    object.__setattr__(fused, "optimizer", torch.optim.SGD(fused.plain.parameters(), lr=0.1, fused=True))
-    late = [
-        FiniteGate(made, ALONE, policy, 4).late for made in (plain, fused) for policy in ("stop", "skip", "rollback")
-    ]
+    late = [FiniteGate(made, ALONE, policy, 4).late for made in (learner(), fused()) for policy in POLICIES]
     assert late == [False, False, False, True, False, False]
 
 
@@ -135,12 +128,8 @@ def test_a_step_that_was_fine_has_no_finding():
     assert not any(module._forward_hooks for module in made.plain.modules())
 
 
-BAD_PLACE = 7  # of an image in epoch 0; with 240 images a step it is in step 0
-
-
 def poison_images(monkeypatch, *places):
-    from loaders import SeededImages
-
+    """Images at some (epoch, place in the epoch) are not numbers; a step has 240 places."""
     real = SeededImages.__getitem__
 
     def poisoned_item(self, key):
@@ -212,9 +201,6 @@ def test_more_bad_steps_than_allowed_end_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_logged(tmp_path, monkeypatch, capsys):
-    def broken(*_):
-        return {"acc1": 1.0, "acc5": 2.0, "loss": math.nan}
-
     monkeypatch.setattr("torch.nn.functional.cross_entropy", lambda *_, **__: torch.tensor(math.nan))
     assert run(*TINY, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 3
     assert "stopped: the validation loss is nan" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -218,8 +219,23 @@ def test_a_checkpoint_that_cannot_be_written_behind_the_training_ends_it(tmp_pat
     monkeypatch.setattr("runtime.checkpoints.save_file", full)
     words = [*TINY, "--output_dir", tmp_path / "run", "--checkpoint_every", "1", "--epochs", "50"]
     assert run(*words, monkeypatch=monkeypatch) == 2
-    assert "step_00000001: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert re.search(r"step_00000001 \([\d.]+ MB free there\): \[Errno 28\] No space left", capsys.readouterr().err)
     assert not (tmp_path / "run" / "log.jsonl").exists()  # it did not train to the end of the epoch first
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "decay.jsonl"])
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, name):
+    real = open
+
+    def full(path, mode="r", *rest, **named):
+        if str(path).endswith(name) and mode == "a":
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, mode, *rest, **named)
+
+    monkeypatch.setattr("builtins.open", full)
+    assert run(*TINY, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert f"{name} cannot be written: Read-only file system" in said and "Traceback" not in said
 
 
 def test_a_broken_checkpoint_is_named_and_passed_over(whole, tmp_path, monkeypatch, capsys):
