@@ -66,11 +66,16 @@ class DecayOptions:
     decay_xmin_pos: float = option(
         2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1, fixed="decay"
     )
+    decay_window: str = option(
+        "none", "farms: alpha of square windows, the same for all shapes", choices=("none", "farms"), fixed="decay"
+    )
+    filter_zeros: bool = option(False, "drop eigenvalues of at most 1e-5 before the fit, as published", fixed="decay")
     decay_assign: str = option("linear", "from scores to multipliers", choices=RULES, fixed="decay")
     decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0, fixed="decay")
     decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0, fixed="decay")
     decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS, fixed="decay")
     decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS), fixed="decay")
+    decay_frozen: bool = option(False, "a control: keep the first assignment for ever", fixed="decay")
     decay_norm_bias: bool = option(
         False, "decay norms, biases, position and class tokens too, as published", fixed="decay"
     )
@@ -168,6 +173,9 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
             metric=options.decay_metric,
             fit=options.decay_fit,
             xmin_pos=options.decay_xmin_pos,
+            window=None if options.decay_window == "none" else options.decay_window,
+            filter_zeros=options.filter_zeros,
+            frozen=options.decay_frozen,
             include=options.include,
         )
     except ValueError as error:

@@ -197,12 +197,12 @@ class Training:
     def _finish(self, session: Session) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        summary = self._summary(session, log)
+        summary, decay = self._summary(session, log), self.task.decay
         drawn = {"training": training_curves(log, "acc1", "top-1 accuracy in %")} if log else {}
         if ledger:
             drawn["decay_over_time"] = figures.decay_over_time(ledger)
             drawn["decay_by_depth"] = figures.decay_by_depth(ledger)
-        drawn["spectra"] = figures.spectra(self.task.learner.plain, **self.task.decay.selection)
+        drawn["spectra"] = figures.spectra(self.task.learner.plain, decay.measuring, **decay.selection)
         session.finish(summary, drawn)
         show_summary(summary, ledger)
         say(f"\nrun folder: {session.folder}")

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
-from alphadecay.spectra import NonFiniteWeight, eigenvalues
+from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class SpectrumRecord:
     stable_rank: float | None = None  # between 1 and eigenvalue_count
     entropy: float | None = None  # of the spectrum, about 0 (one direction) to 1 (even)
     ks_distance: float | None = None  # of the fit, 0 (perfect) to 1
-    xmin: float | None = None  # smallest eigenvalue counted as tail
+    alpha_error: float | None = None  # standard error of alpha, for independent eigenvalues
+    xmin: float | None = None  # eigenvalue at which the tail begins
+    grad_norm: float | None = None  # of the weight's gradient, where it has one
     note: str = ""  # why it takes no part or keeps its base decay; empty when neither
 
 
@@ -43,15 +47,49 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
     "squared_frobenius_norm": lambda record: None if record.frobenius_norm is None else record.frobenius_norm**2,
     "stable_rank": lambda record: record.stable_rank,
     "entropy": lambda record: record.entropy,
+    "grad_norm": lambda record: record.grad_norm,
+    "grad_to_weight": lambda record: (
+        None
+        if record.grad_norm is None or record.spectral_norm is None
+        else metrics.grad_to_weight(record.grad_norm, record.spectral_norm)
+    ),
 }
+FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
+CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
+FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How spectra are measured; see `analyze`."""
+
+    fit: str = "median"
+    xmin_pos: float = 2.0
+    window: str | WindowShape | None = None
+    filter_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fit not in tails.FITS:
+            raise ValueError(f"fit={self.fit!r} is unknown; choose from {', '.join(tails.FITS)}")
+        if not self.xmin_pos > 1:
+            raise ValueError(f"xmin_pos must be above 1, got {self.xmin_pos}")
+        sides = self.window if isinstance(self.window, tuple) else ()
+        shape = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+        if self.window not in (None, "farms") and not shape:
+            raise ValueError(f"window={self.window!r} is unknown; choose None, 'farms' or (rows, columns)")
+
+    def window_of(self, matrix: Matrix) -> WindowShape | None:
+        """The shape of a matrix' windows; None where it is measured as a whole."""
+        return farms_window(*matrix.weight.shape[:2]) if isinstance(self.window, str) else self.window
 
 
 def analyze(
     model: nn.Module,
     fit: str = "median",
     xmin_pos: float = 2.0,
-    window: str | None = None,
+    window: str | WindowShape | None = None,
     *,
+    filter_zeros: bool = False,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
@@ -66,7 +104,11 @@ def analyze(
         model: Any module, also inside DistributedDataParallel or torch.compile.
         fit: How the tail is found; one of `alphadecay.tails.FITS`.
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
-        window: None: the whole matrix. (Shape-fair windows are not implemented yet.)
+        window: None: the whole matrix. "farms": alpha, its error, KS distance and xmin are of the pooled spectrum
+            of evenly spaced square windows, so that they do not depend on the matrix' shape. (rows, columns):
+            of windows of that shape. All other measures are always the whole matrix'.
+        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked;
+            this depends on the weights' scale.
         exclude: Globs over module names that stay out, such as "blocks.0.*".
         include: "stem", "head" or both: they take part as well.
         min_eigenvalues: Matrices with fewer stay out.
@@ -74,39 +116,33 @@ def analyze(
             affect the result. None: this process does everything.
 
     Raises:
-        ValueError: For an unknown fit, a glob that matches nothing, or a weight that is not finite (named).
+        ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
     """
-    if fit not in tails.FITS:
-        raise ValueError(f"fit={fit!r} is unknown; choose from {', '.join(tails.FITS)}")
-    if window is not None:
-        raise ValueError(f"window={window!r} is unknown; choose None")
-    if not xmin_pos > 1:
-        raise ValueError(f"xmin_pos must be above 1, got {xmin_pos}")
+    measuring = Measuring(fit, xmin_pos, window, filter_zeros)
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
-    measured = _measure_shared([m for m in matrices if not m.reason], fit, xmin_pos, process_group)
+    measured = _measure_shared([m for m in matrices if not m.reason], measuring, process_group)
     return [record_without_measures(m, m.reason) if m.reason else measured[m.name] for m in matrices]
 
 
-def measure(matrix: Matrix, fit: str, xmin_pos: float) -> SpectrumRecord:
+def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
     """The record of one matrix that takes part.
 
     Raises:
         NonFiniteWeight: If the weight is not finite, with the matrix named.
     """
-    cut = tails.median_cut(matrix.eigenvalue_count, xmin_pos)
+    window = measuring.window_of(matrix)
     try:
-        eigs = eigenvalues(matrix.weight, cut)
+        fitted, tail, note = fitted_spectrum(matrix.weight, measuring, window)
+        eigs = fitted
+        if window is not None:
+            quick = quick_eigenvalues(matrix.weight)
+            eigs = eigenvalues(matrix.weight) if quick is None else quick
     except NonFiniteWeight as error:
         raise NonFiniteWeight(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
-    tail, note = None, ""
-    try:
-        tail = tails.FITS[fit](eigs, xmin_pos)
-        zeros = tails.count_zeros(eigs)
-        if 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
-            note = f"{zeros} of {len(eigs)} eigenvalues are zero"
-    except tails.DegenerateSpectrum as degenerate:
-        note = str(degenerate)
-    zero = eigs[-1] == 0
+    zeros = tails.count_zeros(eigs)
+    if not note and 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
+        note = f"{zeros} of {len(eigs)} eigenvalues are zero"
+    zero, gradient = eigs[-1] == 0, matrix.weight.grad
     return replace(
         record_without_measures(matrix, note),
         alpha=tail.alpha if tail else None,
@@ -116,8 +152,39 @@ def measure(matrix: Matrix, fit: str, xmin_pos: float) -> SpectrumRecord:
         stable_rank=None if zero else metrics.stable_rank(eigs),
         entropy=None if zero else metrics.entropy(eigs),
         ks_distance=tail.ks_distance if tail else None,
+        alpha_error=tail.alpha_error if tail else None,
         xmin=tail.xmin if tail else None,
+        grad_norm=None if gradient is None else float(gradient.norm(dtype=torch.float32)),
     )
+
+
+def fitted_spectrum(
+    weight: Tensor, measuring: Measuring, window: WindowShape | None
+) -> tuple[np.ndarray, tails.TailFit | None, str]:
+    """Eigenvalues, the fit to their tail or None, and why there is none; in float32 where that is accurate enough."""
+    quick = None if measuring.fit in tails.LOOK_AT_SMALLEST else quick_eigenvalues(weight, window)
+    if quick is not None:
+        tail, _ = fit_tail(quick, measuring)
+        if tail is not None and _accurate(quick, tail):
+            return quick, tail, ""
+    eigs = eigenvalues(weight, window)
+    return eigs, *fit_tail(eigs, measuring)
+
+
+def fit_tail(eigs: np.ndarray, measuring: Measuring) -> tuple[tails.TailFit | None, str]:
+    """The fit to a spectrum's tail, or None and the reason."""
+    kept = eigs[eigs > FILTERED] if measuring.filter_zeros else eigs
+    try:
+        return tails.FITS[measuring.fit](kept if len(kept) else eigs, measuring.xmin_pos), ""
+    except tails.DegenerateSpectrum as degenerate:
+        return None, str(degenerate)
+
+
+def _accurate(eigs: np.ndarray, tail: tails.TailFit) -> bool:
+    """Whether float32 can tell the tail, which was clearly the best, and whether half of the eigenvalues are zero."""
+    noise = len(eigs) * np.finfo(np.float32).eps * eigs[-1]
+    begins_high = tail.xmin >= FLOAT64_BELOW * eigs[-1] and tail.margin > CLEAR_MARGIN
+    return begins_high and eigs[(len(eigs) - 1) // 2] > noise
 
 
 def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:
@@ -128,14 +195,14 @@ def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:
     )
 
 
-def _measure_shared(matrices: list[Matrix], fit: str, xmin_pos: float, group: Any) -> dict[str, SpectrumRecord]:
+def _measure_shared(matrices: list[Matrix], measuring: Measuring, group: Any) -> dict[str, SpectrumRecord]:
     """Records by name; with a process group each rank measures its share and all end with the same floats."""
     if group is None or dist.get_world_size(group) == 1:
-        return {m.name: measure(m, fit, xmin_pos) for m in matrices}
+        return {m.name: measure(m, measuring) for m in matrices}
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     outcome: dict[str, SpectrumRecord] | ValueError
     try:
-        outcome = {m.name: measure(m, fit, xmin_pos) for m in share_of(matrices, rank, ranks)}
+        outcome = {m.name: measure(m, measuring) for m in share_of(matrices, rank, ranks)}
     except ValueError as error:  # the others must hear of it before they wait for this rank for ever
         outcome = error
     outcomes: list[Any] = [None] * ranks

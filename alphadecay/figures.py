@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from alphadecay.analysis import Measuring, fitted_spectrum
 from alphadecay.matrices import Matrix, find_matrices
-from alphadecay.spectra import eigenvalues
-from alphadecay.tails import DegenerateSpectrum, fit_median, median_cut
 
 Row = Mapping[str, Any]
+WHOLE = Measuring()
 PALETTE = "petroff10"  # told apart by colour-blind readers too
 MARKERS = "osD^vP*X"  # and on paper without colour
 
@@ -87,14 +87,17 @@ def decay_by_depth(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def spectra(model: nn.Module, xmin_pos: float = 2.0, exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Any:
+def spectra(
+    model: nn.Module, measuring: Measuring = WHOLE, exclude: Sequence[str] = (), include: Sequence[str] = ()
+) -> Any:
     """Eigenvalue spectra of each role's modules, shallow to deep, with their fitted tails in black.
 
     Shown is the share of eigenvalues above x, on logarithmic axes: a power law is a straight line there.
 
     Args:
         model: Any module, wrapped or not.
-        xmin_pos, exclude, include: As in `alphadecay.analyze`.
+        measuring: Fit and windows; with windows their pooled spectrum is shown.
+        exclude, include: As in `alphadecay.analyze`.
 
     Returns:
         A matplotlib figure.
@@ -120,7 +123,7 @@ def spectra(model: nn.Module, xmin_pos: float = 2.0, exclude: Sequence[str] = ()
     colours = colormaps["viridis"]
     for ax, (role, matrices) in zip(axes.flat, by_role.items(), strict=False):
         for i, matrix in enumerate(matrices):
-            _draw_spectrum(ax, matrix, xmin_pos, colours(0.9 * i / max(1, len(matrices) - 1)))
+            _draw_spectrum(ax, matrix, measuring, colours(0.9 * i / max(1, len(matrices) - 1)))
         ax.set(title=role, xscale="log", yscale="log", xlabel="eigenvalue", ylabel="share above")
     for ax in list(axes.flat)[len(by_role) :]:
         ax.set_visible(False)
@@ -130,18 +133,15 @@ def spectra(model: nn.Module, xmin_pos: float = 2.0, exclude: Sequence[str] = ()
     return figure
 
 
-def _draw_spectrum(ax: Any, matrix: Matrix, xmin_pos: float, colour: Any) -> None:
-    cut = median_cut(matrix.eigenvalue_count, xmin_pos)
-    eigs = eigenvalues(matrix.weight, cut)
+def _draw_spectrum(ax: Any, matrix: Matrix, measuring: Measuring, colour: Any) -> None:
+    eigs, tail, _ = fitted_spectrum(matrix.weight, measuring, measuring.window_of(matrix))
     shares = 1 - np.arange(len(eigs)) / len(eigs)
     shown = eigs > 1e-6 * eigs[-1]
     ax.plot(eigs[shown], shares[shown], color=colour, lw=1.4)
-    try:
-        fit = fit_median(eigs, xmin_pos)
-    except DegenerateSpectrum:
-        return
-    ends = np.array([fit.xmin, eigs[-1]])
-    ax.plot(ends, shares[cut] * (ends / fit.xmin) ** (1 - fit.alpha), color="black", lw=0.7, ls="--")
+    if tail is not None:
+        ends = np.array([tail.xmin, eigs[-1]])
+        share = tail.count / len(eigs)
+        ax.plot(ends, share * (ends / tail.xmin) ** (1 - tail.alpha), color="black", lw=0.7, ls="--")
 
 
 def _write_cells(ax: Any, grid: np.ndarray) -> None:

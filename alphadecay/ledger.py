@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alphadecay.matrices import role_of
+from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
 
 

@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from alphadecay.roles import role_of
+
 MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
 
 # Names by which models that declare nothing about themselves call their input and output layers.
@@ -49,16 +51,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 def plain_name(name: str) -> str:
     """A name without the parts that torch.compile, FSDP1 or activation checkpointing add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
-
-
-def role_of(name: str) -> str:
-    """What a module does in its block: the parts of its name behind the block's number, at most two of them."""
-    parts = name.split(".")
-    while len(parts) > 1 and parts[-1].isdigit():  # the place in a small sequence, such as downsample.0
-        parts.pop()
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    inner = parts[numbers[-1] + 1 :] if numbers else parts
-    return ".".join(inner[-2:]) or name
 
 
 def find_matrices(

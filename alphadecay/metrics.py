@@ -1,9 +1,10 @@
-"""Measures of a spectrum other than its tail exponent."""
+"""Measures of a weight other than its tail exponent."""
 
 import math
 
 import numpy as np
 
+GRAD_TO_WEIGHT_EPS = 1e-8  # published constant
 ENTROPY_EPS = 6e-5  # published constant: added to probabilities, and the smallest singular value that counts
 
 
@@ -39,3 +40,8 @@ def entropy(eigs: np.ndarray) -> float:
     if rank <= 1:
         return 0.0
     return float(-(probabilities * np.log(probabilities)).sum() / math.log(rank + ENTROPY_EPS))
+
+
+def grad_to_weight(grad_norm: float, spectral_norm: float) -> float:
+    """Norm of the gradient over the weight's largest eigenvalue + 1e-8, as the published program has it."""
+    return grad_norm / (spectral_norm**2 + GRAD_TO_WEIGHT_EPS)

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from alphadecay.analysis import SCORES, SpectrumRecord, analyze
+from alphadecay.analysis import SCORES, Measuring, SpectrumRecord, analyze
 from alphadecay.assign import assign
 from alphadecay.groups import Group, innermost, split_groups
 from alphadecay.matrices import find_matrices
+from alphadecay.spectra import WindowShape
 
 
 class DecaySchedule(ABC):
@@ -27,9 +28,12 @@ class DecaySchedule(ABC):
     Attributes:
         records: What the last refresh measured; empty before the first one.
         scores: What it ranked the modules by.
+        measuring: How spectra are measured, where they are.
         seconds: Wall-clock time spent in refreshes by this object.
         on_refresh: Called with this object after each refresh, before the step is taken.
     """
+
+    measuring = Measuring()
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class AlphaDecay(DecaySchedule):
         high: Largest multiplier of the base decay.
         rule, budget, control, seed: As in `alphadecay.assign`.
         metric: What scores a module; one of `alphadecay.analysis.SCORES`. Higher scores get more decay.
-        fit, xmin_pos, exclude, include: As in `alphadecay.analyze`.
+        fit, xmin_pos, window, filter_zeros, exclude, include: As in `alphadecay.analyze`.
         frozen: Keep the first assignment for ever.
         on_refresh: Called with this object after each refresh.
         process_group: Ranks that share the measuring; all ranks of a distributed run by default.
@@ -162,6 +166,8 @@ class AlphaDecay(DecaySchedule):
         metric: str = "alpha",
         fit: str = "median",
         xmin_pos: float = 2.0,
+        window: str | WindowShape | None = None,
+        filter_zeros: bool = False,
         frozen: bool = False,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
@@ -171,7 +177,7 @@ class AlphaDecay(DecaySchedule):
         if metric not in SCORES:
             raise ValueError(f"metric={metric!r} is unknown; choose from {', '.join(SCORES)}")
         self.metric, self.frozen, self.process_group = metric, frozen, process_group
-        self.measuring: dict[str, Any] = {"fit": fit, "xmin_pos": xmin_pos}
+        self.measuring = Measuring(fit, xmin_pos, window, filter_zeros)
         self.assignment: dict[str, Any] = {
             "rule": rule, "low": low, "high": high, "budget": budget, "control": control, "seed": seed,
         }  # fmt: skip
@@ -191,8 +197,11 @@ class AlphaDecay(DecaySchedule):
         group = self.process_group
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        records = analyze(self.model, **self.measuring, **self.selection, process_group=group)
+        records = analyze(self.model, **vars(self.measuring), **self.selection, process_group=group)
         self.scores = {r.name: score for r in records if not r.note and (score := SCORES[self.metric](r)) is not None}
+        if not self.scores and any(not r.note for r in records):
+            why = f"no {self.metric} to score by: it needs a gradient" if "grad" in self.metric else "no score"
+            return [r if r.note else replace(r, note=why) for r in records], {}
         if len(set(self.scores.values())) < 2:
             why = "the only matrix with a score" if len(self.scores) == 1 else "all scores are equal"
             return [replace(r, note=why) if r.name in self.scores else r for r in records], {}

@@ -1,4 +1,4 @@
-"""The eigenvalues of W W^T for a weight matrix, through its smaller Gram matrix."""
+"""The eigenvalues of W W^T for a weight matrix, through its smaller Gram matrix; whole, or in square windows."""
 
 import math
 
@@ -7,26 +7,25 @@ import torch
 from torch import Tensor
 
 CONV_NORM = 0.5  # published factor on the eigenvalues of a Conv2d
-FLOAT64_BELOW = 1e-3  # float32 Gram eigenvalues smaller than this share of the largest lose accuracy
 SAFE_TRACE = (1e-20, 1e30)  # outside this range float32 squares are near under- or overflow
+WINDOW_SIDE = 64  # of FARMS windows; of a matrix not much larger, three quarters of its smaller side
+WINDOWS_A_SIDE = (3, 9)  # fewest and most, where the side is longer than the window
+WindowShape = tuple[int, int]
 
 
 class NonFiniteWeight(ValueError):
     """A weight that holds nan or inf."""
 
 
-def eigenvalues(weight: Tensor, cut_index: int) -> np.ndarray:
-    """Eigenvalues of W W^T or W^T W, whichever is smaller.
+def eigenvalues(weight: Tensor, window: WindowShape | None = None) -> np.ndarray:
+    """Eigenvalues of W W^T or W^T W, whichever is smaller, or those of its windows, pooled; computed in float64.
 
     A Conv2d weight (out, in, height, width) counts as one out x in matrix a kernel position, scaled by
-    sqrt(CONV_NORM), and the eigenvalues of all positions are pooled. Half precision is analysed in float32.
-    Where the eigenvalue at `cut_index` is below FLOAT64_BELOW of the largest, or half of them look like zeros,
-    everything is done again in float64. Eigenvalues below that share are exact in float32 only relative to the
-    largest one, which is all that norms and entropy need. Negative rounding noise comes back as 0.
+    sqrt(CONV_NORM), and the eigenvalues of all positions are pooled. Negative rounding noise comes back as 0.
 
     Args:
-        weight: Shape (rows, columns) or (out, in, height, width), on any device.
-        cut_index: Position in the ascending spectrum from which on the caller needs relative accuracy.
+        weight: Shape (rows, columns) or (out, in, height, width), on any device, in any precision.
+        window: Shape of the windows (see `windows`), or None for the whole matrix.
 
     Returns:
         Shape (n,), float64, ascending, none negative.
@@ -34,21 +33,23 @@ def eigenvalues(weight: Tensor, cut_index: int) -> np.ndarray:
     Raises:
         NonFiniteWeight: If the weight holds a value that is not finite.
     """
-    matrices = as_matrices(weight)
-    if matrices.dtype is not torch.float64:
-        found = _gram_eigenvalues(matrices.float())
-        if found is not None and _good_enough(found, cut_index):
-            return found
-    found = _gram_eigenvalues(matrices.double())
+    found = _eigenvalues(weight, window, torch.float64)
     if found is None:
         raise NonFiniteWeight("the weight holds values that are not finite (nan or inf)")
     return found
 
 
-def _good_enough(eigs: np.ndarray, cut_index: int) -> bool:
-    """Whether float32 can tell the tail, and whether half of the eigenvalues are zero."""
-    noise = len(eigs) * np.finfo(np.float32).eps * eigs[-1]
-    return eigs[cut_index] >= FLOAT64_BELOW * eigs[-1] and eigs[(len(eigs) - 1) // 2] > noise
+def quick_eigenvalues(weight: Tensor, window: WindowShape | None = None) -> np.ndarray | None:
+    """`eigenvalues` computed in float32, exact relative to the largest: small ones lose accuracy.
+
+    None where float32 cannot hold the squares, values are not finite, or the weight itself is in float64.
+    """
+    return None if weight.dtype is torch.float64 else _eigenvalues(weight, window, torch.float32)
+
+
+def _eigenvalues(weight: Tensor, window: WindowShape | None, precision: torch.dtype) -> np.ndarray | None:
+    matrices = as_matrices(weight).to(precision)
+    return _gram_eigenvalues(matrices if window is None else windows(matrices, window))
 
 
 def as_matrices(weight: Tensor) -> Tensor:
@@ -58,6 +59,43 @@ def as_matrices(weight: Tensor) -> Tensor:
         out_channels, in_channels = weight.shape[:2]
         return weight.permute(2, 3, 0, 1).reshape(-1, out_channels, in_channels) * math.sqrt(CONV_NORM)
     return weight.unsqueeze(0)
+
+
+def farms_window(rows: int, columns: int) -> WindowShape:
+    """The square window of a matrix: the same for all but small ones, so that their exponents can be compared."""
+    side = max(1, min(WINDOW_SIDE, 3 * min(rows, columns) // 4))
+    return side, side
+
+
+def windows(matrices: Tensor, shape: WindowShape) -> Tensor:
+    """Windows of matrices, evenly spaced over each.
+
+    Args:
+        matrices: Shape (positions, rows, columns).
+        shape: Rows and columns of a window; a side longer than the matrix is cut to it.
+
+    Returns:
+        Shape (positions x windows, window rows, window columns).
+
+    Source: FARMS (arXiv 2506.06280). There the windows are 100 x 100 in vision, 9 x 9 of them; the exponents of
+    a convolution's positions are averaged, here their eigenvalues are pooled.
+    """
+    height, width = (min(side, length) for side, length in zip(shape, matrices.shape[1:], strict=True))
+    tops, lefts = _places(matrices.shape[1], height), _places(matrices.shape[2], width)
+    return torch.cat([matrices[:, top : top + height, left : left + width] for top in tops for left in lefts])
+
+
+def _places(length: int, side: int) -> list[int]:
+    """Where windows begin along a side."""
+    if length == side:
+        return [0]
+    count = int(np.clip(round(length / side), *WINDOWS_A_SIDE))
+    return sorted({round(place) for place in np.linspace(0, length - side, count)})
+
+
+def window_count(rows: int, columns: int, shape: WindowShape) -> int:
+    """How many windows of a shape a matrix has."""
+    return len(_places(rows, min(shape[0], rows))) * len(_places(columns, min(shape[1], columns)))
 
 
 def _gram_eigenvalues(matrices: Tensor) -> np.ndarray | None:

@@ -48,7 +48,13 @@ PUBLISHED: dict[str, Published] = {
     # The published fnorm is the squared norm, and spectral_norm the largest eigenvalue.
     "esd_metric_for_tb": Published(
         "decay_metric",
-        {"fnorm": "squared_frobenius_norm", "spectral_norm": "largest_eigenvalue", "alphahat": "alpha_hat"},
+        {
+            "fnorm": "squared_frobenius_norm",
+            "spectral_norm": "largest_eigenvalue",
+            "alphahat": "alpha_hat",
+            "gradnorm": "grad_norm",
+            "gradnorm_d_weightnorm": "grad_to_weight",
+        },
     ),
 }
 # Names of values that timm has changed since.

@@ -101,6 +101,16 @@ def test_bad_input_is_named(message, case):
         assign(SCORES | changed, **options)
 
 
+def test_a_negative_multiplier_is_an_error_where_the_published_one_is_growth():
+    with pytest.raises(ValueError, match="rule 'log2' needs scores of at least 1; that of b is 0.5"):
+        assign({"a": 2.0, "b": 0.5}, rule="log2")
+
+
+def test_nan_is_an_error_where_the_published_one_spreads():
+    with pytest.raises(ValueError, match="the score of b is nan"):
+        assign({"a": 2.0, "b": math.nan, "c": 3.0})
+
+
 def test_no_scores_is_an_error():
     with pytest.raises(ValueError, match="no scores"):
         assign({})

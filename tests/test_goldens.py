@@ -36,10 +36,17 @@ def test_measures_are_the_published_ones(golden):
 
 @pytest.mark.parametrize("golden", GOLDEN["matrices"], ids=label)
 def test_xmin_pos_moves_the_cut_as_published(golden):
-    eigs = eigenvalues(draw(**golden["recipe"]), 0)
+    eigs = eigenvalues(draw(**golden["recipe"]))
     for xmin_pos in ("1.5", "3", "4"):
         expected = golden[f"alpha_median_xmin_pos_{xmin_pos}"]
         assert fit_median(eigs, float(xmin_pos)).alpha == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fit", ["goodness-of-fit", "fix-finger"])
+@pytest.mark.parametrize("golden", GOLDEN["matrices"], ids=label)
+def test_searched_tails_are_the_published_ones(golden, fit):
+    record = alphadecay.analyze(model_of(m=draw(**golden["recipe"])), fit=fit, min_eigenvalues=1)[0]
+    assert record.alpha == pytest.approx(golden[f"alpha_{fit.replace('-', '_')}"], rel=1e-3)
 
 
 @pytest.mark.parametrize("golden", GOLDEN["assignments"], ids=lambda g: f"{g['assign']}-{len(g['names'])}")

@@ -6,7 +6,7 @@ import torch
 from recipes import block_model
 from torch import nn
 
-from alphadecay.matrices import find_matrices, role_of
+from alphadecay.matrices import find_matrices
 
 
 def reasons(model, **options):
@@ -87,21 +87,3 @@ def test_names_are_the_plain_models_under_every_wrapper():
     assert taking_part(nn.DataParallel(model)) == expected
     inner = nn.Sequential(*[torch.compile(block) for block in model.blocks])
     assert taking_part(inner) == [name.removeprefix("blocks.") for name in expected]
-
-
-@pytest.mark.parametrize(
-    ("name", "role"),
-    [
-        ("blocks.0.attn.qkv", "attn.qkv"),
-        ("layers.2.blocks.1.mlp.fc1", "mlp.fc1"),
-        ("model.layers.11.self_attn.q_proj", "self_attn.q_proj"),
-        ("layer1.0.conv2", "conv2"),
-        ("layer2.0.downsample.0", "downsample"),
-        ("features.3", "features"),
-        ("encoder.body.fc", "body.fc"),
-        ("body", "body"),
-        ("0", "0"),
-    ],
-)
-def test_a_role_is_the_last_parts_of_the_name(name, role):
-    assert role_of(name) == role

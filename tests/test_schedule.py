@@ -224,3 +224,40 @@ def test_ledger_rows_say_what_each_module_got():
     assert (row["module"], row["role"], row["step"], row["score"]) == ("blocks.0.fc1", "fc1", 0, record.alpha)
     assert row["weight_decay"] == pytest.approx(0.1 * row["multiplier"])
     assert row["weight_norm"] == pytest.approx(model.blocks[0].fc1.weight.norm().item())
+
+
+@pytest.mark.parametrize("metric", ["grad_norm", "grad_to_weight"])
+def test_modules_are_scored_by_the_gradient_of_the_step(metric):
+    model, optimizer, decay = setup(metric=metric)
+    decay.refresh()
+    assert set(decay.multipliers.values()) == {1.0}  # there is no gradient yet
+    assert all("needs a gradient" in record.note for record in decay.records if "blocks" in record.name)
+    take_steps(model, optimizer, 1)
+    expected = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    for record in decay.records:
+        if record.name in decay.scores:
+            assert record.grad_norm == pytest.approx(expected[f"{record.name}.weight"], rel=1e-6)
+            largest = record.spectral_norm**2 + 1e-8
+            score = record.grad_norm / (largest if metric == "grad_to_weight" else 1)
+            assert decay.scores[record.name] == pytest.approx(score)
+    in_order = sorted(decay.scores, key=decay.scores.__getitem__)
+    assert decay.multipliers[in_order[0]] == pytest.approx(2 / 3) and decay.multipliers[in_order[-1]] == HIGH
+
+
+@pytest.mark.parametrize(
+    "options", [{"fit": "goodness-of-fit"}, {"window": "farms"}, {"window": (32, 48)}, {"filter_zeros": True}], ids=str
+)
+def test_how_spectra_are_measured_is_what_analyze_would_do(options):
+    model, optimizer, decay = setup(**options)
+    decay.refresh()
+    assert decay.records == alphadecay.analyze(model, **options)
+
+
+def test_a_half_zero_matrix_is_left_out_where_the_published_alpha_spreads_nan():
+    model, optimizer, decay = setup()
+    with torch.no_grad():
+        model.blocks[0].proj.weight[:40] = 0
+    decay.refresh()
+    assert decay.multipliers["blocks.0.proj"] == 1.0 and "blocks.0.proj" not in decay.scores
+    assert all(2 / 3 <= multiplier <= HIGH for multiplier in decay.multipliers.values())
+    assert HIGH in decay.multipliers.values()

@@ -28,7 +28,7 @@ def alpha(weight, **options):
 @pytest.mark.parametrize("xmin_pos", [1.5, 2.0, 4.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fit_agrees_with_the_slow_twin(seed, xmin_pos):
-    eigs = eigenvalues(gaussian(60, 90, seed), 0)
+    eigs = eigenvalues(gaussian(60, 90, seed))
     assert fit_median(eigs, xmin_pos).alpha == pytest.approx(slow_alpha(eigs.tolist(), xmin_pos), rel=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_a_degenerate_matrix_has_no_alpha_and_says_why(note, weight):
     record = alphadecay.analyze(model_of(m=weight))[0]
     assert record.alpha is None and note in record.note
     with pytest.raises(DegenerateSpectrum, match=note):
-        fit_median(eigenvalues(weight, 32))
+        fit_median(eigenvalues(weight))
 
 
 def test_a_half_zero_matrix_says_so():
