@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
+from alphadecay.sharing import gradient_norms, measured_together, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
 
 
@@ -112,37 +112,49 @@ def analyze(
         exclude: Globs over module names that stay out, such as "blocks.0.*".
         include: "stem", "head" or both: they take part as well.
         min_eigenvalues: Matrices with fewer stay out.
-        process_group: Ranks that hold the same model and share the work; all of them must call. Does not
-            affect the result. None: this process does everything.
+        process_group: Ranks that share the work; all of them must call, and all get the same records. They may hold
+            the same model, shards of its weights (FSDP2), or other parts of it (pipeline parallel): the records
+            are those of all. None: this process does everything.
 
     Raises:
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
     """
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
-    measured = _measure_shared([m for m in matrices if not m.reason], measuring, process_group)
-    return [record_without_measures(m, m.reason) if m.reason else measured[m.name] for m in matrices]
+    taking_part = [m for m in matrices if not m.reason]
+    norms = gradient_norms(taking_part)
+
+    def measure_one(matrix: Matrix) -> SpectrumRecord:
+        return replace(measure(matrix, measuring), grad_norm=norms.get(matrix.name))
+
+    if process_group is None or dist.get_world_size(process_group) == 1:
+        measured = {m.name: measure_one(m) for m in taking_part}
+    else:
+        measured = measured_together(taking_part, measure_one, process_group)
+    own = {m.name: record_without_measures(m, m.reason) for m in matrices if m.reason}
+    names = dict.fromkeys([*(m.name for m in matrices), *measured])
+    return [own.get(name) or measured[name] for name in names]
 
 
 def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
-    """The record of one matrix that takes part.
+    """The record of one matrix that takes part, but for its gradient.
 
     Raises:
         NonFiniteWeight: If the weight is not finite, with the matrix named.
     """
-    window = measuring.window_of(matrix)
+    window, weight = measuring.window_of(matrix), whole(matrix.weight)
     try:
-        fitted, tail, note = fitted_spectrum(matrix.weight, measuring, window)
+        fitted, tail, note = fitted_spectrum(weight, measuring, window)
         eigs = fitted
         if window is not None:
-            quick = quick_eigenvalues(matrix.weight)
-            eigs = eigenvalues(matrix.weight) if quick is None else quick
+            quick = quick_eigenvalues(weight)
+            eigs = eigenvalues(weight) if quick is None else quick
     except NonFiniteWeight as error:
         raise NonFiniteWeight(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
     zeros = tails.count_zeros(eigs)
     if not note and 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
         note = f"{zeros} of {len(eigs)} eigenvalues are zero"
-    zero, gradient = eigs[-1] == 0, matrix.weight.grad
+    zero = eigs[-1] == 0
     return replace(
         record_without_measures(matrix, note),
         alpha=tail.alpha if tail else None,
@@ -154,7 +166,6 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
         ks_distance=tail.ks_distance if tail else None,
         alpha_error=tail.alpha_error if tail else None,
         xmin=tail.xmin if tail else None,
-        grad_norm=None if gradient is None else float(gradient.norm(dtype=torch.float32)),
     )
 
 
@@ -193,39 +204,3 @@ def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:
     return SpectrumRecord(
         matrix.name, matrix.role, tuple(weight.shape), weight.numel(), matrix.eigenvalue_count, note=note
     )
-
-
-def _measure_shared(matrices: list[Matrix], measuring: Measuring, group: Any) -> dict[str, SpectrumRecord]:
-    """Records by name; with a process group each rank measures its share and all end with the same floats."""
-    if group is None or dist.get_world_size(group) == 1:
-        return {m.name: measure(m, measuring) for m in matrices}
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    outcome: dict[str, SpectrumRecord] | ValueError
-    try:
-        outcome = {m.name: measure(m, measuring) for m in share_of(matrices, rank, ranks)}
-    except ValueError as error:  # the others must hear of it before they wait for this rank for ever
-        outcome = error
-    outcomes: list[Any] = [None] * ranks
-    dist.all_gather_object(outcomes, outcome, group=group)
-    for each in outcomes:
-        if isinstance(each, ValueError):
-            raise each
-    return {name: record for each in outcomes for name, record in each.items()}
-
-
-def share_of(matrices: list[Matrix], rank: int, ranks: int) -> list[Matrix]:
-    """The matrices one rank measures: the costliest first, each to the rank that has least to do."""
-    loads = [0.0] * ranks
-    shares: list[list[Matrix]] = [[] for _ in range(ranks)]
-    for matrix in sorted(matrices, key=_cost, reverse=True):
-        lightest = loads.index(min(loads))
-        loads[lightest] += _cost(matrix)
-        shares[lightest].append(matrix)
-    return shares[rank]
-
-
-def _cost(matrix: Matrix) -> float:
-    """Multiplications in units that rank matrices: the Gram product and the cubic eigenvalue solver."""
-    rows, columns = sorted(matrix.weight.shape[:2])
-    positions = matrix.eigenvalue_count / rows
-    return positions * (rows * rows * columns + 4.0 * rows**3)

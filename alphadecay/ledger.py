@@ -2,8 +2,12 @@
 
 from typing import Any
 
+from torch import Tensor
+
+from alphadecay.analysis import SpectrumRecord
 from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
+from alphadecay.sharing import is_sharded
 
 
 def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
@@ -27,9 +31,16 @@ def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
                 "score": schedule.scores.get(name),
                 "multiplier": group["decay_multiplier"],
                 "weight_decay": group["weight_decay"],
-                "weight_norm": float(group["params"][0].detach().norm()),
+                "weight_norm": _norm(group["params"][0].detach(), record),
                 "audit": None,
                 "note": record.note if record else "",
             }
         )
     return rows
+
+
+def _norm(weight: Tensor, record: SpectrumRecord | None) -> float | None:
+    """The norm of a weight; of a sharded one as it was measured, as only some ranks may ask."""
+    if is_sharded(weight):
+        return record.frobenius_norm if record else None
+    return float(weight.norm())

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from alphadecay.roles import role_of
 
@@ -23,7 +23,7 @@ class Matrix:
 
     name: str  # of its module in the plain model, such as blocks.0.attn.qkv
     role: str  # what it does in its block, such as attn.qkv
-    weight: nn.Parameter
+    weight: Tensor  # the parameter, or its whole value where that is sharded over ranks
     reason: str  # why it takes no part; empty when it does
     kind: str  # "linear", "conv2d" or "other"
 
@@ -111,7 +111,8 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 def _kind(module: nn.Module, parameter_name: str) -> str:
     if parameter_name != "weight":
         return "other"
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # transformers' transposed Linear
+    kinds = {kind.__name__ for kind in type(module).__mro__}  # FSDP2 makes a class of its own of each
+    if isinstance(module, nn.Linear) or "Conv1D" in kinds:  # transformers' transposed Linear
         return "linear"
     return "conv2d" if isinstance(module, nn.Conv2d) else "other"
 

@@ -141,7 +141,7 @@ class AlphaDecay(DecaySchedule):
         fit, xmin_pos, window, filter_zeros, exclude, include: As in `alphadecay.analyze`.
         frozen: Keep the first assignment for ever.
         on_refresh: Called with this object after each refresh.
-        process_group: Ranks that share the measuring; all ranks of a distributed run by default.
+        process_group: As in `alphadecay.analyze`; all ranks of a distributed run by default.
 
     Raises:
         ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight

@@ -105,9 +105,10 @@ def test_a_search_finds_where_the_tail_begins():
 # The published fix-finger compares a logarithm with eigenvalues: it depends on the scale, see its docstring.
 @pytest.mark.parametrize("fit", [fit for fit in FITS if fit != "fix-finger"])
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("columns", [40, 64, 128])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_alpha_is_unmoved_when_the_weight_is(seed, change, fit):
-    weight = gaussian(64, 128, seed)
+def test_alpha_is_unmoved_when_the_weight_is(seed, change, columns, fit):
+    weight = gaussian(64, columns, seed)
     assert alpha(change(weight), fit=fit) == pytest.approx(alpha(weight, fit=fit), rel=1e-4)
 
 

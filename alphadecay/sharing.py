@@ -1,0 +1,125 @@
+"""Measuring one model on several ranks: each matrix once, by one of the ranks that hold it, the same result on all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alphadecay.matrices import Matrix
+
+Record = TypeVar("Record")
+Measure = Callable[[Matrix], Record]
+
+
+def measured_together(matrices: Sequence[Matrix], measure: Measure, group: Any) -> dict[str, Record]:
+    """What `measure` says of the matrices of all ranks, by name.
+
+    Ranks may hold the same model (data parallel), other parts of it (pipeline parallel), or shards of its weights
+    (FSDP2): a sharded weight is gathered to the one rank that measures it, one for each rank at a time.
+
+    Args:
+        matrices: Those of this rank that take part.
+        measure: Measures one whole matrix; a ValueError that it raises on one rank is raised on all.
+        group: The ranks; all of them must call.
+    """
+    ranks = dist.get_world_size(group)
+    held = _gathered({matrix.name: cost(matrix) for matrix in matrices}, group, ranks)
+    turns = turns_of(owners_of(held), ranks)
+    by_name = {matrix.name: matrix for matrix in matrices}
+    found: dict[str, Record] = {}
+    error = None
+    for turn in turns:
+        mine = [_gathered_to(owner, by_name[name], group) for owner, name in turn if name in by_name]
+        for matrix in (each for each in mine if each is not None):
+            try:
+                found[matrix.name] = measure(matrix)
+            except ValueError as raised:  # the others must hear of it before they wait for this rank for ever
+                error = error or raised
+    outcomes = _gathered(error or found, group, ranks)
+    for outcome in outcomes:
+        if isinstance(outcome, ValueError):
+            raise outcome
+    everything = {name: record for outcome in outcomes for name, record in outcome.items()}
+    names = dict.fromkeys(name for each in held for name in each)
+    return {name: everything[name] for name in names}
+
+
+def owners_of(held: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Which rank measures each matrix: the costliest first, each goes to the rank that has least to do.
+
+    Args:
+        held: For each rank, the cost of each matrix that it holds, by name.
+    """
+    costs = {name: each[name] for each in reversed(held) for name in each}
+    loads = [0.0] * len(held)
+    owners = {}
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        owner = min((rank for rank, names in enumerate(held) if name in names), key=loads.__getitem__)
+        owners[name] = owner
+        loads[owner] += costs[name]
+    return owners
+
+
+def turns_of(owners: Mapping[str, int], ranks: int) -> list[list[tuple[int, str]]]:
+    """Turns in each of which every rank measures one matrix: lists of (rank, name)."""
+    lists: list[list[str]] = [[] for _ in range(ranks)]
+    for name, owner in owners.items():
+        lists[owner].append(name)
+    longest = max(map(len, lists), default=0)
+    return [[(rank, names[turn]) for rank, names in enumerate(lists) if turn < len(names)] for turn in range(longest)]
+
+
+def cost(matrix: Matrix) -> float:
+    """Multiplications in units that rank matrices: the Gram product and the cubic eigenvalue solver."""
+    rows, columns = sorted(matrix.weight.shape[:2])
+    positions = matrix.eigenvalue_count / rows
+    return positions * (rows * rows * columns + 4.0 * rows**3)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this rank holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor, or the whole of one that is sharded: all ranks that hold a part must call."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def gradient_norms(matrices: Sequence[Matrix]) -> dict[str, float]:
+    """The norm of each weight's gradient, where it has one; ranks that hold shards must all call."""
+    norms = {}
+    for matrix in matrices:
+        gradient = matrix.weight.grad
+        if gradient is not None:
+            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+            norms[matrix.name] = float(whole(norm))
+    return norms
+
+
+def _gathered(value: Any, group: Any, ranks: int) -> list[Any]:
+    values: list[Any] = [None] * ranks
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def _gathered_to(owner: int, matrix: Matrix, group: Any) -> Matrix | None:
+    """The matrix with its whole weight on the rank that measures it, None on the others."""
+    mine = dist.get_rank(group) == owner
+    weight: Any = matrix.weight
+    if not is_sharded(weight):
+        return matrix if mine else None
+    mesh, ranks = weight.device_mesh, dist.get_world_size(group)
+    if mesh.ndim > 1 or mesh.size() != ranks or not weight.placements[0].is_shard(0):
+        everything = whole(weight)  # other layouts: every rank holds the whole matrix for a moment
+        return replace(matrix, weight=everything) if mine else None
+    rows = -(-weight.shape[0] // ranks)
+    local = weight.to_local().detach()
+    padded = torch.zeros((rows, *weight.shape[1:]), dtype=local.dtype, device=local.device)
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(ranks)] if mine else None
+    dist.gather(padded, parts, dst=dist.get_global_rank(group, owner), group=group)
+    return replace(matrix, weight=torch.cat(parts)[: weight.shape[0]]) if parts else None

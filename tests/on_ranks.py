@@ -1,0 +1,142 @@
+"""What test_ranks.py runs on several processes: python on_ranks.py WHAT RANK RANKS STORE, prints JSON."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from recipes import block_model
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+import alphadecay
+from alphadecay.matrices import find_matrices
+from alphadecay.sharing import cost
+
+
+def main():
+    what, rank, ranks, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
+    found = globals()[what](rank, ranks)
+    dist.barrier()
+    dist.destroy_process_group()
+    json.dump(found, sys.stdout)
+
+
+def take_steps(model, optimizer, steps=3):
+    for step in range(steps):
+        torch.manual_seed(step)
+        model(torch.randn(16, 60)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def trained(model, **options):
+    """Multipliers, records and final weights after three steps with refreshes in between."""
+    optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1), lr=1e-2)
+    decay = alphadecay.AlphaDecay(model, optimizer, interval=2, **options)
+    take_steps(model, optimizer)
+    weights = [p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
+    return {
+        "multipliers": decay.multipliers,
+        "records": [asdict(record) for record in decay.records],
+        "scores": decay.scores,
+        "sum": sum(float(weight.double().sum()) for weight in weights),
+    }
+
+
+def alone(rank, ranks):
+    return trained(block_model(depth=3), process_group=dist.new_subgroups(1)[0])
+
+
+def data_parallel(rank, ranks):
+    return trained(nn.parallel.DistributedDataParallel(block_model(depth=3)))
+
+
+def fully_sharded(rank, ranks):
+    model = block_model(depth=3)
+    for block in model.blocks:
+        fully_shard(block)
+    return trained(fully_shard(model))
+
+
+def fully_sharded_by_gradient(rank, ranks):
+    model = block_model(depth=3)
+    return trained(fully_shard(model), metric="grad_norm")
+
+
+def by_gradient_alone(rank, ranks):
+    return trained(block_model(depth=3), metric="grad_norm", process_group=dist.new_subgroups(1)[0])
+
+
+def compiled(rank, ranks):
+    model = block_model(depth=3)
+    decay = alphadecay.AlphaDecay(torch.compile(model), torch.optim.AdamW(model.parameters()))
+    decay.refresh()
+    return {"multipliers": decay.multipliers}
+
+
+def pipeline(rank, ranks):
+    """Each rank holds other blocks."""
+    model = block_model(depth=2 * ranks)
+    stage = nn.ModuleDict({"blocks": nn.ModuleDict({str(i): model.blocks[i] for i in (2 * rank, 2 * rank + 1)})})
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
+    decay = alphadecay.AlphaDecay(stage, optimizer)
+    decay.refresh()
+    return {"multipliers": decay.multipliers, "scores": decay.scores}
+
+
+def pipeline_whole(rank, ranks):
+    model = block_model(depth=2 * ranks)
+    decay = alphadecay.AlphaDecay(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-2), process_group=dist.new_subgroups(1)[0]
+    )
+    decay.refresh()
+    return {"multipliers": decay.multipliers}
+
+
+def not_finite_on_one(rank, ranks):
+    model = block_model(depth=3)
+    if rank == 0:
+        with torch.no_grad():
+            model.blocks[2].fc1.weight[0, 0] = torch.nan
+    try:
+        alphadecay.analyze(model, process_group=dist.group.WORLD)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def work(rank, ranks):
+    """CPU seconds of a refresh of deit_tiny on this rank and alone, and its share of the work by counting."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224")
+    matrices = [matrix for matrix in find_matrices(model) if not matrix.reason]
+    counted = [0.0]
+    measure = alphadecay.analysis.measure
+
+    def counting(matrix, measuring):
+        counted[0] += cost(matrix)
+        return measure(matrix, measuring)
+
+    alphadecay.analysis.measure = counting
+    alphadecay.analyze(model, process_group=dist.group.WORLD)
+    share = counted[0] / sum(map(cost, matrices))
+    alphadecay.analysis.measure = measure
+    seconds = {"together": [], "alone": []}
+    for _ in range(5):
+        for name, group in (("together", dist.group.WORLD), ("alone", None)):
+            dist.barrier()
+            began = time.thread_time()
+            alphadecay.analyze(model, process_group=group)
+            seconds[name].append(time.thread_time() - began)
+    return {"share": share, "time": min(seconds["together"]) / min(seconds["alone"])}
+
+
+if __name__ == "__main__":
+    main()
