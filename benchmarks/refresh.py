@@ -1,6 +1,9 @@
 """What a refresh of the decays costs beside the singular values of the same matrices, and with other fits and windows.
 
-    python -m benchmarks.refresh [--model deit_tiny_patch16_224] [--rounds 15] [--json OUT]
+    python -m benchmarks.refresh [--model deit_tiny_patch16_224] [--rounds 15] [--growth] [--json OUT]
+
+--model takes a timm name, or llama_60m, llama_130m, llama_350m, llama_1b for the matrices of LLaMA as published.
+--growth times one layer of each LLaMA instead, and fits the exponent with which the cost grows.
 
 All sides take turns in one process. svdvals time over refresh time is above 1 where the refresh (Gram products,
 eigenvalues, fits, all measures, assignment, writing the optimizer) is the faster; the other ratios are a refresh of
@@ -10,13 +13,15 @@ that kind over one with the median fit of whole matrices.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from torch import nn
 
 import alphadecay
 from alphadecay.matrices import find_matrices
@@ -24,6 +29,12 @@ from benchmarks.paired import interval, ratios, row, take_turns
 from runtime.runfolder import environment
 from runtime.tables import say, table
 
+LLAMA = {  # hidden size, inner size, layers
+    "llama_60m": (512, 1376, 8),
+    "llama_130m": (768, 2048, 12),
+    "llama_350m": (1024, 2736, 24),
+    "llama_1b": (2048, 5461, 24),
+}
 SVD, MEDIAN = "svdvals", "refresh"
 REFRESHES: dict[str, dict[str, Any]] = {
     MEDIAN: {},
@@ -36,12 +47,17 @@ REFRESHES: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Measure, print a table, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
+    parser.add_argument("--kinds", nargs="*", default=list(REFRESHES)[1:], help="refreshes besides the usual one")
+    parser.add_argument("--growth", action="store_true", help="time one layer of each LLaMA")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
-    times, matrices = measure(options.model, options.rounds, options.device)
+    if options.growth:
+        show_growth(options.rounds, options.device)
+        return
+    times, matrices = measure(build(options.model), options.rounds, options.device, options.kinds)
     say(f"{options.model}: {matrices} matrices, {options.rounds} rounds, {torch.get_num_threads()} threads")
     say(table(["milliseconds", "min", "median", "max"], [row(k, [1e3 * t for t in v]) for k, v in times.items()]))
     for side in times:
@@ -54,10 +70,46 @@ def main() -> None:
         options.json.write_text(json.dumps({"model": options.model, "seconds": times} | environment(), indent=1) + "\n")
 
 
-def measure(model_name: str, rounds: int, device: str = "cpu") -> tuple[dict[str, list[float]], int]:
-    """Seconds of each side in each round, and the number of matrices."""
+def show_growth(rounds: int, device: str) -> None:
+    """Time a layer of each LLaMA and fit seconds ~ hidden size ** exponent."""
+    hidden, seconds = [], []
+    for name, (width, _, _) in LLAMA.items():
+        times, _ = measure(llama(name, layers=1), rounds, device, kinds=())
+        hidden.append(width)
+        seconds.append([median(times[side]) for side in (SVD, MEDIAN)])
+    say(
+        table(
+            ["hidden size", "svdvals, ms", "refresh, ms"],
+            [[h, *(1e3 * t for t in s)] for h, s in zip(hidden, seconds, strict=True)],
+        )
+    )
+    for side, column in ((SVD, 0), (MEDIAN, 1)):
+        exponent = np.polyfit(np.log(hidden), np.log([each[column] for each in seconds]), 1)[0]
+        say(f"{side}: seconds grow as the hidden size to the power of {exponent:.2f}")
+
+
+def build(name: str) -> nn.Module:
+    """A timm model, or the matrices of a LLaMA."""
     torch.manual_seed(0)
-    model = timm.create_model(model_name).to(device)
+    return llama(name, LLAMA[name][2]) if name in LLAMA else timm.create_model(name)
+
+
+def llama(name: str, layers: int) -> nn.Module:
+    """The seven matrices of each layer, as a transformers LLaMA names them."""
+    hidden, inner, _ = LLAMA[name]
+    model = nn.Module()
+    model.layers = nn.ModuleList()
+    for _ in range(layers):
+        attention = {part: nn.Linear(hidden, hidden, bias=False) for part in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        mlp = {part: nn.Linear(hidden, inner, bias=False) for part in ("gate_proj", "up_proj")}
+        mlp["down_proj"] = nn.Linear(inner, hidden, bias=False)
+        model.layers.append(nn.ModuleDict({"self_attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(mlp)}))
+    return model
+
+
+def measure(model: nn.Module, rounds: int, device: str, kinds: Sequence[str]) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each side in each round, and the number of matrices."""
+    model = model.to(device)
     weights = [m.weight.detach() for m in find_matrices(model) if not m.reason]
     stacks = [w.flatten(2).permute(2, 0, 1).contiguous() if w.ndim == 4 else w for w in weights]
 
@@ -66,9 +118,9 @@ def measure(model_name: str, rounds: int, device: str = "cpu") -> tuple[dict[str
             torch.linalg.svdvals(stack)
 
     sides = {SVD: timed(singular_values, device)}
-    for name, options in REFRESHES.items():
+    for name in (MEDIAN, *kinds):
         optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.05))
-        sides[name] = timed(alphadecay.AlphaDecay(model, optimizer, **options).refresh, device)
+        sides[name] = timed(alphadecay.AlphaDecay(model, optimizer, **REFRESHES[name]).refresh, device)
     return take_turns(sides, rounds), len(weights)
 
 

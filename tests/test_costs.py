@@ -1,5 +1,6 @@
 """What a training step may not do: wait for the device, or join gradients it need not join."""
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,3 +90,29 @@ def test_wandb_gets_the_curves_and_its_run_is_continued(tmp_path, monkeypatch):
     assert run(*words, "--resume", "auto", monkeypatch=monkeypatch) == 0
     ids = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
     assert len(ids) == 1 and len(rows(tmp_path / "run" / "log.jsonl")) == 2
+
+
+REFRESH_MEMORY = """
+import sys, torch
+from torch import nn
+import alphadecay
+
+def memory(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+dtype = getattr(torch, sys.argv[1])
+model = nn.Sequential(*[nn.Linear(4096, 1024, bias=False, dtype=dtype) for _ in range(4)])
+alphadecay.analyze(nn.Sequential(nn.Linear(128, 128)))  # what the libraries take once
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = memory("VmRSS")
+alphadecay.analyze(model)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_refresh_takes_the_memory_of_one_matrix_its_gram_matrix_and_work_space(dtype):
+    command = [sys.executable, "-c", REFRESH_MEMORY, dtype]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    copy, gram = 4 * 4096 * 1024, 4 * 1024 * 1024
+    assert int(done.stdout) < (copy if dtype == "bfloat16" else 0) + 2 * gram + 8e6

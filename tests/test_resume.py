@@ -25,7 +25,17 @@ VARIETY = {
     "bf16": ["--amp", "bf16"],
     "fp16": ["--amp", "fp16"],
     "sgd": ["--optimizer", "momentum", "--lr", "0.1"],
-    "batch norm": ["--model", "resnet10t", "--model_kwargs", "in_chans=3", "--channels_last", "--decay_interval", "2"],
+    "batch norm": [
+        "--model",
+        "resnet10t",
+        "--model_kwargs",
+        "in_chans=3",
+        "--channels_last",
+        "--decay_interval",
+        "2",
+        "--batch_size",
+        "40",
+    ],
     "no average": ["--no-model_ema", "--no-model_ema_eval", "--smoothing", "0", "--mixup", "0", "--cutmix", "0"],
     "shuffled": ["--decay_control", "shuffle", "--decay_budget", "matched", "--decay_assign", "sqrt"],
 }

@@ -1,0 +1,92 @@
+"""What analysing a model costs beside the WeightWatcher package, and whether both find the same exponents.
+
+    pip install weightwatcher
+    python -m benchmarks.weightwatcher [--model deit_tiny_patch16_224] [--rounds 5] [--json OUT]
+
+Both search the tail's beginning by the smallest KS distance (our `goodness-of-fit`), of the same matrices, and take
+turns in one process. Compared are the exponents where both begin the tail at the same eigenvalue.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import alphadecay
+from benchmarks.paired import interval, ratios, row, take_turns
+from benchmarks.refresh import build
+from runtime.runfolder import environment
+from runtime.tables import say, table
+
+TARGET = 4.0  # times as fast, at least
+SAME_START = 1e-3  # relative difference of xmin up to which both fits begin alike
+
+
+def main() -> None:
+    """Measure, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
+    parser.add_argument("--rounds", type=int, default=5, help="paired measurements")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    options = parser.parse_args()
+    import weightwatcher
+
+    logging.getLogger("weightwatcher").setLevel(logging.ERROR)
+    model = build(options.model)
+    records: list[alphadecay.SpectrumRecord] = []
+    details: list[Any] = []
+
+    def ours() -> None:
+        records[:] = [r for r in alphadecay.analyze(model, fit="goodness-of-fit") if r.alpha is not None]
+
+    def theirs() -> None:
+        names = [record.name for record in records]
+        details[:] = [weightwatcher.WeightWatcher(model=model).analyze(layers=names, min_evals=50)]
+
+    ours()
+    sides = {"WeightWatcher": timed(theirs), "alphadecay": timed(ours)}
+    times = take_turns(sides, options.rounds)
+    say(f"{options.model}: {len(records)} matrices, {options.rounds} rounds, {torch.get_num_threads()} threads")
+    say(table(["seconds", "min", "median", "max"], [row(name, values) for name, values in times.items()]))
+    values = ratios(times["WeightWatcher"], times["alphadecay"])
+    low, high = interval(values)
+    say(f"WeightWatcher / alphadecay: median {median(values):.2f}, 95 % interval {low:.2f} to {high:.2f}")
+    alike, worst = compared(records, details[0])
+    say(f"{alike} of {len(records)} tails begin alike; there alpha differs by at most {worst:.1e} (relative)")
+    if options.json:
+        options.json.write_text(json.dumps({"seconds": times} | environment(), indent=1) + "\n")
+
+
+def compared(records: list[alphadecay.SpectrumRecord], details: Any) -> tuple[int, float]:
+    """How many tails begin alike, and the largest relative difference of their exponents."""
+    theirs = {line["longname"]: line for _, line in details.iterrows()}
+    alike, worst = 0, 0.0
+    for record in records:
+        line = theirs.get(record.name)
+        if line is None or record.alpha is None or record.xmin is None:
+            continue
+        if abs(line["xmin"] / record.xmin - 1) < SAME_START:
+            alike += 1
+            worst = max(worst, abs(line["alpha"] / record.alpha - 1))
+    return alike, worst
+
+
+def timed(work: Callable[[], None]) -> Callable[[], float]:
+    """A piece of work that returns how long it took."""
+
+    def run() -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
