@@ -154,7 +154,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
         ks_distance=tail.ks_distance if tail else None,
         alpha_error=tail.alpha_error if tail else None,
         xmin=tail.xmin if tail else None,
-        grad_norm=None if gradient is None else float(gradient.norm(dtype=torch.float32)),
+        grad_norm=None if gradient is None else float(gradient.detach().norm(dtype=torch.float32)),
     )
 
 

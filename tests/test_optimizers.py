@@ -44,7 +44,9 @@ def built(name, source):
         return model, TORCH[name](parameters, lr=1e-3, weight_decay=0.1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It is highly recommended to have 'opt_einsum'")  # kron, for speed
-        return model, create_optimizer_v2(parameters, opt=name, lr=1e-3, weight_decay=0.1)
+        # Full preconditioners take seconds a step where opt_einsum is missing.
+        options = {"memory_save_mode": "all_diag"} if name.startswith("kron") else {}
+        return model, create_optimizer_v2(parameters, opt=name, lr=1e-3, weight_decay=0.1, **options)
 
 
 def train(model, optimizer, steps, closure=False):
@@ -162,7 +164,7 @@ def test_a_learning_rate_that_is_a_tensor_is_not_shared():
     alphadecay.AlphaDecay(model, optimizer)
     for group in optimizer.param_groups:
         group["lr"] *= 0.5
-    assert {float(group["lr"]) for group in optimizer.param_groups} == {pytest.approx(5e-4)}
+    assert all(float(group["lr"]) == pytest.approx(5e-4) for group in optimizer.param_groups)
 
 
 def test_random_draws_keep_the_order_of_parameters():
