@@ -252,6 +252,7 @@ class AlphaDecay(DecaySchedule):
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         records = analyze(self.model, **vars(self.measuring), **self.selection, process_group=group)
+        records = _unscaled(records, self.optimizer)
         self.scores = {r.name: score for r in records if not r.note and (score := SCORES[self.metric](r)) is not None}
         if not self.scores and any(not r.note for r in records):
             why = f"no {self.metric} to score by: it needs a gradient" if "grad" in self.metric else "no score"
@@ -286,6 +287,14 @@ def _will_be_skipped(optimizer: Optimizer) -> bool:
     """Whether GradScaler lets a fused optimizer skip this step: it then still calls `step`, and the hooks."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
+
+
+def _unscaled(records: list[SpectrumRecord], optimizer: Optimizer) -> list[SpectrumRecord]:
+    """Gradients as they are: those that GradScaler leaves to a fused kernel to unscale are too large until then."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return records
+    return [r if r.grad_norm is None else replace(r, grad_norm=r.grad_norm / float(scale)) for r in records]
 
 
 def _mismatch(ours: list[tuple[str, int]], theirs: list[tuple[str | None, int]]) -> str:

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from recipes import block_model
-from torch import nn
 from torch.utils.data import DataLoader
 
 import alphadecay
@@ -47,14 +46,16 @@ def plain_loop(metric="alpha", accumulate=1, batches=BATCHES, **options):
     return model, seen
 
 
-def assert_same(trained, seen, expected):
+def assert_same(trained, seen, expected, tolerance=1e-6):
     """Trained by another loop: the same refreshes with the same multipliers, and the same weights."""
     model, refreshes = expected
     assert [step for step, _ in seen] == [step for step, _ in refreshes]
     for (_, ours), (_, theirs) in zip(seen, refreshes, strict=True):
-        assert list(ours.values()) == pytest.approx(list(theirs.values())) and len(set(ours.values())) > 1
+        assert (
+            list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance) and len(set(ours.values())) > 1
+        )
     for ours, theirs in zip(trained.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours.cpu(), theirs)
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -154,13 +155,12 @@ def test_transformers_trainer_and_its_resumption(tmp_path, without_datasets):
     model, seen = hugging_face(tmp_path / "whole", 4)
     plain = llama()
     optimizer, expected = attached(plain)
-    for step in range(BATCHES // 2):
-        rows = tokens()[4 * step : 4 * step + 4]
-        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    for start in range(0, BATCHES * 2, 4):
+        batch = {key: torch.stack([row[key] for row in tokens()[start : start + 4]]) for key in ("input_ids", "labels")}
         plain(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert_same(model, seen, (plain, expected))
+    assert_same(model, seen, (plain, expected), tolerance=1e-4)  # the Trainer adds up the loss of two halves
     assert [step for step, _ in seen] == [0, 2] and len(seen[0][1]) == 14
 
     resumed, later = hugging_face(tmp_path / "parts", 4, resume=str(tmp_path / "whole" / "checkpoint-3"))
@@ -196,11 +196,22 @@ def test_steps_that_gradscaler_skips_count_and_write_nothing(kernel, metric):
         twin(batch).square().mean().backward()
         twin_optimizer.step()
         twin_optimizer.zero_grad()
-    if metric == "alpha":  # a fused kernel unscales within the step, behind the measuring
-        assert_same(model, seen, (twin, twin_seen))
+    assert_same(model, seen, (twin, twin_seen))
 
 
-def test_accelerates_and_lightnings_wrappers_are_seen_through():
-    model = nn.Sequential(block_model())
-    optimizer, _ = attached(model, wrap=lambda inner: lightning.pytorch.core.optimizer.LightningOptimizer(inner))
+def test_lightnings_wrapper_is_seen_through():
+    optimizer, _ = attached(block_model(), wrap=lightning.pytorch.core.optimizer.LightningOptimizer)
     assert len(optimizer.param_groups) == 7
+
+
+def test_a_fused_kernel_that_unscales_by_itself_hides_no_gradient():
+    norms = []
+    for scale in (1.0, 1024.0):
+        model = block_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+        decay = alphadecay.AlphaDecay(model, optimizer, metric="grad_norm")
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(model(samples()).square().mean()).backward()
+        scaler.step(optimizer)
+        norms.append([record.grad_norm for record in decay.records if record.grad_norm])
+    assert len(norms[0]) == 6 and norms[1] == pytest.approx(norms[0], rel=1e-6)

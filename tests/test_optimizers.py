@@ -90,7 +90,9 @@ def test_the_optimizer_computes_what_it_did_and_its_decay_is_what_was_assigned(n
     for group in optimizer.param_groups:
         expected = 0.1 * group["static_multiplier"] * decay.multipliers.get(group["decay_name"], 1.0)
         assert group["weight_decay"] == pytest.approx(expected)
-    changed = {n for (n, _), a, b in zip(model.named_parameters(), adapted, alone, strict=True) if not torch.equal(a, b)}
+    changed = {
+        n for (n, _), a, b in zip(model.named_parameters(), adapted, alone, strict=True) if not torch.equal(a, b)
+    }
     assert {f"{n}.weight" for n, multiplier in decay.multipliers.items() if abs(multiplier - 1) > 0.1} <= changed
 
     model, optimizer = built(name, source)
