@@ -151,14 +151,9 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
         )
     groups: list[Group] = []
     for index, (group, parts) in enumerate(zip(optimizer.param_groups, split, strict=True)):
-        rests = 0
-        for part in parts:
-            matrix = by_id.get(id(group["params"][part[0]])) if part else None
-            label = matrix.name if matrix else group.get("decay_name", f"(rest of group {index})")
-            if matrix is None:
-                rests += 1
-                label = label if rests == 1 else f"{label[:-1]}, part {rests})"
-            groups.append(_labelled(group if len(parts) == 1 else _part(group, part), label))
+        labels = _labels(group, parts, by_id, f"(rest of group {index})")
+        pieces = [group] if len(parts) == 1 else [_part(group, part) for part in parts]
+        groups += [_labelled(piece, label) for piece, label in zip(pieces, labels, strict=True)]
     optimizer.param_groups[:] = groups  # in place: wrappers share this list
 
 
@@ -175,6 +170,20 @@ def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: b
         else:
             runs.append([position])
     return sorted([*alone, *runs])
+
+
+def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], rest: str) -> list[str]:
+    """Names of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
+    labels, rests = [], 0
+    for part in parts:
+        matrix = by_id.get(id(group["params"][part[0]])) if part else None
+        if matrix:
+            labels.append(matrix.name)
+            continue
+        rests += 1
+        label = group.get("decay_name", rest)
+        labels.append(label if rests == 1 else f"{label.rstrip(')')}, part {rests})")
+    return labels
 
 
 def _part(group: Group, positions: list[int]) -> Group:
