@@ -82,8 +82,7 @@ class Module(lightning.LightningModule):
 
 # Advice about loader processes, and a deprecation inside Lightning.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.isinstance\\(treespec, LeafSpec:FutureWarning")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning(accumulate, metric, tmp_path):
@@ -149,8 +148,6 @@ def hugging_face(folder, max_steps, resume=None):
     return model, seen
 
 
-# The loader pins memory only where there is a GPU.
-@pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 def test_transformers_trainer_and_its_resumption(tmp_path, without_datasets):
     model, seen = hugging_face(tmp_path / "whole", 4)
     plain = llama()
