@@ -154,32 +154,40 @@ def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> l
 def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
     """The decay schedule that the options name, attached to the optimizer.
 
+    It takes over the state of another kind: whether a run may change its decay was checked before (`runtime/drift.py`).
+
     Raises:
         UserError: If no weight matrix of the model takes part, or the optimizer takes no weight decay.
     """
     try:
-        if options.decay == "uniform":
-            return alphadecay.UniformDecay(model, optimizer, options.decay_interval, include=options.include)
-        return alphadecay.AlphaDecay(
-            model,
-            optimizer,
-            options.decay_interval,
-            options.decay_low,
-            options.decay_high,
-            rule=options.decay_assign,
-            budget=options.decay_budget,
-            control=None if options.decay_control == "none" else options.decay_control,
-            seed=seed,
-            metric=options.decay_metric,
-            fit=options.decay_fit,
-            xmin_pos=options.decay_xmin_pos,
-            window=None if options.decay_window == "none" else options.decay_window,
-            filter_zeros=options.filter_zeros,
-            frozen=options.decay_frozen,
-            include=options.include,
-        )
+        decay = _attached(options, model, optimizer, seed)
     except ValueError as error:
         raise UserError(f"--decay {options.decay}: {error}") from error
+    decay.takes_over = True
+    return decay
+
+
+def _attached(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
+    if options.decay == "uniform":
+        return alphadecay.UniformDecay(model, optimizer, options.decay_interval, include=options.include)
+    return alphadecay.AlphaDecay(
+        model,
+        optimizer,
+        options.decay_interval,
+        options.decay_low,
+        options.decay_high,
+        rule=options.decay_assign,
+        budget=options.decay_budget,
+        control=None if options.decay_control == "none" else options.decay_control,
+        seed=seed,
+        metric=options.decay_metric,
+        fit=options.decay_fit,
+        xmin_pos=options.decay_xmin_pos,
+        window=None if options.decay_window == "none" else options.decay_window,
+        filter_zeros=options.filter_zeros,
+        frozen=options.decay_frozen,
+        include=options.include,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     static_multiplier   1, or 0 for what is excluded from decay
     decay_multiplier    what an adaptive kind writes
     decay_step          optimizer steps taken
+    decay_kind          the kind of decay that wrote the multiplier; empty before its first refresh
     weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alphadecay.matrices import Matrix, find_matrices, plain_name, unwrap
@@ -30,6 +33,7 @@ POSITION_PARTS = (
     "pos_emb",
 )
 TOKEN_ENDINGS = ("_token", "_tokens")
+WRAPPED = ("_base_optimizer", "_optimizer", "optimizer")  # where timm, Lightning and Accelerate keep the optimizer
 
 
 def param_groups(
@@ -88,6 +92,7 @@ def _group(parameters: list[nn.Parameter], name: str, base: float, static_multip
         "static_multiplier": static_multiplier,
         "decay_multiplier": 1.0,
         "decay_step": 0,
+        "decay_kind": "",
     }
 
 
@@ -105,9 +110,20 @@ def _undecayed_names(model: nn.Module) -> set[str]:
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer that really steps: wrappers such as timm's Lookahead never call their own step hooks."""
-    while isinstance(getattr(optimizer, "_base_optimizer", None), Optimizer):
-        optimizer = optimizer._base_optimizer
+    """The optimizer that really steps, inside timm's Lookahead, Accelerate's and Lightning's wrappers.
+
+    Wrappers never call step hooks of their own, or call them on other occasions.
+
+    Raises:
+        ValueError: If it is no torch optimizer.
+    """
+    while True:
+        inner = next((vars(optimizer)[n] for n in WRAPPED if n in getattr(optimizer, "__dict__", {})), None)
+        if not isinstance(inner, Optimizer):
+            break
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"{type(optimizer).__name__} is no torch optimizer; pass the one that it wraps")
     return optimizer
 
 
@@ -115,39 +131,72 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
     """Give each matrix that takes part a group of its own, in place; the rest stays where it was.
 
     A new group has all options of the one it comes from, and the state of its parameter is kept, so that the
-    optimizer computes the same as before.
+    optimizer computes the same as before. An optimizer that draws random numbers draws them parameter by parameter:
+    there, parameters keep their order, at the price of more groups for the rest.
 
     Raises:
         ValueError: If the optimizer takes no weight decay, lacks a matrix, or a learning-rate scheduler is
-            attached and groups would have to be split.
+            attached and groups would have to be split. Nothing is changed then.
     """
     by_id = {id(m.weight): m for m in matrices if not m.reason}
     _check_holds_all(optimizer, by_id)
+    if any("weight_decay" not in group for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
+    draws = any(isinstance(value, torch.Generator | random.Random) for value in vars(optimizer).values())
+    split = [_parts(group["params"], by_id, draws) for group in optimizer.param_groups]
+    if any(len(parts) > 1 for parts in split) and _has_scheduler(optimizer):
+        raise ValueError(
+            "build AlphaDecay before the scheduler: it has to split the optimizer's groups "
+            "(if there is no scheduler, a loaded state brought 'initial_lr': delete it from each group)"
+        )
     groups: list[Group] = []
-    for index, group in enumerate(optimizer.param_groups):
-        if "weight_decay" not in group:
-            raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
-        taking_part = [p for p in group["params"] if id(p) in by_id]
-        if len(group["params"]) == len(taking_part) == 1:
-            groups.append(_labelled(group, by_id[id(taking_part[0])].name))
-            continue
-        if taking_part and _has_scheduler(optimizer):
-            raise ValueError("build AlphaDecay before the scheduler: it has to split the optimizer's groups")
-        options = {key: value for key, value in group.items() if key != "params"}
-        for parameter in taking_part:
-            groups.append(_labelled({"params": [parameter], **options}, by_id[id(parameter)].name))
-        rest = [p for p in group["params"] if id(p) not in by_id]
-        if rest:
-            group["params"] = rest
-            groups.append(_labelled(group, group.get("decay_name", f"(rest of group {index})")))
+    for index, (group, parts) in enumerate(zip(optimizer.param_groups, split, strict=True)):
+        labels = _labels(group, parts, by_id, f"(rest of group {index})")
+        pieces = [group] if len(parts) == 1 else [_part(group, part) for part in parts]
+        groups += [_labelled(piece, label) for piece, label in zip(pieces, labels, strict=True)]
     optimizer.param_groups[:] = groups  # in place: wrappers share this list
+
+
+def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: bool) -> list[list[int]]:
+    """Positions in a group, by the groups it becomes: each matrix alone, the others together or as they come."""
+    alone = [[position] for position, p in enumerate(parameters) if id(p) in by_id]
+    rest = [position for position, p in enumerate(parameters) if id(p) not in by_id]
+    if not in_order:
+        return [*alone, rest] if rest or not alone else alone
+    runs: list[list[int]] = []
+    for position in rest:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return sorted([*alone, *runs])
+
+
+def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], rest: str) -> list[str]:
+    """Names of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
+    labels, rests = [], 0
+    for part in parts:
+        matrix = by_id.get(id(group["params"][part[0]])) if part else None
+        if matrix:
+            labels.append(matrix.name)
+            continue
+        rests += 1
+        label = group.get("decay_name", rest)
+        labels.append(label if rests == 1 else f"{label.rstrip(')')}, part {rests})")
+    return labels
+
+
+def _part(group: Group, positions: list[int]) -> Group:
+    """A group of some parameters with their names and all options; a tensor (lr) is not shared with other parts."""
+    options = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+    per_parameter = {key: [group[key][i] for i in positions] for key in ("params", "param_names") if key in group}
+    return options | per_parameter
 
 
 def _labelled(group: Group, name: str) -> Group:
     """The group with the keys of this module; a group that has them keeps its base and multipliers."""
-    defaults = _group([], name, float(group["weight_decay"]))
-    for key in ("base_weight_decay", "static_multiplier", "decay_multiplier", "decay_step"):
-        group.setdefault(key, defaults[key])
+    for key, value in _group([], name, float(group["weight_decay"])).items():
+        group.setdefault(key, value)
     group["decay_name"] = name
     return group
 
@@ -160,5 +209,5 @@ def _check_holds_all(optimizer: Optimizer, by_id: dict[int, Matrix]) -> None:
 
 
 def _has_scheduler(optimizer: Optimizer) -> bool:
-    """Learning-rate schedulers of torch and timm note the initial rate in every group."""
+    """Learning-rate schedulers of torch and timm note the initial rate in every group, and never take it back."""
     return any("initial_lr" in group for group in optimizer.param_groups)

@@ -22,10 +22,13 @@ class DecaySchedule(ABC):
 
     Attaches to the optimizer's step: before the first step and every `interval` optimizer steps the multipliers
     are refreshed, and before each step the product is written. Schedules of decay write a group's
-    `base_weight_decay`, never its `weight_decay`, which is overwritten. All state is in the groups: to resume,
-    construct, then load the optimizer's state dict.
+    `base_weight_decay`, never its `weight_decay`, which is overwritten. A step that is given a closure runs it first:
+    only then are the gradients there. All state is in the groups: to resume, construct, then load the optimizer's
+    state dict.
 
     Attributes:
+        kind: What the groups call this kind of decay.
+        takes_over: Whether a state of another kind may be loaded; the next step then refreshes. Set it before loading.
         records: What the last refresh measured; empty before the first one.
         scores: What it ranked the modules by.
         measuring: How spectra are measured, where they are.
@@ -33,6 +36,8 @@ class DecaySchedule(ABC):
         on_refresh: Called with this object after each refresh, before the step is taken.
     """
 
+    kind = ""
+    takes_over = False
     measuring = Measuring()
 
     def __init__(
@@ -58,8 +63,11 @@ class DecaySchedule(ABC):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
             raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
         split_groups(self.optimizer, matrices)
+        for group in self.optimizer.param_groups:  # another kind was attached before and detached
+            if group["decay_kind"] != self.kind:
+                group["decay_kind"] = ""
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_pre_hook(self._on_step),
             self.optimizer.register_load_state_dict_pre_hook(self._check_state),
         ]
 
@@ -80,6 +88,7 @@ class DecaySchedule(ABC):
         self.records, multipliers = self._measure()
         for group in self.optimizer.param_groups:
             group["decay_multiplier"] = multipliers.get(group["decay_name"], 1.0)
+            group["decay_kind"] = self.kind
         self._write()
         self.seconds += time.perf_counter() - began
         if self.on_refresh is not None:
@@ -95,11 +104,42 @@ class DecaySchedule(ABC):
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         """Records, and the multiplier by module name; modules left out get 1."""
 
-    def _before_step(self, *_: Any) -> None:
+    @property
+    def _wrote_multipliers(self) -> bool:
+        """Whether they are this kind's; states from before kinds were noted count as such."""
+        return self.optimizer.param_groups[0].get("decay_kind", self.kind) == self.kind
+
+    def _on_step(self, _: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Act before the step, or in its closure: gradients exist only after that (Lightning)."""
+        given = "closure" if "closure" in options else 1
+        closure = options.get("closure") if given == "closure" else (args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._before_step()
+            return None
+        acting = self._acting_closure(closure)
+        if given == "closure":
+            return args, options | {"closure": acting}
+        return (args[0], acting, *args[2:]), options
+
+    def _acting_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, after whose first call the decays are written; optimizers read them only then."""
+        due = True
+
+        def acting() -> Any:
+            nonlocal due
+            loss = closure()
+            if due:
+                due = False
+                self._before_step()
+            return loss
+
+        return acting
+
+    def _before_step(self) -> None:
         if _will_be_skipped(self.optimizer):
             return
         step = self.step
-        if step % self.interval == 0:
+        if step % self.interval == 0 or not self._wrote_multipliers:
             self.refresh()
         self._write()
         for group in self.optimizer.param_groups:
@@ -109,15 +149,27 @@ class DecaySchedule(ABC):
         for group in self.optimizer.param_groups:
             group["weight_decay"] = effective_decay(group)
 
-    def _check_state(self, _: Optimizer, state: dict[str, Any]) -> None:
+    def _check_state(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         ours = [(g["decay_name"], len(g["params"])) for g in self.optimizer.param_groups]
         theirs = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
         if ours != theirs:
             raise ValueError(_mismatch(ours, theirs))
+        others = {g.get("decay_kind", self.kind) for g in state["param_groups"]} - {self.kind, ""}
+        if not others:
+            return None
+        if not self.takes_over:
+            raise ValueError(
+                f"this optimizer state was saved under {', '.join(sorted(others))} decay, and {self.kind} decay is "
+                "attached. Attach the kind that saved it; or set `takes_over = True` on the attached one before "
+                "loading, to go on with it from here."
+            )
+        return state | {"param_groups": [group | {"decay_kind": ""} for group in state["param_groups"]]}
 
 
 class UniformDecay(DecaySchedule):
     """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds."""
+
+    kind = "uniform"
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         return [], {}
@@ -150,6 +202,8 @@ class AlphaDecay(DecaySchedule):
     Source: AlphaDecay (arXiv 2506.14562), algorithm 1. Unlike there, only the weight matrix of a module is
     adapted, not its bias, and what takes no part keeps its own group's decay.
     """
+
+    kind = "alphadecay"
 
     def __init__(
         self,
@@ -192,12 +246,13 @@ class AlphaDecay(DecaySchedule):
         super().__init__(model, optimizer, interval, exclude=exclude, include=include, on_refresh=on_refresh)
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
-        if self.frozen and self.step > 0:
+        if self.frozen and self.step > 0 and self._wrote_multipliers:
             return self.records, self.multipliers
         group = self.process_group
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
         records = analyze(self.model, **vars(self.measuring), **self.selection, process_group=group)
+        records = _unscaled(records, self.optimizer)
         self.scores = {r.name: score for r in records if not r.note and (score := SCORES[self.metric](r)) is not None}
         if not self.scores and any(not r.note for r in records):
             why = f"no {self.metric} to score by: it needs a gradient" if "grad" in self.metric else "no score"
@@ -232,6 +287,14 @@ def _will_be_skipped(optimizer: Optimizer) -> bool:
     """Whether GradScaler lets a fused optimizer skip this step: it then still calls `step`, and the hooks."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
+
+
+def _unscaled(records: list[SpectrumRecord], optimizer: Optimizer) -> list[SpectrumRecord]:
+    """Gradients as they are: those that GradScaler leaves to a fused kernel to unscale are too large until then."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return records
+    return [r if r.grad_norm is None else replace(r, grad_norm=r.grad_norm / float(scale)) for r in records]
 
 
 def _mismatch(ours: list[tuple[str, int]], theirs: list[tuple[str | None, int]]) -> str:

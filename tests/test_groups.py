@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 from recipes import block_model
+from timm.optim import Lookahead
+from timm.scheduler import StepLRScheduler
 from torch import nn
 
 import alphadecay
@@ -74,13 +76,16 @@ def test_splitting_changes_no_bit_and_keeps_group_options():
         assert torch.equal(ours, theirs)
 
 
-def test_splitting_under_a_scheduler_is_refused():
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Lookahead], ids=["bare", "lookahead"])
+@pytest.mark.parametrize("scheduler", [torch.optim.lr_scheduler.ConstantLR, lambda o: StepLRScheduler(o, 1)])
+def test_splitting_under_a_scheduler_is_refused(scheduler, wrap):
     model = block_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer = wrap(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    scheduler(optimizer)
+    before = [dict(group) for group in optimizer.param_groups]
     with pytest.raises(ValueError, match="build AlphaDecay before the scheduler"):
         alphadecay.AlphaDecay(model, optimizer)
-    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0].keys() == before[0].keys()
 
 
 def test_groups_that_need_no_splitting_may_have_a_scheduler():
