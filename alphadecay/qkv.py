@@ -174,7 +174,7 @@ def _refuse_wrapped(model: nn.Module, caller: str, when: str = "before") -> None
         if kinds:
             raise ValueError(f"call {caller} {when} {' or '.join(sorted(kinds))}: {type(model).__name__} is wrapped")
     for name, parameter in model.named_parameters():
-        if type(parameter).__name__ == "DTensor":
+        if _is_distributed(parameter):
             raise ValueError(f"call {caller} {when} fully_shard or parallelize_module: {name} is distributed")
 
 
@@ -236,8 +236,23 @@ def _load_fused(
     elif weight.shape != shape:
         errors.append(f"size mismatch for {name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(shape)}.")
     else:
-        found = [part.contiguous() for part in weight.detach().chunk(3, dim)]
+        found = [_like(own, part) for own, part in zip(parts, weight.detach().chunk(3, dim), strict=True)]
     state_dict.update({f"{prefix}parametrizations.weight.original{i}": part for i, part in enumerate(found)})
+
+
+def _like(own: nn.Parameter, part: Tensor) -> Tensor:
+    """A part to be loaded: contiguous, and distributed over ranks where the model's own is."""
+    if not _is_distributed(own) or _is_distributed(part):
+        return part.contiguous()
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = own
+    return distribute_tensor(part.to(own.device), like.device_mesh, like.placements)
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes long to import."""
+    return hasattr(tensor, "device_mesh")
 
 
 def _remove_hooks(module: nn.Module) -> None:
@@ -249,8 +264,10 @@ def _remove_hooks(module: nn.Module) -> None:
 
 def _as_one(parts: Sequence[nn.Parameter], dim: int) -> Tensor:
     """The fused weight: in the parts' own memory if that is possible, else a copy that nobody can write to."""
-    if any(type(part) is not nn.Parameter for part in parts):  # a DTensor: inference mode does not work there
-        return torch.cat([part.detach() for part in parts], dim)
+    if _is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work there
+        q: Any = parts[0]
+        whole: Any = torch.cat([part.detach() for part in parts], dim)
+        return whole.redistribute(q.device_mesh, q.placements)
     shared = _shared(parts, dim)
     if shared is not None:
         return shared
