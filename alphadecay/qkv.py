@@ -1,6 +1,5 @@
 """Give the q, k and v of a fused attention projection weights of their own, and fuse them again."""
 
-import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,18 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import Optimizer
+
+from alphadecay.build_order import is_distributed, refuse_held, refuse_wrapped
 
 PARTS = ("q", "k", "v")
 FUSED_NAMES = frozenset({"qkv", "c_attn"})  # whose rows (columns of a Conv1D) are q, then k, then v
 # Attributes of attention modules that mix q, k and v head by head under these names (TinyViT, MaxViT, GPTBigCode).
 INTERLEAVED = ("key_dim", "head_first", "multi_query")
-WRAPPERS = frozenset(
-    {
-        "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule",
-        "ScriptModule", "ModelEma", "ModelEmaV2", "ModelEmaV3", "AveragedModel",
-    }
-)  # fmt: skip
 
 
 class Concatenation(nn.Module):
@@ -30,8 +24,13 @@ class Concatenation(nn.Module):
         self.dim = dim
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The fused weight."""
-        return torch.cat((q, k, v), self.dim)
+        """The fused weight; it requires a gradient if they do, also where gradients are off."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat((q, k, v), self.dim)
+        with torch.inference_mode(False), torch.no_grad():
+            weight = torch.cat((q, k, v), self.dim)
+            # torch.matmul asks for it, and takes a route with other rounding if not.
+            return weight.requires_grad_(q.requires_grad)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Its three parts, in the weight's memory where they are contiguous there."""
@@ -45,7 +44,8 @@ def split_qkv(model: nn.Module) -> nn.Module:
     three matrices, such as blocks.0.attn.q, .k and .v, so that each has a spectrum, a decay and an optimizer state
     of its own. Biases stay fused. `state_dict()` and `load_state_dict()` keep the names and order of the fused model.
     Writing to what `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model; where that cannot be
-    (Conv1D, whose parts are columns) it raises RuntimeError. Assign to `module.weight`, do not write into it.
+    (Conv1D, whose parts are columns) it raises RuntimeError, except under FSDP2, where averages must go by
+    `parameters()`. Assign to a projection's `weight`, do not write into it; to pickle the module, merge it first.
 
     Split is a Linear or transformers Conv1D named qkv or c_attn whose output is q, then k, then v, of equal size: as
     in timm's ViT, DeiT, BEiT, EVA, Swin and most others, and GPT-2. Left alone are other widths (grouped queries, 2 of
@@ -53,20 +53,21 @@ def split_qkv(model: nn.Module) -> nn.Module:
     and modules with other parametrizations. What is split already stays so.
 
     Call it on the plain model: after its weights were loaded, before the moving average, DistributedDataParallel,
-    fully_shard, torch.compile and the optimizer are built.
+    fully_shard, torch.compile and the optimizer are built. A moving average is a copy, which nothing ties to the
+    model: one that was made before is still right if it goes by `state_dict()`, and raises if by `parameters()`.
 
     Raises:
         ValueError: If the model is wrapped, averaged, compiled or sharded, an optimizer or DistributedDataParallel
             holds a weight that would be split, or there is nothing to split (with the model's class).
     """
-    _refuse_wrapped(model, "split_qkv")
+    refuse_wrapped(model, "split_qkv")
     fused = list(_fused_projections(model))
     if not fused and not any(is_split(module) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has no fused qkv to split: no Linear or Conv1D named "
             f"{' or '.join(sorted(FUSED_NAMES))} whose output is q, k and v of equal size, one after the other"
         )
-    _refuse_held({id(module.weight): name for name, module in fused})
+    refuse_held({id(module.weight): name for name, module in fused})
     for _, module in fused:
         parametrize.register_parametrization(module, "weight", Concatenation(_dim(module)))
         module.register_state_dict_post_hook(_save_fused)
@@ -83,7 +84,7 @@ def merge_qkv(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the model is wrapped, compiled or sharded.
     """
-    _refuse_wrapped(model, "merge_qkv", "on the plain model, not on or inside")
+    refuse_wrapped(model, "merge_qkv", "on the plain model, not on or inside")
     for module in list(model.modules()):
         if not _has_parts(module):
             continue
@@ -166,45 +167,6 @@ def _parts(module: nn.Module) -> list[nn.Parameter]:
     return [getattr(originals, f"original{i}") for i in range(3)]
 
 
-def _refuse_wrapped(model: nn.Module, caller: str, when: str = "before") -> None:
-    for module in model.modules():
-        kinds = {each.__name__ for each in type(module).__mro__} & WRAPPERS
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            kinds.add("torch.compile")
-        if kinds:
-            raise ValueError(f"call {caller} {when} {' or '.join(sorted(kinds))}: {type(model).__name__} is wrapped")
-    for name, parameter in model.named_parameters():
-        if _is_distributed(parameter):
-            raise ValueError(f"call {caller} {when} fully_shard or parallelize_module: {name} is distributed")
-
-
-def _refuse_held(weights: dict[int, str]) -> None:
-    """Raise ValueError if an optimizer or DistributedDataParallel holds one of these weights.
-
-    It would go on with the fused weight, which the model no longer has, and train nothing without a word. Neither
-    is known to the model, so all living objects are looked at.
-    """
-    found = _holder(weights)
-    if found is not None and gc.collect() >= 0:  # it may only wait to be collected
-        found = _holder(weights)
-    if found is not None:
-        raise ValueError(f"call split_qkv before building {found[0]}: it holds the fused weight of {found[1]}")
-
-
-def _holder(weights: dict[int, str]) -> tuple[str, str] | None:
-    """Class of an object that holds one of these weights, and the weight's name."""
-    for each in gc.get_objects():
-        held: Sequence[Tensor] = ()
-        if issubclass(type(each), Optimizer):
-            held = [p for group in getattr(each, "param_groups", ()) for p in group["params"]]
-        elif issubclass(type(each), nn.parallel.DistributedDataParallel):
-            held = list(each.parameters())
-        for parameter in held:
-            if id(parameter) in weights:
-                return type(each).__name__, weights[id(parameter)]
-    return None
-
-
 def _save_fused(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
     """Put the fused weight in place of its parts, where a fused model has it: before the bias."""
     found = [state_dict.pop(f"{prefix}parametrizations.weight.original{i}") for i in range(3)]
@@ -242,17 +204,12 @@ def _load_fused(
 
 def _like(own: nn.Parameter, part: Tensor) -> Tensor:
     """A part to be loaded: contiguous, and distributed over ranks where the model's own is."""
-    if not _is_distributed(own) or _is_distributed(part):
+    if not is_distributed(own) or is_distributed(part):
         return part.contiguous()
     from torch.distributed.tensor import distribute_tensor
 
     like: Any = own
     return distribute_tensor(part.to(own.device), like.device_mesh, like.placements)
-
-
-def _is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose module takes long to import."""
-    return hasattr(tensor, "device_mesh")
 
 
 def _remove_hooks(module: nn.Module) -> None:
@@ -264,7 +221,7 @@ def _remove_hooks(module: nn.Module) -> None:
 
 def _as_one(parts: Sequence[nn.Parameter], dim: int) -> Tensor:
     """The fused weight: in the parts' own memory if that is possible, else a copy that nobody can write to."""
-    if _is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work there
+    if is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work there
         q: Any = parts[0]
         whole: Any = torch.cat([part.detach() for part in parts], dim)
         return whole.redistribute(q.device_mesh, q.placements)

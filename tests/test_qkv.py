@@ -65,6 +65,9 @@ def same_state(one, other):
 def test_a_split_model_computes_the_same_to_the_last_bit(name):
     model = made(name)
     split = alphadecay.split_qkv(copy.deepcopy(model))
+    for gradients_off in (torch.no_grad, torch.inference_mode):
+        with gradients_off():
+            assert torch.equal(model.eval()(images()), split.eval()(images()))
     for mode in (True, False):
         outputs, gradients = [], []
         for each in (model.train(mode), split.train(mode)):
@@ -76,6 +79,16 @@ def test_a_split_model_computes_the_same_to_the_last_bit(name):
         assert torch.equal(*outputs)
     for fused, parts in projections(model, split):
         assert torch.equal(fused.weight.grad, torch.cat([part.grad for part in parts]))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_windows_of_windows_are_multiplied_the_same_way(mode):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"qkv": nn.Linear(256, 768)})
+    inputs = torch.randn(1, 2, 7, 2, 7, 256).transpose(2, 3)  # as in Twins: matmul folds it or not
+    split = alphadecay.split_qkv(copy.deepcopy(model))
+    with mode():
+        assert torch.equal(model["qkv"](inputs), split["qkv"](inputs))
 
 
 def projections(model, split):
@@ -229,12 +242,8 @@ def test_writing_to_a_state_dict_writes_to_the_model_whatever_happened_to_its_me
         q, k, v = (m.weight for m in find_matrices(model) if m.name in {f"blocks.0.attn.{part}" for part in "qkv"})
         assert (q == 7).all() and (k == 7).all() and (v == 7).all()
     with torch.inference_mode():
-        copied = copy.deepcopy(split)
-    model = copy.deepcopy(split)
-    with torch.inference_mode():
-        model.state_dict()
-    model(images()).sum().backward()
-    del copied
+        moved.state_dict()
+    moved(images()).sum().backward()  # what it joins is no inference tensor
 
 
 def test_where_a_write_would_be_lost_it_raises():
