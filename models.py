@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import alphadecay
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
 from runtime.options import option
@@ -29,6 +30,9 @@ class ModelOptions:
     drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99, fixed="model")
     model_kwargs: tuple[str, ...] = option(
         (), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4", fixed="model"
+    )
+    split_qkv: bool = option(
+        False, "give q, k and v of fused attention projections spectra and decays of their own", fixed="model"
     )
 
     CHECKS = (
@@ -60,7 +64,8 @@ def build_model(options: ModelOptions, classes: int, input_size: int, new_head: 
     """A timm model for so many classes and pixels; without `new_head` its weights must come with a head for them.
 
     Raises:
-        UserError: If timm does not know the model, or the model does not take what it is given.
+        UserError: If timm does not know the model, the model does not take what it is given, or has no fused qkv
+            that is to be split.
     """
     name = options.model
     if not timm.is_model(name):
@@ -80,6 +85,11 @@ def build_model(options: ModelOptions, classes: int, input_size: int, new_head: 
         raise UserError(f"--model {name} does not accept {given}: {error}") from error
     if options.pretrained or options.finetune:
         model = _start_from(options, keywords, new_head)
+    if options.split_qkv:
+        try:
+            alphadecay.split_qkv(model)
+        except ValueError as error:
+            raise UserError(f"--split_qkv: {error}") from error
     return model.to(memory_format=torch.channels_last) if options.channels_last else model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from alphadecay.matrices import find_matrices
+from alphadecay.qkv import parameter_names
 from alphadecay.schedule import DecaySchedule
 from runtime.runfolder import Row
 from runtime.tables import say, table
@@ -55,7 +56,7 @@ def show_evaluation(found: Row) -> None:
 
 def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
     """Print every parameter with its group, shape, learning-rate scale, decay as last refreshed, and why."""
-    names = {id(p): name for name, p in plain.named_parameters()}
+    names = parameter_names(plain)
     records = {r.name: r for r in decay.records}
     reasons = {id(m.weight): m.reason for m in find_matrices(plain)}
     rows = []

@@ -5,7 +5,18 @@ from alphadecay.analysis import SpectrumRecord as SpectrumRecord
 from alphadecay.analysis import analyze as analyze
 from alphadecay.assign import assign as assign
 from alphadecay.groups import param_groups as param_groups
+from alphadecay.qkv import merge_qkv as merge_qkv
+from alphadecay.qkv import split_qkv as split_qkv
 from alphadecay.schedule import AlphaDecay as AlphaDecay
 from alphadecay.schedule import UniformDecay as UniformDecay
 
-__all__ = ["AlphaDecay", "SpectrumRecord", "UniformDecay", "analyze", "assign", "param_groups"]
+__all__ = [
+    "AlphaDecay",
+    "SpectrumRecord",
+    "UniformDecay",
+    "analyze",
+    "assign",
+    "merge_qkv",
+    "param_groups",
+    "split_qkv",
+]

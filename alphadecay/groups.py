@@ -135,11 +135,14 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
     there, parameters keep their order, at the price of more groups for the rest.
 
     Raises:
-        ValueError: If the optimizer takes no weight decay, lacks a matrix, or a learning-rate scheduler is
-            attached and groups would have to be split. Nothing is changed then.
+        ValueError: If the optimizer takes no weight decay, holds none of the matrices, was built before
+            `split_qkv` or `merge_qkv`, or a learning-rate scheduler is attached and groups would have to be split.
+            Nothing is changed then.
     """
+    matrices = list(matrices)
     by_id = {id(m.weight): m for m in matrices if not m.reason}
     _check_holds_all(optimizer, by_id)
+    _check_holds_no_other(optimizer, matrices)
     if any("weight_decay" not in group for group in optimizer.param_groups):
         raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
     draws = any(isinstance(value, torch.Generator | random.Random) for value in vars(optimizer).values())
@@ -206,6 +209,20 @@ def _check_holds_all(optimizer: Optimizer, by_id: dict[int, Matrix]) -> None:
     missing = [m.name for key, m in by_id.items() if key not in held]
     if missing and len(missing) == len(by_id):
         raise ValueError(f"the optimizer holds none of the model's weight matrices ({missing[0]}, ...)")
+
+
+def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
+    """Raise ValueError if the optimizer lacks q, k, v or the fused qkv, and holds what they were before."""
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    known = {id(m.weight) for m in matrices}
+    outside = {p.numel() for key, p in held.items() if p.ndim == 2 and key not in known}
+    for m in matrices:
+        size = m.weight.numel()
+        if not m.reason and id(m.weight) not in held and outside & {3 * size, size // 3}:
+            raise ValueError(
+                f"the optimizer lacks {m.name} and holds a weight that is no longer the model's: call split_qkv "
+                "(or merge_qkv) before building the optimizer"
+            )
 
 
 def _has_scheduler(optimizer: Optimizer) -> bool:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from alphadecay.qkv import is_split, part_name
 from alphadecay.roles import role_of
 
 MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
@@ -63,8 +64,8 @@ def find_matrices(
 
     A Linear, a transformers Conv1D or a Conv2d takes part unless it is the model's stem or head, tied, frozen,
     has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. "stem" or "head" in `include`
-    lets that one take part as well. All other weights of two or more dimensions (embeddings, 3-D expert weights,
-    in_proj_weight, ...) are listed with the reason.
+    lets that one take part as well. A fused qkv is one matrix, unless `split_qkv` made it three. All other weights of
+    two or more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...) are listed with the reason.
 
     Raises:
         ValueError: If a glob in `exclude` matches no module of the model.
@@ -97,7 +98,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Paramet
         for parameter_name, weight in module.named_parameters(recurse=False):
             if weight.ndim >= 2 and id(weight) not in seen:
                 seen.add(id(weight))
-                yield plain_name(module_name), parameter_name, module, weight
+                name = part_name(module_name, parameter_name) if is_split(module) else module_name
+                yield plain_name(name), parameter_name, module, weight
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -109,6 +111,8 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _kind(module: nn.Module, parameter_name: str) -> str:
+    if is_split(module):
+        return "linear"
     if parameter_name != "weight":
         return "other"
     kinds = {kind.__name__ for kind in type(module).__mro__}  # FSDP2 makes a class of its own of each

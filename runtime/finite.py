@@ -106,7 +106,8 @@ def traced(model: nn.Module, micro_step: int, batch_size: int) -> Iterator[Findi
 
         return look
 
-    hooks = [module.register_forward_hook(watch(name or "the model")) for name, module in model.named_modules()]
+    modules = [(name, module) for name, module in model.named_modules() if _owner(name) == name]
+    hooks = [module.register_forward_hook(watch(name or "the model")) for name, module in modules]
     try:
         yield finding
     finally:
@@ -115,9 +116,14 @@ def traced(model: nn.Module, micro_step: int, batch_size: int) -> Iterator[Findi
     broken = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     finding.parameters = broken[:NAMED_PARAMETERS]
     if broken and not finding.module:  # the backward pass runs the other way: the last module came first
-        owners = {name.rpartition(".")[0] or "the model" for name in broken}
+        owners = {_owner(name.rpartition(".")[0]) or "the model" for name in broken}
         finding.module = next((name for name in reversed(order) if name in owners), broken[-1])
         finding.where = "gradient"
+
+
+def _owner(name: str) -> str:
+    """The module whose weight it is, where a name is of torch's machinery for parametrized weights."""
+    return name.partition(".parametrizations")[0]
 
 
 def _broken_rows(values: Tensor, batch_size: int) -> list[int]:

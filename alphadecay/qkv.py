@@ -1,0 +1,260 @@
+"""Give the q, k and v of a fused attention projection weights of their own, and fuse them again."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+
+from alphadecay.build_order import is_distributed, refuse_held, refuse_wrapped
+
+PARTS = ("q", "k", "v")
+FUSED_NAMES = frozenset({"qkv", "c_attn"})  # whose rows (columns of a Conv1D) are q, then k, then v
+# Attributes of attention modules that mix q, k and v head by head under these names (TinyViT, MaxViT, GPTBigCode).
+INTERLEAVED = ("key_dim", "head_first", "multi_query")
+
+
+class Concatenation(nn.Module):
+    """The parametrization of a fused weight: q, k and v, one after the other along a dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The fused weight; it requires a gradient if they do, also where gradients are off."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat((q, k, v), self.dim)
+        with torch.inference_mode(False), torch.no_grad():
+            weight = torch.cat((q, k, v), self.dim)
+            # torch.matmul asks for it, and takes a route with other rounding if not.
+            return weight.requires_grad_(q.requires_grad)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Its three parts, in the weight's memory where they are contiguous there."""
+        return tuple(part.contiguous() for part in weight.chunk(3, self.dim))
+
+
+def split_qkv(model: nn.Module) -> nn.Module:
+    """Give q, k and v of each fused attention projection weights of their own, in place; returns the model.
+
+    Outputs stay the same to the last bit. From then on `find_matrices`, `param_groups` and the decay schedules see
+    three matrices, such as blocks.0.attn.q, .k and .v, so that each has a spectrum, a decay and an optimizer state
+    of its own. Biases stay fused. `state_dict()` and `load_state_dict()` keep the names and order of the fused model.
+    Writing to what `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model; where that cannot be
+    (Conv1D, whose parts are columns) it raises RuntimeError, except under FSDP2, where averages must go by
+    `parameters()`. Assign to a projection's `weight`, do not write into it; to pickle the module, merge it first.
+
+    Split is a Linear or transformers Conv1D named qkv or c_attn whose output is q, then k, then v, of equal size: as
+    in timm's ViT, DeiT, BEiT, EVA, Swin and most others, and GPT-2. Left alone are other widths (grouped queries, 2 of
+    3 parts), projections that mix q, k and v head by head (TinyViT, MaxViT, GPTBigCode), convolutions, tied weights
+    and modules with other parametrizations. What is split already stays so.
+
+    Call it on the plain model: after its weights were loaded, before the moving average, DistributedDataParallel,
+    fully_shard, torch.compile and the optimizer are built. A moving average is a copy, which nothing ties to the
+    model: one that was made before is still right if it goes by `state_dict()`, and raises if by `parameters()`.
+
+    Raises:
+        ValueError: If the model is wrapped, averaged, compiled or sharded, an optimizer or DistributedDataParallel
+            holds a weight that would be split, or there is nothing to split (with the model's class).
+    """
+    refuse_wrapped(model, "split_qkv")
+    fused = list(_fused_projections(model))
+    if not fused and not any(is_split(module) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no fused qkv to split: no Linear or Conv1D named "
+            f"{' or '.join(sorted(FUSED_NAMES))} whose output is q, k and v of equal size, one after the other"
+        )
+    refuse_held({id(module.weight): name for name, module in fused})
+    for _, module in fused:
+        parametrize.register_parametrization(module, "weight", Concatenation(_dim(module)))
+        module.register_state_dict_post_hook(_save_fused)
+        module.register_load_state_dict_pre_hook(_load_fused)
+    return model
+
+
+def merge_qkv(model: nn.Module) -> nn.Module:
+    """Undo `split_qkv`, in place; returns the model, whose fused weights have the same bits.
+
+    The weights are new parameters without gradients: an optimizer built before does not hold them. A model in which
+    nothing is split is returned as it is.
+
+    Raises:
+        ValueError: If the model is wrapped, compiled or sharded.
+    """
+    refuse_wrapped(model, "merge_qkv", "on the plain model, not on or inside")
+    for module in list(model.modules()):
+        if not _has_parts(module):
+            continue
+        parts = _parts(module)
+        weight = _shared(parts, _dim(module))
+        if weight is None:
+            weight = torch.cat([part.detach() for part in parts], _dim(module))
+        _remove_hooks(module)
+        # Not torch's remove_parametrizations: it takes the property off a class that deep copies share.
+        module.__class__ = type(module).__bases__[0]
+        del module._modules["parametrizations"]
+        others = dict(module._parameters)
+        module._parameters.clear()
+        module.register_parameter("weight", nn.Parameter(weight, any(part.requires_grad for part in parts)))
+        module._parameters.update(others)  # the weight comes first, as before
+    return model
+
+
+def is_split(module: nn.Module) -> bool:
+    """Whether a module is the list that holds the q, k and v of a split projection, as original0 to original2."""
+    return isinstance(module, ParametrizationList) and len(module) == 1 and isinstance(module[0], Concatenation)
+
+
+def _has_parts(module: nn.Module) -> bool:
+    """Whether a module is a split projection."""
+    parametrizations = getattr(module, "parametrizations", None)
+    return isinstance(parametrizations, nn.ModuleDict) and any(is_split(each) for each in parametrizations.values())
+
+
+def part_name(list_name: str, parameter_name: str) -> str:
+    """blocks.0.attn.q for original0 in blocks.0.attn.qkv.parametrizations.weight."""
+    owner = list_name.removesuffix(".parametrizations.weight").rpartition(".")[0]
+    return f"{owner}.{PARTS[int(parameter_name[-1])]}".lstrip(".")
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """The name of each parameter by its id; those of split projections are such as blocks.0.attn.q.weight."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for list_name, module in model.named_modules():
+        if is_split(module):
+            parts = module.named_parameters(recurse=False)
+            names |= {id(part): f"{part_name(list_name, name)}.weight" for name, part in parts}
+    return names
+
+
+def _fused_projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each projection that can be split."""
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    for owner_name, owner in model.named_modules():
+        if any(getattr(owner, name, False) for name in INTERLEAVED):
+            continue
+        for name, module in owner.named_children():
+            if name in FUSED_NAMES and _is_fused(module, owner) and owners[id(module.weight)] == 1:
+                yield f"{owner_name}.{name}".lstrip("."), module
+
+
+def _is_fused(module: nn.Module, owner: nn.Module) -> bool:
+    """Whether a third of the output is as wide as the input, or as what the owner's output projection takes."""
+    linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    if not linear or parametrize.is_parametrized(module):
+        return False
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    dim = _dim(module)
+    width, taken = weight.shape[dim], weight.shape[1 - dim]
+    proj = getattr(owner, "proj", None)
+    return width in (3 * taken, 3 * proj.in_features if isinstance(proj, nn.Linear) else 0)
+
+
+def _dim(module: nn.Module) -> int:
+    """The dimension of the weight along which q, k and v lie: the output's."""
+    return 0 if isinstance(module, nn.Linear) else 1
+
+
+def _parts(module: nn.Module) -> list[nn.Parameter]:
+    originals = module.parametrizations.weight  # type: ignore[union-attr]
+    return [getattr(originals, f"original{i}") for i in range(3)]
+
+
+def _save_fused(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """Put the fused weight in place of its parts, where a fused model has it: before the bias."""
+    found = [state_dict.pop(f"{prefix}parametrizations.weight.original{i}") for i in range(3)]
+    names = [f"{prefix}{name}" for name in (*module._parameters, *module._buffers)]
+    later = {name: state_dict.pop(name) for name in names if name in state_dict}
+    keeps_vars = isinstance(found[0], nn.Parameter)
+    state_dict[f"{prefix}weight"] = module.weight if keeps_vars else _as_one(_parts(module), _dim(module))
+    state_dict.update(later)
+
+
+def _load_fused(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: dict[str, Any],
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Cut a fused weight into the parts that are loaded; where it is missing or does not fit, they stay."""
+    parts, dim = _parts(module), _dim(module)
+    shape = torch.Size(3 * side if i == dim else side for i, side in enumerate(parts[0].shape))
+    name = f"{prefix}weight"
+    weight = state_dict.pop(name, None)
+    found: Sequence[Tensor] = parts
+    if weight is None:
+        missing.append(name)
+    elif weight.shape != shape:
+        errors.append(f"size mismatch for {name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(shape)}.")
+    else:
+        found = [_like(own, part) for own, part in zip(parts, weight.detach().chunk(3, dim), strict=True)]
+    state_dict.update({f"{prefix}parametrizations.weight.original{i}": part for i, part in enumerate(found)})
+
+
+def _like(own: nn.Parameter, part: Tensor) -> Tensor:
+    """A part to be loaded: contiguous, and distributed over ranks where the model's own is."""
+    if not is_distributed(own) or is_distributed(part):
+        return part.contiguous()
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = own
+    return distribute_tensor(part.to(own.device), like.device_mesh, like.placements)
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (_save_fused, _load_fused):
+                del hooks[key]
+
+
+def _as_one(parts: Sequence[nn.Parameter], dim: int) -> Tensor:
+    """The fused weight: in the parts' own memory if that is possible, else a copy that nobody can write to."""
+    if is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work there
+        q: Any = parts[0]
+        whole: Any = torch.cat([part.detach() for part in parts], dim)
+        return whole.redistribute(q.device_mesh, q.placements)
+    shared = _shared(parts, dim)
+    if shared is not None:
+        return shared
+    with torch.inference_mode():  # writing in place, as moving averages do, would be lost: now it raises
+        return torch.cat([part.detach() for part in parts], dim)
+
+
+def _shared(parts: Sequence[nn.Parameter], dim: int) -> Tensor | None:
+    """The fused weight in the parts' memory, which is joined first where a deep copy or a move had parted it.
+
+    None where q, k and v are columns, or live in memory that is not theirs alone (a flat buffer, other processes).
+    """
+    if dim != 0 or not all(type(part) is nn.Parameter and part.is_contiguous() for part in parts):
+        return None
+    q = parts[0]
+    memory, offset = q.untyped_storage().data_ptr(), q.storage_offset()
+    together = all(
+        part.untyped_storage().data_ptr() == memory and part.storage_offset() == offset + i * q.numel()
+        for i, part in enumerate(parts)
+    )
+    if not together:
+        if not all(_owns_memory(part) for part in parts):
+            return None
+        with torch.inference_mode(False):
+            joined = torch.cat([part.detach() for part in parts])
+            for part, place in zip(parts, joined.chunk(3), strict=True):
+                part.data = place
+    return q.detach().as_strided((3 * len(q), *q.shape[1:]), q.stride())
+
+
+def _owns_memory(part: Tensor) -> bool:
+    alone = part.untyped_storage().nbytes() == part.numel() * part.element_size()
+    return alone and not (part.device.type == "cpu" and part.is_shared())
