@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 import alphadecay
 from alphadecay.ledger import ledger_rows
 from alphadecay.matrices import find_matrices
+from runtime.finite import traced
 from runtime.selftest import differences
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
@@ -367,6 +368,20 @@ def test_wrapped_models_are_refused(wrap, wrapper):
     compiled.compile()
     with pytest.raises(ValueError, match=r"before torch\.compile"):
         alphadecay.split_qkv(compiled)
+
+
+def test_bad_values_are_traced_to_the_projection():
+    model = alphadecay.split_qkv(made())
+    q = next(m.weight for m in find_matrices(model) if m.name == "blocks.1.attn.q")
+    q.register_hook(lambda gradient: gradient * float("nan"))
+    with traced(model, 0, 2) as finding:
+        model(images()).sum().backward()
+    assert (finding.module, finding.where) == ("blocks.1.attn.qkv", "gradient")
+    with torch.no_grad():
+        q.fill_(float("nan"))
+    with traced(model, 0, 2) as finding:
+        model(images())
+    assert (finding.module, finding.where) == ("blocks.1.attn.qkv", "output")
 
 
 def test_a_model_without_attention_is_named():
