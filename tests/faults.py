@@ -220,6 +220,8 @@ def hit_until_done(number: int, hits: int, processes: int, seed: int, folder: Pa
         if number != signal.SIGKILL:
             expect([EXIT_PREEMPTED] * processes, statuses)
             latency[met[0]] = max(latency[met[0]], find_checkpoint(hit)[0].step - met[1])
+            if latency[met[0]] > processes:  # the step in which it came and, to agree with another process, one more
+                raise SystemExit(f"saved {latency[met[0]]} steps after the signal")
             if not (hit / runfolder.REQUEUE).exists():
                 raise SystemExit("no REQUEUE file was left")
     expect([0] * processes, start([*words, "--output_dir", str(hit)], processes, folder / "log").statuses())
