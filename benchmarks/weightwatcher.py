@@ -45,11 +45,14 @@ def main() -> None:
     def ours() -> None:
         records[:] = [r for r in alphadecay.analyze(model, fit="goodness-of-fit") if r.alpha is not None]
 
-    def theirs() -> None:
-        names = [record.name for record in records]
-        details[:] = [weightwatcher.WeightWatcher(model=model).analyze(layers=names, min_evals=50)]
-
     ours()
+    ours_by_name = {record.name for record in records}
+    described = weightwatcher.WeightWatcher(model=model).describe()
+    layers = [int(line["layer_id"]) for _, line in described.iterrows() if line["longname"] in ours_by_name]
+
+    def theirs() -> None:
+        details[:] = [weightwatcher.WeightWatcher(model=model).analyze(layers=layers)]
+
     sides = {"WeightWatcher": timed(theirs), "alphadecay": timed(ours)}
     times = take_turns(sides, options.rounds)
     say(f"{options.model}: {len(records)} matrices, {options.rounds} rounds, {torch.get_num_threads()} threads")
