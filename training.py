@@ -104,8 +104,7 @@ class Training:
 
     def _train(self) -> None:
         task, keeper = self.task, self.keeper
-        if self.options.on_nonfinite == "rollback" and keeper.step == 0:
-            keeper.save()
+        keeper.have_checkpoint_to_roll_back_to()
         if keeper.evaluation_due:
             self._after_epoch()
         while keeper.step < task.last_step:

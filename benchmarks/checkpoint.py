@@ -9,7 +9,6 @@ in one process. Last, training steps with a checkpoint being written behind them
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired import interval, ratios, row, take_turns
+from benchmarks.paired import interval, ratios, row, take_turns, timed
 from engine import train_one_epoch
 from main import build_task, read_options
 from runtime.checkpoints import Contents, write_checkpoint
@@ -108,18 +107,6 @@ def take_steps(training: Training, steps: int) -> None:
     train_one_epoch(
         training.task.learner, batches, rules, ALONE, keeper.step, keeper.gate, lambda *_: None, keeper.bad_step
     )
-
-
-def timed(work: Callable[[], Any], prepare: Callable[[], None]) -> Callable[[], float]:
-    """A piece of work that returns how long it took; what `prepare` does is not counted."""
-
-    def run() -> float:
-        prepare()
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-
-    return run
 
 
 def moments(state: dict[str, Any]) -> list[torch.Tensor]:

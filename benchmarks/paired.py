@@ -1,12 +1,32 @@
 """Things that take turns in one process, compared pair by pair."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
+import torch
 
 LEAST_MEDIAN = 0.97  # the bar: the median ratio is at least this, and its interval reaches 1
 RESAMPLES = 10_000
+
+
+def timed(
+    work: Callable[[], Any], prepare: Callable[[], None] | None = None, device: str = "cpu"
+) -> Callable[[], float]:
+    """A piece of work that returns its wall-clock seconds, the device's included; those of `prepare` do not count."""
+
+    def run() -> float:
+        if prepare is not None:
+            prepare()
+        began = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return run
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -12,8 +12,7 @@ that kind over one with the median fit of whole matrices.
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +24,7 @@ from torch import nn
 
 import alphadecay
 from alphadecay.matrices import find_matrices
-from benchmarks.paired import interval, ratios, row, take_turns
+from benchmarks.paired import interval, ratios, row, take_turns, timed
 from runtime.runfolder import environment
 from runtime.tables import say, table
 
@@ -117,24 +116,11 @@ def measure(model: nn.Module, rounds: int, device: str, kinds: Sequence[str]) ->
         for stack in stacks:
             torch.linalg.svdvals(stack)
 
-    sides = {SVD: timed(singular_values, device)}
+    sides = {SVD: timed(singular_values, device=device)}
     for name in (MEDIAN, *kinds):
         optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.05))
-        sides[name] = timed(alphadecay.AlphaDecay(model, optimizer, **REFRESHES[name]).refresh, device)
+        sides[name] = timed(alphadecay.AlphaDecay(model, optimizer, **REFRESHES[name]).refresh, device=device)
     return take_turns(sides, rounds), len(weights)
-
-
-def timed(work: Callable[[], None], device: str) -> Callable[[], float]:
-    """A piece of work that returns its wall-clock time, the device's included."""
-
-    def run() -> float:
-        began = time.perf_counter()
-        work()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    return run
 
 
 if __name__ == "__main__":

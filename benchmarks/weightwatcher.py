@@ -10,8 +10,6 @@ turns in one process. Compared are the exponents where both begin the tail at th
 import argparse
 import json
 import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 import alphadecay
-from benchmarks.paired import interval, ratios, row, take_turns
+from benchmarks.paired import interval, ratios, row, take_turns, timed
 from benchmarks.refresh import build
 from runtime.runfolder import environment
 from runtime.tables import say, table
@@ -78,17 +76,6 @@ def compared(records: list[alphadecay.SpectrumRecord], details: Any) -> tuple[in
             alike += 1
             worst = max(worst, abs(line["alpha"] / record.alpha - 1))
     return alike, worst
-
-
-def timed(work: Callable[[], None]) -> Callable[[], float]:
-    """A piece of work that returns how long it took."""
-
-    def run() -> float:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-
-    return run
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime import runfolder
-from runtime.checkpoints import find_checkpoint
+from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.errors import NonFiniteError, Preempted
 from runtime.finite import FiniteGate
 from runtime.learner import Learner, learner_state, require_finite, restore
@@ -107,6 +107,12 @@ class Keeper:
             averaged = self.learner.averaged
             ema = None if averaged is None else averaged.state_dict()
             self.session.save(self.step, self.learner.plain.state_dict(), ema, state)
+
+    def have_checkpoint_to_roll_back_to(self) -> None:
+        """Save the beginning where the policy is to roll back and the run's folder holds no checkpoint yet."""
+        folder = Path(self.options.output_dir)
+        if self.options.on_nonfinite == "rollback" and not self.ranks.from_main(lambda: has_checkpoints(folder)):
+            self.save()
 
     def leave(self, signal: str) -> Preempted:
         """Save where the run was told to end, and leave the mark; returns the error to end with."""

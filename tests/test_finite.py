@@ -261,3 +261,11 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed_from_its_last_checkpoint(
     done = torchrun(2, *words, tmp_path / "hit", program=program, launch=["--max-restarts=1"])
     assert done.returncode == 0 and "(step 5)" in done.stdout
     assert differences(tmp_path / "whole", tmp_path / "hit") == {}
+
+
+def test_a_rollback_of_a_run_continued_elsewhere_finds_the_weights_it_began_with(tmp_path, monkeypatch, capsys):
+    assert run(*RUN, "--output_dir", tmp_path / "first", "--max_steps", "1", monkeypatch=monkeypatch) == 0
+    poison_images(monkeypatch, (0, 240 + 7))
+    words = ["--resume", tmp_path / "first", "--output_dir", tmp_path / "then", "--on_nonfinite", "rollback"]
+    assert run(*words, "--max_steps", "3", monkeypatch=monkeypatch) == 0
+    assert "back to the weights of step 1" in capsys.readouterr().out
