@@ -66,9 +66,11 @@ def row(label: str, values: Sequence[float]) -> list[str | float]:
 
 def verdict(label: str, values: Sequence[float]) -> str:
     """A line on a ratio: interval of the median, and whether the bar is met."""
-    low, high = interval(values)
     met = "met" if meets_bar(values) else "MISSED"
-    return (
-        f"{label}: median {median(values):.4f}, 95 % interval {low:.4f} to {high:.4f}; "
-        f"bar (median at least {LEAST_MEDIAN}, interval reaches 1) {met}"
-    )
+    return f"{label}: {interval_in_words(values)}; bar (median at least {LEAST_MEDIAN}, interval reaches 1) {met}"
+
+
+def interval_in_words(values: Sequence[float]) -> str:
+    """Median of some values and its interval."""
+    low, high = interval(values)
+    return f"median {median(values):.4f}, 95 % interval {low:.4f} to {high:.4f}"

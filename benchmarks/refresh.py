@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     if options.growth:
-        show_growth(options.rounds, options.device)
+        result = growth(options.rounds, options.device)
+        if options.json:
+            options.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
         return
     times, matrices = measure(build(options.model), options.rounds, options.device, options.kinds)
     say(f"{options.model}: {matrices} matrices, {options.rounds} rounds, {torch.get_num_threads()} threads")
@@ -69,22 +71,17 @@ def main() -> None:
         options.json.write_text(json.dumps({"model": options.model, "seconds": times} | environment(), indent=1) + "\n")
 
 
-def show_growth(rounds: int, device: str) -> None:
-    """Time a layer of each LLaMA and fit seconds ~ hidden size ** exponent."""
-    hidden, seconds = [], []
-    for name, (width, _, _) in LLAMA.items():
-        times, _ = measure(llama(name, layers=1), rounds, device, kinds=())
-        hidden.append(width)
-        seconds.append([median(times[side]) for side in (SVD, MEDIAN)])
-    say(
-        table(
-            ["hidden size", "svdvals, ms", "refresh, ms"],
-            [[h, *(1e3 * t for t in s)] for h, s in zip(hidden, seconds, strict=True)],
-        )
-    )
-    for side, column in ((SVD, 0), (MEDIAN, 1)):
-        exponent = np.polyfit(np.log(hidden), np.log([each[column] for each in seconds]), 1)[0]
+def growth(rounds: int, device: str) -> dict[str, Any]:
+    """Time a layer of each LLaMA, fit seconds ~ hidden size ** exponent, and say so."""
+    widths = [width for width, _, _ in LLAMA.values()]
+    times = [measure(llama(name, layers=1), rounds, device, kinds=())[0] for name in LLAMA]
+    seconds = {side: [median(each[side]) for each in times] for side in (SVD, MEDIAN)}
+    rows = [[width, 1e3 * svd, 1e3 * ours] for width, svd, ours in zip(widths, *seconds.values(), strict=True)]
+    say(table(["hidden size", "svdvals, ms", "refresh, ms"], rows))
+    exponents = {side: float(np.polyfit(np.log(widths), np.log(each), 1)[0]) for side, each in seconds.items()}
+    for side, exponent in exponents.items():
         say(f"{side}: seconds grow as the hidden size to the power of {exponent:.2f}")
+    return {"hidden_sizes": widths, "seconds": times, "exponents": exponents}
 
 
 def build(name: str) -> nn.Module:

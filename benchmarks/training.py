@@ -30,7 +30,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3
 
-from benchmarks.paired import interval, ratios, row, take_turns, verdict
+from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
 from engine import train_one_epoch
 from loaders import Batch
 from main import build_task, read_options
@@ -64,7 +64,12 @@ def main() -> None:
     for side, values in result["ratios"].items():
         say(verdict(f"{side} / timm", values))
     refresh = median(result["refresh_seconds"])
-    say(f"a refresh takes {1e3 * refresh:.0f} ms; each step of alphadecay is charged {1e3 * refresh / INTERVAL:.2f} ms")
+    step = given.batch_size / median(result["uniform"])
+    say(f"alphadecay / uniform: {interval_in_words(ratios(result['alphadecay'], result['uniform']))}")
+    say(
+        f"a refresh takes {1e3 * refresh:.0f} ms; each step of alphadecay is charged {1e3 * refresh / INTERVAL:.2f} ms, "
+        f"{100 * refresh / INTERVAL / step:.3f} % of a step with uniform decay"
+    )
     if given.json:
         given.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 
