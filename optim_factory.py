@@ -59,6 +59,9 @@ class DecayOptions:
     )
     decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS, fixed="decay")
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1, fixed="decay")
+    decay_lag: int = option(
+        0, "steps that spectra may take to measure beside training; 0: training waits", minimum=0, fixed="decay"
+    )
     decay_metric: str = option(
         "alpha", "what scores a module; higher scores get more decay", choices=tuple(SCORES), fixed="decay"
     )
@@ -93,6 +96,10 @@ class DecayOptions:
         (
             lambda o: o.decay_low <= o.decay_high,
             "--decay_low {decay_low:g}: above --decay_high {decay_high:g}",
+        ),
+        (
+            lambda o: o.decay_lag < o.decay_interval,
+            "--decay_lag {decay_lag}: must be below --decay_interval {decay_interval}",
         ),
     )
 
@@ -186,6 +193,7 @@ def _attached(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int
         window=None if options.decay_window == "none" else options.decay_window,
         filter_zeros=options.filter_zeros,
         frozen=options.decay_frozen,
+        lag=options.decay_lag,
         include=options.include,
     )
 

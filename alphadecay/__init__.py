@@ -1,13 +1,13 @@
 """Module-wise weight decay from weight spectra: matrices -> eigenvalues -> tail fit -> multipliers -> optimizer."""
 
 from alphadecay._version import __version__ as __version__
+from alphadecay.adaptive import AlphaDecay as AlphaDecay
 from alphadecay.analysis import SpectrumRecord as SpectrumRecord
 from alphadecay.analysis import analyze as analyze
 from alphadecay.assign import assign as assign
 from alphadecay.groups import param_groups as param_groups
 from alphadecay.qkv import merge_qkv as merge_qkv
 from alphadecay.qkv import split_qkv as split_qkv
-from alphadecay.schedule import AlphaDecay as AlphaDecay
 from alphadecay.schedule import UniformDecay as UniformDecay
 
 __all__ = [

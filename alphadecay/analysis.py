@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
-from alphadecay.sharing import gradient_norms, measured_together, whole
+from alphadecay.sharing import Snapshots, brought_together, gradient_norms, shared_out, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
 
 
@@ -120,20 +120,65 @@ def analyze(
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
     """
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
-    matrices = find_matrices(model, exclude, min_eigenvalues, include)
-    taking_part = [m for m in matrices if not m.reason]
-    norms = gradient_norms(taking_part)
+    return Measurement(model, measuring, exclude, include, min_eigenvalues, process_group).run()
 
-    def measure_one(matrix: Matrix) -> SpectrumRecord:
-        return replace(measure(matrix, measuring), grad_norm=norms.get(matrix.name))
 
-    if process_group is None or dist.get_world_size(process_group) == 1:
-        measured = {m.name: measure_one(m) for m in taking_part}
-    else:
-        measured = measured_together(taking_part, measure_one, process_group)
-    own = {m.name: record_without_measures(m, m.reason) for m in matrices if m.reason}
-    names = dict.fromkeys([*(m.name for m in matrices), *measured])
-    return [own.get(name) or measured[name] for name in names]
+class Measurement:
+    """What `analyze` does in two parts: what needs the model as it is now, and the rest, which takes the time.
+
+    Args:
+        model, measuring, exclude, include, min_eigenvalues, process_group: As in `analyze`.
+        copied: Copy the weights that this rank measures to CPU memory, so that `run` may come later, in a thread.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measuring: Measuring,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        min_eigenvalues: int = MIN_EIGENVALUES,
+        process_group: Any = None,
+        *,
+        copied: bool = False,
+    ) -> None:
+        self.measuring = measuring
+        self.matrices = find_matrices(model, exclude, min_eigenvalues, include)
+        taking_part = [m for m in self.matrices if not m.reason]
+        self.group = process_group if process_group and dist.get_world_size(process_group) > 1 else None
+        self.gradient_norms = gradient_norms(taking_part)
+        mine = taking_part if self.group is None else shared_out(taking_part, self.group)
+        self._snapshots = Snapshots(mine) if copied else None
+        self._mine = self._snapshots.matrices if self._snapshots else mine
+
+    def run(self, results_group: Any = None) -> list[SpectrumRecord]:
+        """The records; all ranks must come here.
+
+        Args:
+            results_group: The same ranks in a group of their own, for results that are exchanged in a thread.
+        """
+        if self._snapshots:
+            self._snapshots.wait()
+        found = self._measured()
+        if self.group is not None:
+            found = brought_together(found, results_group or self.group)
+        elif isinstance(found, ValueError):
+            raise found
+        own = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}
+        names = dict.fromkeys([*(m.name for m in self.matrices), *found])
+        return [own.get(name) or found[name] for name in names]
+
+    def _measured(self) -> dict[str, SpectrumRecord] | ValueError:
+        """This rank's share, or what one matrix raised: the other ranks must hear of it before they wait for ever."""
+        found, error = {}, None
+        for matrix in self._mine:
+            try:
+                found[matrix.name] = replace(
+                    measure(matrix, self.measuring), grad_norm=self.gradient_norms.get(matrix.name)
+                )
+            except ValueError as raised:
+                error = error or raised
+        return error or found
 
 
 def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:

@@ -115,7 +115,7 @@ def innermost(optimizer: Any) -> Optimizer:
     Wrappers never call step hooks of their own, or call them on other occasions.
 
     Raises:
-        ValueError: If it is no torch optimizer.
+        ValueError: If it is no torch optimizer, or ZeroRedundancyOptimizer.
     """
     while True:
         inner = next((vars(optimizer)[n] for n in WRAPPED if n in getattr(optimizer, "__dict__", {})), None)
@@ -124,6 +124,8 @@ def innermost(optimizer: Any) -> Optimizer:
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"{type(optimizer).__name__} is no torch optimizer; pass the one that it wraps")
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise ValueError("ZeroRedundancyOptimizer keeps groups of its own on each rank; FSDP2 shards the state instead")
     return optimizer
 
 

@@ -13,8 +13,9 @@ from alphadecay.sharing import is_sharded
 def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
     """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
 
-    Keys: step (optimizer steps taken before), module, role, score, multiplier, weight_decay, weight_norm
-    (Frobenius norm of the weight), audit (None: not taken), note (why a module keeps its base decay).
+    Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), module,
+    role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None: not taken), note
+    (why a module keeps its base decay).
     """
     records = {record.name: record for record in schedule.records}
     rows = []
@@ -26,6 +27,7 @@ def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
         rows.append(
             {
                 "step": schedule.step,
+                "measured_step": schedule.measured_at,
                 "module": name,
                 "role": role_of(name),
                 "score": schedule.scores.get(name),

@@ -1,6 +1,6 @@
 """Measuring one model on several ranks: each matrix once, by one of the ranks that hold it, the same result on all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,40 +11,33 @@ from torch import Tensor
 from alphadecay.matrices import Matrix
 
 Record = TypeVar("Record")
-Measure = Callable[[Matrix], Record]
 
 
-def measured_together(matrices: Sequence[Matrix], measure: Measure, group: Any) -> dict[str, Record]:
-    """What `measure` says of the matrices of all ranks, by name.
+def shared_out(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
+    """The matrices that this rank measures, with their whole weights; together the ranks have each once.
 
     Ranks may hold the same model (data parallel), other parts of it (pipeline parallel), or shards of its weights
     (FSDP2): a sharded weight is gathered to the one rank that measures it, one for each rank at a time.
 
     Args:
         matrices: Those of this rank that take part.
-        measure: Measures one whole matrix; a ValueError that it raises on one rank is raised on all.
-        group: The ranks; all of them must call.
+        group: The ranks; all of them must call, and take all that comes.
     """
     ranks = dist.get_world_size(group)
     held = _gathered({matrix.name: cost(matrix) for matrix in matrices}, group, ranks)
-    turns = turns_of(owners_of(held), ranks)
     by_name = {matrix.name: matrix for matrix in matrices}
-    found: dict[str, Record] = {}
-    error = None
-    for turn in turns:
+    for turn in turns_of(owners_of(held), ranks):
         mine = [_gathered_to(owner, by_name[name], group) for owner, name in turn if name in by_name]
-        for matrix in (each for each in mine if each is not None):
-            try:
-                found[matrix.name] = measure(matrix)
-            except ValueError as raised:  # the others must hear of it before they wait for this rank for ever
-                error = error or raised
-    outcomes = _gathered(error or found, group, ranks)
+        yield from (each for each in mine if each is not None)
+
+
+def brought_together(found: dict[str, Record] | ValueError, group: Any) -> dict[str, Record]:
+    """What all ranks of a group have found, by name; an error of one is raised on all. All of them must call."""
+    outcomes = _gathered(found, group, dist.get_world_size(group))
     for outcome in outcomes:
         if isinstance(outcome, ValueError):
             raise outcome
-    everything = {name: record for outcome in outcomes for name, record in outcome.items()}
-    names = dict.fromkeys(name for each in held for name in each)
-    return {name: everything[name] for name in names}
+    return {name: record for outcome in outcomes for name, record in outcome.items()}
 
 
 def owners_of(held: Sequence[Mapping[str, float]]) -> dict[str, int]:
@@ -77,6 +70,32 @@ def cost(matrix: Matrix) -> float:
     rows, columns = sorted(matrix.weight.shape[:2])
     positions = matrix.eigenvalue_count / rows
     return positions * (rows * rows * columns + 4.0 * rows**3)
+
+
+class Snapshots:
+    """Copies of matrices in CPU memory; those of a GPU are made while the host goes on.
+
+    The copies stand in the GPU's queue before what is asked of it later, so they are of the weights as they are now.
+    """
+
+    def __init__(self, matrices: Iterable[Matrix]) -> None:
+        self.matrices: list[Matrix] = []
+        self._copied: Any = None
+        for matrix in matrices:
+            weight = matrix.weight.detach()
+            if weight.is_cuda:
+                copy = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
+                copy.copy_(weight, non_blocking=True)
+                self._copied = torch.cuda.Event()
+                self._copied.record()
+            else:
+                copy = weight.to("cpu", copy=True)
+            self.matrices.append(replace(matrix, weight=copy))
+
+    def wait(self) -> None:
+        """Return when the copies are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -66,10 +66,9 @@ def main() -> None:
     refresh = median(result["refresh_seconds"])
     step = given.batch_size / median(result["uniform"])
     say(f"alphadecay / uniform: {interval_in_words(ratios(result['alphadecay'], result['uniform']))}")
-    say(
-        f"a refresh takes {1e3 * refresh:.0f} ms; each step of alphadecay is charged {1e3 * refresh / INTERVAL:.2f} ms, "
-        f"{100 * refresh / INTERVAL / step:.3f} % of a step with uniform decay"
-    )
+    charged = refresh / INTERVAL
+    say(f"a refresh takes {1e3 * refresh:.0f} ms; each step of alphadecay is charged {1e3 * charged:.2f} ms for it,")
+    say(f"which is {100 * charged / step:.3f} % of a step with uniform decay")
     if given.json:
         given.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 

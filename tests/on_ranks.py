@@ -34,11 +34,11 @@ def take_steps(model, optimizer, steps=3):
         optimizer.zero_grad()
 
 
-def trained(model, **options):
-    """Multipliers, records and final weights after three steps with refreshes in between."""
+def trained(model, steps=3, **options):
+    """Multipliers, records and final weights after some steps with refreshes in between."""
     optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1), lr=1e-2)
     decay = alphadecay.AlphaDecay(model, optimizer, interval=2, **options)
-    take_steps(model, optimizer)
+    take_steps(model, optimizer, steps)
     weights = [p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
     return {
         "multipliers": decay.multipliers,
@@ -61,6 +61,18 @@ def fully_sharded(rank, ranks):
     for block in model.blocks:
         fully_shard(block)
     return trained(fully_shard(model))
+
+
+def lagging_alone(rank, ranks):
+    return trained(block_model(depth=3), steps=5, lag=1, process_group=dist.new_subgroups(1)[0])
+
+
+def lagging(rank, ranks):
+    return trained(nn.parallel.DistributedDataParallel(block_model(depth=3)), steps=5, lag=1)
+
+
+def lagging_shards(rank, ranks):
+    return trained(fully_shard(block_model(depth=3)), steps=5, lag=1)
 
 
 def fully_sharded_by_gradient(rank, ranks):

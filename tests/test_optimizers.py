@@ -176,3 +176,12 @@ def test_random_draws_keep_the_order_of_parameters():
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == before
     names = [group["decay_name"] for group in optimizer.param_groups]
     assert len(set(names)) == len(names) and "(rest of group 0, part 2)" in names
+
+
+def test_an_optimizer_that_regroups_parameters_over_ranks_is_refused():
+    class ZeroRedundancyOptimizer(torch.optim.AdamW):
+        pass
+
+    model = block_model()
+    with pytest.raises(ValueError, match="ZeroRedundancyOptimizer keeps groups of its own"):
+        alphadecay.AlphaDecay(model, ZeroRedundancyOptimizer(model.parameters()))

@@ -8,6 +8,7 @@ from recipes import block_model
 from timm.optim import create_optimizer_v2
 
 import alphadecay
+from alphadecay.ledger import ledger_rows
 from optim_factory import DecayOptions, build_decay
 
 OPTIMIZERS = {
@@ -39,6 +40,26 @@ def saved(model, optimizer):
     file = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict()), file)
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize("stop", range(3, 9))
+def test_resuming_while_spectra_are_measured_beside_training_gives_the_same_bits_and_ledger(stop):
+    def run(*parts):
+        ledger, state = [], None
+        for first, last in zip((0, *parts), (*parts, 11), strict=True):
+            model, optimizer, decay = setup(lag=2, on_refresh=lambda schedule: ledger.extend(ledger_rows(schedule)))
+            if state:
+                model.load_state_dict(state[0])
+                optimizer.load_state_dict(state[1])
+            take_steps(model, optimizer, first, last)
+            state = saved(model, optimizer)
+        return model, decay.multipliers, ledger
+
+    whole, multipliers, ledger = run()
+    again, again_multipliers, again_ledger = run(stop)
+    assert again_multipliers == multipliers and again_ledger == ledger
+    assert [row["step"] for row in ledger[::6]] == [0, 6, 10]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("groups", [False, True])
