@@ -19,7 +19,9 @@ from alphadecay.tails import FITS
 from runtime.errors import UserError
 from runtime.options import option
 
-DECAYS = ("uniform", "alphadecay")
+DECAYS = ("uniform", "alphadecay", "adadecay", "awd", "replay")
+ADAPTIVE = ("alphadecay", "adadecay")  # kinds that assign decays to modules
+SCOPES = ("module", "entry")
 FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers with one kernel for the whole step
 
 
@@ -79,8 +81,22 @@ class DecayOptions:
     decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS, fixed="decay")
     decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS), fixed="decay")
     decay_frozen: bool = option(False, "a control: keep the first assignment for ever", fixed="decay")
+    decay_cautious: bool = option(
+        False, "decay only entries that the update does not push away from zero; decoupled optimizers", fixed="decay"
+    )
+    adadecay_scope: str = option(
+        "module", "as AlphaDecay's authors ran it, or as published first: per entry", choices=SCOPES, fixed="decay"
+    )
+    awd_scale: float = option(
+        50.0, "awd: the base times this times gradient norm / weight norm", above=0, fixed="decay"
+    )
+    decay_ledger: str = option("", "replay: a run's decay.jsonl", fixed="decay")
+    decay_ledger_mean: bool = option(False, "replay: each module's mean over time", fixed="decay")
     decay_norm_bias: bool = option(
         False, "decay norms, biases, position and class tokens too, as published", fixed="decay"
+    )
+    batchnorm: bool = option(
+        True, "with --decay_norm_bias: a batch norm is decayed as the convolution of like name", fixed="decay"
     )
 
     remove_first_layer: bool = option(True, "the stem keeps its base decay", fixed="decay")
@@ -92,7 +108,41 @@ class DecayOptions:
         ends = (("stem", not self.remove_first_layer), ("head", not self.remove_last_layer))
         return tuple(name for name, takes_part in ends if takes_part)
 
+    def __post_init__(self) -> None:
+        """Name what the published options say in their own way."""
+        if (self.decay, self.decay_metric, self.decay_assign) == ("alphadecay", "grad_norm", "sigmoid"):
+            for name, value in (("decay", "adadecay"), ("decay_metric", "alpha"), ("decay_assign", "linear")):
+                object.__setattr__(self, name, value)
+
+    @property
+    def assigns(self) -> bool:
+        """Whether modules are assigned decays of their own."""
+        return self.decay in ADAPTIVE and (self.decay, self.adadecay_scope) != ("adadecay", "entry")
+
     CHECKS = (
+        (lambda o: o.decay != "replay" or o.decay_ledger, "--decay replay: needs --decay_ledger PATH"),
+        (
+            lambda o: o.decay == "replay" or not (o.decay_ledger or o.decay_ledger_mean),
+            "--decay_ledger {decay_ledger}: acts with --decay replay, not {decay}",
+        ),
+        (
+            lambda o: o.decay != "adadecay" or (o.decay_metric, o.decay_assign) == ("alpha", "linear"),
+            "--decay_metric {decay_metric}, --decay_assign {decay_assign}: adadecay has its own, the sigmoid of the "
+            "gradient's norm; with --decay alphadecay they act",
+        ),
+        *(
+            (
+                lambda o, name=name, off=off: o.assigns or getattr(o, name) == off,
+                f"--{name} {{{name}}}: nothing is assigned to modules with --decay {{decay}}"
+                " (--adadecay_scope {adadecay_scope})",
+            )
+            for name, off in (
+                ("decay_control", "none"),
+                ("decay_budget", "free"),
+                ("decay_frozen", False),
+                ("decay_lag", 0),
+            )
+        ),
         (
             lambda o: o.decay_low <= o.decay_high,
             "--decay_low {decay_low:g}: above --decay_high {decay_high:g}",
@@ -110,7 +160,13 @@ def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Mo
     Raises:
         UserError: If timm does not know the optimizer or it refuses the options.
     """
-    groups = alphadecay.param_groups(model, decay.weight_decay, norm_bias=decay.decay_norm_bias, include=decay.include)
+    groups = alphadecay.param_groups(
+        model,
+        decay.weight_decay,
+        norm_bias=decay.decay_norm_bias,
+        batchnorm=decay.batchnorm and decay.assigns,
+        include=decay.include,
+    )
     if options.layer_decay < 1:
         groups = scale_layers(groups, model, options.layer_decay)
     name = options.optimizer.lower()
@@ -175,26 +231,38 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
 
 
 def _attached(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
+    common: dict[str, Any] = {"include": options.include, "cautious": options.decay_cautious}
+    interval = options.decay_interval
     if options.decay == "uniform":
-        return alphadecay.UniformDecay(model, optimizer, options.decay_interval, include=options.include)
+        return alphadecay.UniformDecay(model, optimizer, interval, **common)
+    if options.decay == "awd":
+        return alphadecay.AWD(model, optimizer, options.awd_scale, **common)
+    if options.decay == "replay":
+        return alphadecay.Replay(model, optimizer, options.decay_ledger, mean=options.decay_ledger_mean, **common)
+    if not options.assigns:
+        return alphadecay.AdaDecayPerEntry(model, optimizer, interval, **common)
+    common |= {
+        "budget": options.decay_budget,
+        "control": None if options.decay_control == "none" else options.decay_control,
+        "seed": seed,
+        "fit": options.decay_fit,
+        "xmin_pos": options.decay_xmin_pos,
+        "window": None if options.decay_window == "none" else options.decay_window,
+        "filter_zeros": options.filter_zeros,
+        "frozen": options.decay_frozen,
+        "lag": options.decay_lag,
+    }
+    if options.decay == "adadecay":
+        return alphadecay.AdaDecay(model, optimizer, interval, **common)
     return alphadecay.AlphaDecay(
         model,
         optimizer,
-        options.decay_interval,
+        interval,
         options.decay_low,
         options.decay_high,
         rule=options.decay_assign,
-        budget=options.decay_budget,
-        control=None if options.decay_control == "none" else options.decay_control,
-        seed=seed,
         metric=options.decay_metric,
-        fit=options.decay_fit,
-        xmin_pos=options.decay_xmin_pos,
-        window=None if options.decay_window == "none" else options.decay_window,
-        filter_zeros=options.filter_zeros,
-        frozen=options.decay_frozen,
-        lag=options.decay_lag,
-        include=options.include,
+        **common,
     )
 
 

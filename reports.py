@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from alphadecay.groups import effective_decay
 from alphadecay.matrices import find_matrices
 from alphadecay.qkv import parameter_names
 from alphadecay.schedule import DecaySchedule
@@ -71,7 +72,7 @@ def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
                 why = (record.note if record else reasons.get(id(p))) or "base"
             shape = "x".join(map(str, p.shape)) or "scalar"
             scale = group.get("lr_scale", 1.0)
-            rows.append([names[id(p)], group["decay_name"], shape, scale, group["weight_decay"], why])
+            rows.append([names[id(p)], group["decay_name"], shape, scale, effective_decay(group), why])
     say(table(["parameter", "group", "shape", "lr scale", "decay", "why"], rows))
     frozen = sum(not p.requires_grad for p in plain.parameters())
     groups = len(decay.optimizer.param_groups)

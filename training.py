@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alphadecay import figures
+from alphadecay.groups import effective_decay
 from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
@@ -232,7 +233,7 @@ def applied_decay(decay: DecaySchedule) -> Row:
     """Smallest, largest and mean applied decay, over what is decayed at all, weighted by parameters."""
     groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
     sizes = [sum(p.numel() for p in g["params"]) for g in groups]
-    decays = [g["weight_decay"] for g in groups]
+    decays = [effective_decay(g) for g in groups]
     mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0
     return {
         "weight_decay_mean": mean,

@@ -5,13 +5,21 @@ from alphadecay.adaptive import AlphaDecay as AlphaDecay
 from alphadecay.analysis import SpectrumRecord as SpectrumRecord
 from alphadecay.analysis import analyze as analyze
 from alphadecay.assign import assign as assign
+from alphadecay.baselines import AWD as AWD
+from alphadecay.baselines import AdaDecay as AdaDecay
+from alphadecay.baselines import AdaDecayPerEntry as AdaDecayPerEntry
+from alphadecay.baselines import UniformDecay as UniformDecay
 from alphadecay.groups import param_groups as param_groups
 from alphadecay.qkv import merge_qkv as merge_qkv
 from alphadecay.qkv import split_qkv as split_qkv
-from alphadecay.schedule import UniformDecay as UniformDecay
+from alphadecay.replay import Replay as Replay
 
 __all__ = [
+    "AWD",
+    "AdaDecay",
+    "AdaDecayPerEntry",
     "AlphaDecay",
+    "Replay",
     "SpectrumRecord",
     "UniformDecay",
     "analyze",

@@ -38,6 +38,7 @@ class AlphaDecay(DecaySchedule):
             Above: before the step at which a refresh is due the weights are copied to CPU memory, a thread measures
             the copies while training goes on, and its result holds from `lag` steps later on, whenever the thread
             was done. The first refresh is always waited for. `state_dict()` of the optimizer waits for the thread.
+        cautious: As in `DecaySchedule`.
         on_refresh: Called with this object after each refresh.
         process_group: As in `alphadecay.analyze`; all ranks of a distributed run by default.
 
@@ -72,6 +73,7 @@ class AlphaDecay(DecaySchedule):
         lag: int = 0,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        cautious: bool = False,
         on_refresh: Callable[[DecaySchedule], None] | None = None,
         process_group: Any = None,
     ) -> None:
@@ -92,7 +94,9 @@ class AlphaDecay(DecaySchedule):
             sizes=dict.fromkeys(probe, 1),
             **self.assignment,
         )
-        super().__init__(model, optimizer, interval, exclude=exclude, include=include, on_refresh=on_refresh)
+        super().__init__(
+            model, optimizer, interval, exclude=exclude, include=include, cautious=cautious, on_refresh=on_refresh
+        )
         if process_group is None and dist.is_available() and dist.is_initialized():
             process_group = dist.group.WORLD
         self.process_group = process_group

@@ -7,6 +7,7 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     static_multiplier   1, or 0 for what is excluded from decay
     decay_multiplier    what an adaptive kind writes
     decay_step          optimizer steps taken
+    decay_as            only where it is: module whose multiplier holds here too
     decay_kind          the kind of decay that wrote the multiplier; empty before its first refresh
     weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
 """
@@ -41,6 +42,7 @@ def param_groups(
     weight_decay: float = 0.1,
     *,
     norm_bias: bool = False,
+    batchnorm: bool = False,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
 ) -> list[Group]:
@@ -53,6 +55,8 @@ def param_groups(
         model: Any module, wrapped or not.
         weight_decay: The base decay, at least 0.
         norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
+        batchnorm: With `norm_bias`, decay a BatchNorm2d as the convolution whose name has "conv" for its "bn", as the
+            published program does.
         exclude: Globs over module names that get no group of their own.
         include: "stem", "head" or both: they get groups of their own as well.
 
@@ -61,25 +65,23 @@ def param_groups(
     """
     if not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
-    matrices = {id(m.weight): m for m in find_matrices(model, exclude, include=include) if not m.reason}
+    own = {id(m.weight): m.name for m in find_matrices(model, exclude, include=include) if not m.reason}
     undecayed = set() if norm_bias else _undecayed_names(unwrap(model))
-    own: list[Group] = []
-    rest: list[nn.Parameter] = []
-    without: list[nn.Parameter] = []
+    pairs = _batchnorm_pairs(unwrap(model)) if norm_bias and batchnorm else {}
+    labels = {f"(batch norm of {name})": name for name in own.values()}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in own.values()}
     for name, parameter in unwrap(model).named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in matrices:
-            own.append(_group([parameter], matrices[id(parameter)].name, weight_decay))
-        else:
-            (without if name in undecayed else rest).append(parameter)
-    groups = own
-    if rest:
-        groups.append(_group(rest, "(other)", weight_decay))
-    if without:
-        groups.append(_group(without, "(no decay)", weight_decay, static_multiplier=0.0))
-    if not groups:
+        if parameter.requires_grad:
+            label = f"(batch norm of {pairs.get(name)})"
+            rest = label if label in labels else "(no decay)" if name in undecayed else "(other)"
+            members.setdefault(own.get(id(parameter), rest), []).append(parameter)
+    if not members:
         raise ValueError(f"{type(unwrap(model)).__name__} has no trainable parameter")
+    order = sorted(members, key=lambda name: (name.startswith("("), name == "(no decay)"))  # stable: matrices first
+    groups = [_group(members[name], name, weight_decay, 0.0 if name == "(no decay)" else 1.0) for name in order]
+    for group in groups:
+        if group["decay_name"] in labels:
+            group["decay_as"] = labels[group["decay_name"]]
     return groups
 
 
@@ -94,6 +96,26 @@ def _group(parameters: list[nn.Parameter], name: str, base: float, static_multip
         "decay_step": 0,
         "decay_kind": "",
     }
+
+
+def _batchnorm_pairs(model: nn.Module) -> dict[str, str]:
+    """Parameters of batch norms, and the name of the convolution of like name that each belongs to."""
+    modules = dict(model.named_modules())
+    pairs: dict[str, str] = {}
+    for name, module in modules.items():
+        head, _, leaf = name.rpartition(".")
+        conv = f"{head}.{leaf.replace('bn', 'conv')}".lstrip(".")
+        if isinstance(module, nn.BatchNorm2d) and conv != name and isinstance(modules.get(conv), nn.Conv2d):
+            pairs |= {f"{name}.{each}": plain_name(conv) for each, _ in module.named_parameters(recurse=False)}
+    return pairs
+
+
+OWN_KEYS = frozenset(_group([], "", 0.0))  # of a group of this module
+
+
+def effective_decay(group: Group) -> float:
+    """The composition rule: base x static multiplier x adaptive multiplier."""
+    return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
 
 
 def _undecayed_names(model: nn.Module) -> set[str]:

@@ -9,8 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord
-from alphadecay.groups import Group, innermost, split_groups
+from alphadecay.entries import EntryDecay
+from alphadecay.groups import effective_decay, innermost, split_groups
 from alphadecay.matrices import find_matrices
+from alphadecay.twins import decouples_decay
 
 
 class DecaySchedule(ABC):
@@ -22,8 +24,14 @@ class DecaySchedule(ABC):
     only then are the gradients there. All state is in the groups: to resume, construct, then load the optimizer's
     state dict.
 
+    Args:
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402). Groups then have weight_decay 0, and the decay is applied after the optimizer's step.
+
     Attributes:
         kind: What the groups call this kind of decay.
+        same_for_all: Whether all modules have the same multiplier.
+        by_entry: Whether entries of one weight are decayed by different amounts, beyond `cautious`.
         takes_over: Whether a state of another kind may be loaded; the next step then refreshes. Set it before loading.
         records: What the last refresh measured; empty before the first one.
         measured_at: The step before which the weights were as it measured them.
@@ -34,6 +42,8 @@ class DecaySchedule(ABC):
     """
 
     kind = ""
+    same_for_all = False
+    by_entry = False
     takes_over = False
     measuring = Measuring()
 
@@ -45,6 +55,7 @@ class DecaySchedule(ABC):
         *,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        cautious: bool = False,
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
         if interval < 1:
@@ -60,12 +71,21 @@ class DecaySchedule(ABC):
         if all(m.reason for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
             raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
+        self.cautious = cautious
+        self._entries = EntryDecay(cautious, self.by_entry) if cautious or self.by_entry else None
+        if self._entries and not decouples_decay(self.optimizer):
+            kind = "cautious" if cautious else self.kind
+            raise ValueError(
+                f"{kind} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
+                f"AdamW; {type(self.optimizer).__name__} does not (with these options)"
+            )
         split_groups(self.optimizer, matrices)
         for group in self.optimizer.param_groups:  # another kind was attached before and detached
             if group["decay_kind"] != self.kind:
                 group["decay_kind"] = ""
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._on_step),
+            self.optimizer.register_step_post_hook(self._after_step),
             self.optimizer.register_load_state_dict_pre_hook(self._check_state),
         ]
 
@@ -92,7 +112,7 @@ class DecaySchedule(ABC):
 
     def _take(self, multipliers: Mapping[str, float]) -> None:
         for group in self.optimizer.param_groups:
-            group["decay_multiplier"] = multipliers.get(group["decay_name"], 1.0)
+            group["decay_multiplier"] = multipliers.get(group.get("decay_as", group["decay_name"]), 1.0)
             group["decay_kind"] = self.kind
         self._write()
 
@@ -100,7 +120,8 @@ class DecaySchedule(ABC):
         """Stop acting on the optimizer; every group keeps the decay it has now."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._entries = [], None
+        self._write()
 
     @abstractmethod
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
@@ -145,6 +166,12 @@ class DecaySchedule(ABC):
         self._write()
         for group in self.optimizer.param_groups:
             group["decay_step"] = step + 1
+        if self._entries:
+            self._entries.remember(self.optimizer.param_groups)
+
+    def _after_step(self, *_: Any) -> None:
+        if self._entries:
+            self._entries.apply(self.optimizer)
 
     def _act(self, step: int) -> None:
         """Refresh before step `step` if it is time."""
@@ -153,7 +180,7 @@ class DecaySchedule(ABC):
 
     def _write(self) -> None:
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = effective_decay(group)
+            group["weight_decay"] = 0.0 if self._entries else effective_decay(group)
 
     def _check_state(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         ours = [(g["decay_name"], len(g["params"])) for g in self.optimizer.param_groups]
@@ -170,20 +197,6 @@ class DecaySchedule(ABC):
                 "loading, to go on with it from here."
             )
         return state | {"param_groups": [group | {"decay_kind": ""} for group in state["param_groups"]]}
-
-
-class UniformDecay(DecaySchedule):
-    """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds."""
-
-    kind = "uniform"
-
-    def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
-        return [], {}
-
-
-def effective_decay(group: Group) -> float:
-    """The composition rule: base x static multiplier x adaptive multiplier."""
-    return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
 
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:

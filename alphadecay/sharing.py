@@ -108,6 +108,32 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def local_part(tensor: Any) -> Tensor:
+    """A tensor, or the part of a DTensor that this rank holds; no copy."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def power_sums(tensors: Sequence[Any], order: int) -> Tensor:
+    """Sums of the magnitudes of each tensor's entries to the power of 1 or 2, on the device.
+
+    Ranks that hold shards of a tensor must all call, and get the sum over the whole one.
+
+    Returns:
+        Shape (number of tensors,), at least float32.
+    """
+    local = [local_part(tensor) for tensor in tensors]
+    dtype = torch.promote_types(local[0].dtype, torch.float32)
+    sums = torch.stack(torch._foreach_norm(local, order, dtype=dtype)) ** order
+    sharded = [is_sharded(tensor) for tensor in tensors]
+    if any(sharded):
+        mesh = tensors[sharded.index(True)].device_mesh
+        parts = sums * torch.tensor(sharded, device=sums.device)
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(parts, group=mesh.get_group(dimension))
+        sums = torch.where(torch.tensor(sharded, device=sums.device), parts, sums)
+    return sums
+
+
 def gradient_norms(matrices: Sequence[Matrix]) -> dict[str, float]:
     """The norm of each weight's gradient, where it has one; ranks that hold shards must all call."""
     norms = {}

@@ -35,6 +35,7 @@ class Published:
 PUBLISHED: dict[str, Published] = {
     "opt": Published("optimizer"),
     "use_modulewise_wd": Published("decay", {True: "alphadecay", False: "uniform"}),
+    "use_AWD_NeurIPS2023": Published("decay", {True: "awd", False: "uniform"}),
     "unbalancedWD_every": Published("decay_interval"),
     "alpha_positively_with_WD": Published("decay_control", {True: "none", False: "invert"}),
     "wd_min_ratio": Published("decay_low"),
@@ -154,6 +155,22 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
 
+class _Switch(argparse.Action):
+    """A published switch: on, it sets our option; off, it does so unless something else has (two may share one)."""
+
+    def __init__(self, *words: Any, published: Published, **named: Any) -> None:
+        super().__init__(*words, **named)
+        self.published = published
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        on = values if isinstance(values, bool) else self.const
+        before, wanted = getattr(namespace, self.dest, None), self.published.values[on]
+        if on and before not in (None, wanted, self.published.values[False]):
+            raise UserError(f"{option_string}: means --{self.dest} {wanted}, but --{self.dest} {before} was given too")
+        if on or before is None:
+            setattr(namespace, self.dest, wanted)
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if not action.option_strings or action.metavar is None:
@@ -185,9 +202,9 @@ def _add_published(group: Any, name: str, published: Published, hint: Any) -> No
     """The published name of an option of ours, out of sight of --help, which names it at ours."""
     common = {"dest": published.option, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     if True in published.values:
-        values = published.values
-        group.add_argument(f"--{name}", nargs="?", const="true", type=lambda t: values[_boolean(t)], **common)
-        group.add_argument(f"--no_{name}", action="store_const", const=values[False], **common)
+        switch = {"action": _Switch, "published": published, "type": _boolean, **common}
+        group.add_argument(f"--{name}", nargs="?", const=True, **switch)
+        group.add_argument(f"--no_{name}", nargs=0, const=False, **switch)
         return
     group.add_argument(f"--{name}", type=_renamed(published.values, _converter(_kind(hint)[0])), **common)
 

@@ -1,0 +1,142 @@
+"""The decays of another run again, from its ledger."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alphadecay.analysis import SpectrumRecord
+from alphadecay.baselines import ALL, AdaDecayPerEntry
+from alphadecay.schedule import DecaySchedule
+
+Multipliers = dict[str, float]  # by module
+Ledger = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
+
+
+class Replay(DecaySchedule):
+    """The multipliers of a ledger, step by step or their means over time, whatever the modules' spectra say now.
+
+    With the options of the run that wrote it, the run comes out with the same bits.
+
+    Args:
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: Any torch optimizer with `weight_decay`.
+        ledger: A run's decay.jsonl.
+        mean: Give each module the mean of its multipliers over the ledger's steps, from the first step on.
+        exclude, include, cautious, on_refresh: As in `DecaySchedule`.
+
+    Raises:
+        ValueError: As `DecaySchedule`; or if the ledger cannot be read, is of other modules or of a kind of decay
+            that no ledger holds, or begins after the first step. File and line or module are named.
+    """
+
+    kind = "replay"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        ledger: str | PathLike[str],
+        *,
+        mean: bool = False,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        cautious: bool = False,
+        on_refresh: Callable[[DecaySchedule], None] | None = None,
+    ) -> None:
+        rows = read_ledger(Path(ledger))
+        super().__init__(
+            model, optimizer, 1, exclude=exclude, include=include, cautious=cautious, on_refresh=on_refresh
+        )
+        self._rows = changes(rows)
+        self.same_for_all = ALL in rows[0]
+        own = {group["decay_name"] for group in self.optimizer.param_groups}
+        self._check_modules(Path(ledger), {name for name in own if not name.startswith("(")})
+        if mean:
+            means = means_over_time(rows)
+            self._rows = {0: {name: row | {"multiplier": means[name]} for name, row in rows[0].items()}}
+
+    def _check_modules(self, ledger: Path, own: set[str]) -> None:
+        theirs = set(self._rows[0])
+        if theirs != own and not self.same_for_all:
+            self.detach()
+            lacking, other = sorted(own - theirs), sorted(theirs - own)
+            what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
+            raise ValueError(f"{ledger} is the ledger of another model or selection: it has {what}")
+
+    def _act(self, step: int) -> None:
+        if step in self._rows or not self._wrote_multipliers:
+            self.refresh()
+
+    def _measure(self) -> tuple[list[SpectrumRecord], Multipliers]:
+        rows = self._rows[max(step for step in self._rows if step <= self.step)]
+        self.scores = {name: row["score"] for name, row in rows.items() if row.get("score") is not None}
+        self.measured_at = next(iter(rows.values())).get("measured_step", self.step)
+        multipliers = {name: row["multiplier"] for name, row in rows.items()}
+        if self.same_for_all:
+            multipliers = {group["decay_name"]: multipliers[ALL] for group in self.optimizer.param_groups}
+        return [], multipliers
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The rows of a decay.jsonl by step and module, in order of steps.
+
+    Raises:
+        ValueError: If it cannot be read or replayed; file and line are named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    found: Ledger = {}
+    for number, line in enumerate(lines, 1):
+        row = _checked(line, f"{path}, line {number}")
+        found.setdefault(row["step"], {})[row["module"]] = row
+    if not found:
+        raise ValueError(f"{path} is empty: its run refreshed no decay")
+    if min(found) != 0:
+        raise ValueError(f"{path} begins at step {min(found)}, not at 0")
+    return dict(sorted(found.items()))
+
+
+def _checked(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no JSON ({error})") from error
+    for key, kind in (("step", int), ("module", str), ("multiplier", int | float)):
+        if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):
+            raise ValueError(f"{where}: no row of a ledger, it has no {key}")
+    if not (0 <= row["multiplier"] < math.inf and row["step"] >= 0):
+        raise ValueError(f"{where}: multiplier {row['multiplier']} at step {row['step']} is impossible")
+    if row.get("kind") == AdaDecayPerEntry.kind:
+        raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which no ledger holds")
+    return row
+
+
+def changes(rows: Ledger) -> Ledger:
+    """The steps at which a multiplier changes; others are in a ledger for what was looked at then."""
+    found: Ledger = {}
+    last: Multipliers = {}
+    for step, by_module in rows.items():
+        now = {name: row["multiplier"] for name, row in by_module.items()}
+        if now != last:
+            found[step] = by_module
+        last = now
+    return found
+
+
+def means_over_time(rows: Ledger) -> Multipliers:
+    """Each module's multipliers, weighted by the steps for which they held; the last as long as the one before."""
+    steps = list(rows)
+    spans = [later - step for step, later in zip(steps, steps[1:], strict=False)]
+    spans.append(spans[-1] if spans else 1)
+    return {
+        name: math.fsum(span * rows[step][name]["multiplier"] for step, span in zip(steps, spans, strict=True))
+        / sum(spans)
+        for name in rows[0]
+    }

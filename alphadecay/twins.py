@@ -1,0 +1,109 @@
+"""Copies of an optimizer, to see what a step would do without taking it."""
+
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from alphadecay.groups import OWN_KEYS, Group
+
+TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
+TOLERANCE = 0.05  # of the decay of a trial's last step: orders of decay and update differ by less
+VARYING = OWN_KEYS | {"param_names", "lr", "initial_lr", "lr_scale", "decay_next"}
+
+
+def twin_of(optimizer: Optimizer) -> Optimizer:
+    """A copy with weights, gradients and state of its own and without hooks; its step is the optimizer's next one.
+
+    Random generators are copied as they stand, so that the optimizer's own draws stay what they are; where a step
+    draws from torch's global ones, take it within `own_randomness`.
+    """
+    memo: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            memo[id(p)] = nn.Parameter(p.detach().clone(), p.requires_grad)
+            if p.grad is not None:
+                memo[id(p)].grad = p.grad.detach().clone()
+    return _copied(optimizer, vars(optimizer), memo)
+
+
+@contextmanager
+def own_randomness(optimizer: Optimizer) -> Iterator[None]:
+    """Let what is random here draw what it would draw next, and leave torch's global generators as they were."""
+    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
+    kinds = {device.type for device in devices if device.type != "cpu"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in kinds:
+            indices = [device.index or 0 for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+        yield
+
+
+def decouples_decay(optimizer: Optimizer) -> bool:
+    """Whether each of the optimizer's groups decays weights by learning rate x decay x weight, and by nothing else.
+
+    Tried out: three steps on a small random matrix with and without decay, in copies. An optimizer that cannot be
+    tried like that (it needs a closure, or second derivatives) counts as one that does not.
+    """
+    seen: list[Group] = []
+    for group in optimizer.param_groups:
+        options = {
+            k: v for k, v in group.items() if k not in OWN_KEYS and "decay" not in k and k != "static_multiplier"
+        }
+        if options not in seen:
+            seen.append(options)
+            try:
+                with own_randomness(optimizer):
+                    decoupled = _decouples(optimizer, group)
+            except (AttributeError, RuntimeError, TypeError, ValueError):
+                return False
+            if not decoupled:
+                return False
+    return True
+
+
+def _decouples(optimizer: Optimizer, group: Group) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = (torch.randn(8, 6, generator=generator) for _ in range(TRIAL_STEPS + 1))
+    like = group["params"][0]
+    path: dict[float, list[Tensor]] = {TRIAL_DECAY: [], 0.0: []}
+    for decay, weights in path.items():
+        p = nn.Parameter(weight.to(like.device, torch.float32, copy=True))
+        lr = torch.full_like(group["lr"], TRIAL_LR) if isinstance(group["lr"], Tensor) else TRIAL_LR
+        names = {"param_names": ["trial"]} if "param_names" in group else {}
+        own = {**group, "params": [p], "lr": lr, "weight_decay": decay, **names}
+        alone = vars(optimizer) | {"param_groups": [own], "state": defaultdict(dict)}
+        trial = _copied(optimizer, alone, {id(p): p})
+        for gradient in gradients:
+            p.grad = gradient.to(like.device, copy=True)
+            trial.step()
+            weights.append(p.detach().clone())
+    with_decay, without = path[TRIAL_DECAY], path[0.0]
+    decayed = (with_decay[-1] - without[-1]) - (with_decay[-2] - without[-2])
+    expected = -TRIAL_LR * TRIAL_DECAY * with_decay[-2]
+    return bool((decayed - expected).norm() <= TOLERANCE * expected.norm())
+
+
+def _copied(optimizer: Optimizer, attributes: dict[str, Any], memo: dict[int, Any]) -> Optimizer:
+    """An optimizer of the same class with copies of attributes; hooks and a wrapped `step` stay behind."""
+    twin = object.__new__(type(optimizer))
+    for name, value in attributes.items():
+        if name == "step" or name in ("found_inf", "grad_scale"):
+            continue
+        if "hooks" in name:
+            value = OrderedDict()
+        if isinstance(value, torch.Generator):
+            generator = torch.Generator(value.device)
+            generator.set_state(value.get_state())
+            memo[id(value)] = generator
+        vars(twin)[name] = copy.deepcopy(value, memo)
+    for name in ("found_inf", "grad_scale"):  # of a GradScaler; read, not written
+        if name in attributes:
+            vars(twin)[name] = attributes[name]
+    return twin
