@@ -121,9 +121,12 @@ class DecayOptions:
 
     CHECKS = (
         (lambda o: o.decay != "replay" or o.decay_ledger, "--decay replay: needs --decay_ledger PATH"),
-        (
-            lambda o: o.decay == "replay" or not (o.decay_ledger or o.decay_ledger_mean),
-            "--decay_ledger {decay_ledger}: acts with --decay replay, not {decay}",
+        *(
+            (
+                lambda o, name=name: o.decay == "replay" or not getattr(o, name),
+                f"--{name} {{{name}}}: acts with --decay replay, not {{decay}}",
+            )
+            for name in ("decay_ledger", "decay_ledger_mean")
         ),
         (
             lambda o: o.decay != "adadecay" or (o.decay_metric, o.decay_assign) == ("alpha", "linear"),

@@ -34,10 +34,11 @@ def take_steps(model, optimizer, steps=3):
         optimizer.zero_grad()
 
 
-def trained(model, steps=3, **options):
+def trained(model, steps=3, kind=alphadecay.AlphaDecay, **options):
     """Multipliers, records and final weights after some steps with refreshes in between."""
     optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1), lr=1e-2)
-    decay = alphadecay.AlphaDecay(model, optimizer, interval=2, **options)
+    options |= {} if kind is alphadecay.AWD else {"interval": 2}
+    decay = kind(model, optimizer, **options)
     take_steps(model, optimizer, steps)
     weights = [p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in model.parameters()]
     return {
@@ -45,6 +46,7 @@ def trained(model, steps=3, **options):
         "records": [asdict(record) for record in decay.records],
         "scores": decay.scores,
         "sum": sum(float(weight.double().sum()) for weight in weights),
+        "norms": [float(weight.double().norm()) for weight in weights],
     }
 
 
@@ -61,6 +63,25 @@ def fully_sharded(rank, ranks):
     for block in model.blocks:
         fully_shard(block)
     return trained(fully_shard(model))
+
+
+STEPPING = {
+    "awd": {"kind": alphadecay.AWD, "scale": 50.0},
+    "per_entry": {"kind": alphadecay.AdaDecayPerEntry, "cautious": True},
+}
+
+
+def each_step_alone(rank, ranks):
+    return {name: trained(block_model(depth=3), steps=5, **options) for name, options in STEPPING.items()}
+
+
+def each_step_shards(rank, ranks):
+    return {name: trained(fully_shard(block_model(depth=3)), steps=5, **options) for name, options in STEPPING.items()}
+
+
+def each_step_copies(rank, ranks):
+    models = {name: nn.parallel.DistributedDataParallel(block_model(depth=3)) for name in STEPPING}
+    return {name: trained(models[name], steps=5, **options) for name, options in STEPPING.items()}
 
 
 def lagging_alone(rank, ranks):

@@ -52,6 +52,40 @@ CASES = {
     "no such weights": (["--finetune", "nowhere.pth"], "--finetune nowhere.pth: no such file"),
     "layer decay": (["--layer_decay", "0"], "--layer_decay 0.0: must be above 0"),
     "unknown metric": (["--decay_metric", "beta"], "--decay_metric beta: must be one of alpha, alpha_hat"),
+    "caution with coupled decay": (
+        ["--decay_cautious", "--optimizer", "adam"],
+        "--decay alphadecay: cautious decay needs an optimizer that decays weights by learning rate x decay x weight, "
+        "such as AdamW; Adam does not",
+    ),
+    "entries with coupled decay": (
+        ["--decay", "adadecay", "--adadecay_scope", "entry", "--optimizer", "momentum"],
+        "adadecay per entry decay needs an optimizer that decays weights",
+    ),
+    "replay of nothing": (["--decay", "replay"], "--decay replay: needs --decay_ledger PATH"),
+    "no such ledger": (
+        ["--decay", "replay", "--decay_ledger", "nowhere.jsonl"],
+        "--decay replay: nowhere.jsonl: No such file or directory",
+    ),
+    "a ledger that is none": (
+        ["--decay", "replay", "--decay_ledger", "README.md"],
+        "--decay replay: README.md, line 1: no JSON",
+    ),
+    "a ledger that nobody reads": (
+        ["--decay_ledger", "x"],
+        "--decay_ledger x: acts with --decay replay, not alphadecay",
+    ),
+    "a mean that nobody takes": (["--decay_ledger_mean"], "--decay_ledger_mean True: acts with --decay replay"),
+    "a metric that nobody takes": (["--decay", "adadecay", "--decay_metric", "entropy"], "--decay_metric entropy, "),
+    "a control of nothing": (
+        ["--decay", "awd", "--decay_control", "shuffle"],
+        "--decay_control shuffle: nothing is assigned to modules with --decay awd",
+    ),
+    "scale 0": (["--awd_scale", "0"], "--awd_scale 0.0: must be above 0"),
+    "two published kinds": (
+        ["--use_modulewise_wd", "--use_AWD_NeurIPS2023"],
+        "--use_AWD_NeurIPS2023: means --decay awd, but --decay alphadecay was given too",
+    ),
+    "lag too long": (["--decay_lag", "3"], "--decay_lag 3: must be below --decay_interval 3"),
     "too few micro-steps": (["--update_freq", "0"], "--update_freq 0: must be at least 1"),
     "boolean": (["--model_ema", "perhaps"], "--model_ema: 'perhaps' is neither true nor false"),
 }

@@ -140,3 +140,24 @@ def test_values_of_the_wrong_type_in_a_configuration_are_named(name, value):
     values, _ = parse([Example], [], defaults={name: value})
     with pytest.raises(UserError, match=f"--{name} .*: is not of type"):
         build([Example], values)
+
+
+@pytest.mark.parametrize(
+    ("words", "decay"),
+    [
+        ("--use_modulewise_wd --esd_metric_for_tb alpha --assign_func tb_linear_map", "alphadecay"),
+        ("--use_modulewise_wd --esd_metric_for_tb gradnorm --assign_func layerwise_sigmoid", "adadecay"),
+        ("--use_modulewise_wd --esd_metric_for_tb gradnorm --assign_func tb_linear_map", "alphadecay"),
+        ("--use_AWD_NeurIPS2023", "awd"),
+        ("--use_AWD_NeurIPS2023 --use_modulewise_wd false", "awd"),
+        ("--use_modulewise_wd false --use_AWD_NeurIPS2023 true", "awd"),
+        ("--use_AWD_NeurIPS2023 false --use_modulewise_wd", "alphadecay"),
+        ("--no_use_AWD_NeurIPS2023", "uniform"),
+        ("", "uniform"),
+    ],
+)
+def test_published_switches_name_the_kind_of_decay(words, decay):
+    options = program.read_options(["--data_set", "digits", *words.split()]).decay
+    assert options.decay == decay
+    resolved = [f"--{name}={getattr(options, name)}" for name in ("decay", "decay_metric", "decay_assign")]
+    assert program.read_options(["--data_set", "digits", *resolved]).decay == options

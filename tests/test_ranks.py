@@ -41,6 +41,16 @@ def test_every_rank_ends_with_the_records_and_decays_of_one_process(kind, tmp_pa
     assert found[0]["sum"] == pytest.approx(alone["sum"], rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["each_step_copies", "each_step_shards"])
+def test_kinds_that_act_at_every_step_give_the_weights_of_one_process(kind, tmp_path):
+    (alone,) = on_ranks("each_step_alone", 1, tmp_path)
+    found = on_ranks(kind, 2, tmp_path)
+    assert found[0] == found[1]
+    for name, expected in alone.items():
+        assert found[0][name]["multipliers"] == pytest.approx(expected["multipliers"], rel=1e-4)
+        assert found[0][name]["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+
+
 def test_gradients_of_shards_are_scored_as_whole_ones(tmp_path):
     (alone,) = on_ranks("by_gradient_alone", 1, tmp_path)
     found = on_ranks("fully_sharded_by_gradient", 2, tmp_path)

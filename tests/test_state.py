@@ -42,6 +42,39 @@ def saved(model, optimizer):
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
+KINDS = {
+    "awd": (alphadecay.AWD, {"scale": 50.0}),
+    "adadecay": (alphadecay.AdaDecay, {"interval": 4}),
+    "adadecay per entry": (alphadecay.AdaDecayPerEntry, {}),
+    "cautious": (alphadecay.AlphaDecay, {"interval": 4, "cautious": True}),
+    "cautious uniform": (alphadecay.UniformDecay, {"cautious": True}),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_resumes_to_the_same_bits(name, fused):
+    kind, options = KINDS[name]
+
+    def run(*parts):
+        state = None
+        for first, last in zip((0, *parts), (*parts, 7), strict=True):
+            model = block_model()
+            optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1), lr=1e-2, fused=fused)
+            decay = kind(model, optimizer, **options)
+            if state:
+                model.load_state_dict(state[0])
+                optimizer.load_state_dict(state[1])
+            take_steps(model, optimizer, first, last)
+            state = saved(model, optimizer)
+        return model, decay.multipliers
+
+    whole, multipliers = run()
+    again, again_multipliers = run(3)
+    assert again_multipliers == multipliers
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("stop", range(3, 9))
 def test_resuming_while_spectra_are_measured_beside_training_gives_the_same_bits_and_ledger(stop):
     def run(*parts):
