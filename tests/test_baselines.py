@@ -1,6 +1,7 @@
 """The kinds of decay that the method is compared with, against slow twins written from their papers."""
 
 import math
+from collections import Counter
 
 import pytest
 import timm.optim.kron
@@ -8,6 +9,7 @@ import torch
 from recipes import block_model
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphadecay
 from alphadecay.entries import adadecay_factors, agreeing
@@ -252,3 +254,74 @@ def test_batch_norms_follow_the_convolution_of_like_name():
             expected = DECAY * (decay.multipliers[f"conv{i}"] if batchnorm else 1.0)
             for p in getattr(model, f"bn{i}").parameters():
                 assert by_parameter[id(p)] == expected
+
+
+@pytest.mark.parametrize("kind", [alphadecay.UniformDecay, alphadecay.AdaDecayPerEntry])
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_step_that_is_skipped_on_the_device_decays_nothing(kind, skipped):
+    def fused(groups, lr):
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+    model, optimizer, _ = setup(kind, fused, cautious=True)
+    take_steps(model, optimizer, 1)
+    backward(model, 1)
+    model.head.bias.grad[0] = torch.nan  # what a gate has found, after the schedule's own look at the flag
+    optimizer.register_step_pre_hook(lambda *_: setattr(optimizer, "found_inf", torch.tensor(float(skipped))))
+    before = weights(model)
+    optimizer.step()
+    same = [torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
+    assert all(same) if skipped else not any(same)
+
+
+class Counting(TorchDispatchMode):
+    """Counts kernels; views are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in ("detach", "alias", "view", "unsqueeze", "select", "reshape"):
+            self.kernels[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_of_a_step(depth, monkeypatch, kind=alphadecay.UniformDecay, **options):
+    """How many kernels a step without a refresh takes, and how often the host asks for values."""
+    model, optimizer, decay = setup(
+        kind,
+        optimizer=lambda groups, lr: torch.optim.AdamW(groups, lr=lr, fused=True),
+        model=block_model(depth),
+        **options,
+    )
+    take_steps(model, optimizer, 1)
+    backward(model, 1)
+    asked = Counter()
+    for name in ("tolist", "item"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, real=real: asked.update(["host"]) or real(self))
+    with Counting() as counting:
+        optimizer.step()
+    monkeypatch.undo()
+    return counting.kernels.total(), asked["host"], len(optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "kernels", "questions"),
+    [
+        (alphadecay.AlphaDecay, {}, 0, 0),
+        (alphadecay.UniformDecay, {"cautious": True}, 10, 0),
+        (alphadecay.AdaDecayPerEntry, {}, 20, 1),
+        (alphadecay.AdaDecayPerEntry, {"cautious": True}, 27, 1),
+        (alphadecay.AWD, {}, 12, 1),
+    ],
+)
+def test_a_step_costs_a_fixed_number_of_kernels_and_at_most_one_synchronisation(
+    kind, options, kernels, questions, monkeypatch
+):
+    for depth in (1, 5):
+        plain, plain_asked, groups = kernels_of_a_step(depth, monkeypatch)
+        found, asked, same_groups = kernels_of_a_step(depth, monkeypatch, kind, **options)
+        assert groups == same_groups == 3 * depth + 2
+        assert found - plain <= kernels and asked - plain_asked == questions

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine import without_sync
 
-PARTS_OF_A_STEP = ("engine.py", "schedule.py", "finite.py", "keeper.py", "preemption.py")
+PARTS_OF_A_STEP = ("engine.py", "schedule.py", "adaptive.py", "entries.py", "finite.py", "keeper.py", "preemption.py")
 WAITING = ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy")
 
 
@@ -27,7 +27,7 @@ def own_frames():
         frame = frame.f_back
 
 
-@pytest.mark.parametrize("decay", ["uniform", "alphadecay"])
+@pytest.mark.parametrize("decay", ["uniform", "alphadecay", "alphadecay --decay_cautious"])
 def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_path, monkeypatch, decay):
     waits = Counter()
 
@@ -46,7 +46,18 @@ def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_pat
     monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)  # as on a GPU
     for name in WAITING:
         monkeypatch.setattr(torch.Tensor, name, watched(name))
-    words = ["--decay", decay, "--log_interval", "4", "--decay_interval", "4", "--batch_size", "60", "--epochs", "1"]
+    words = [
+        "--decay",
+        *decay.split(),
+        "--log_interval",
+        "4",
+        "--decay_interval",
+        "4",
+        "--batch_size",
+        "60",
+        "--epochs",
+        "1",
+    ]
     assert run(*TINY, *words, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 0
     steps = 23
     # The gate's flag at steps 4, 8, ..., 20, before the evaluation and before saving.
