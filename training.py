@@ -13,7 +13,7 @@ from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
 from datasets import ImageData
-from engine import Precision, StepRules, evaluate, find_bad_values, train_one_epoch
+from engine import Precision, StepRules, backward, evaluate, train_one_epoch
 from loaders import Batch, EvalLoader, TrainLoader
 from reports import show_summary
 from runtime import runfolder
@@ -26,6 +26,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import RunOptions, Session
+from runtime.steps import find_bad_values
 from runtime.tables import progress, say
 
 
@@ -178,7 +179,7 @@ class Training:
         """Where a bad step stopped being finite on this rank, and the images of the step by file or index."""
         task, random = self.task, random_state()
         batches, keys = task.train.again(step, task.rules.accumulate)
-        finding = find_bad_values(task.learner, batches, task.rules, self.ranks, step)
+        finding = find_bad_values(task.learner, batches, backward(task.rules, self.ranks), step)
         restore_random_state(random)
         micro_batch = keys[finding.micro_step]
         return {

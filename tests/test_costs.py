@@ -11,9 +11,18 @@ import torch.distributed as dist
 from tiny import ROOT, TINY, rows, run
 from torch import nn
 
-from engine import without_sync
+from runtime.steps import without_sync
 
-PARTS_OF_A_STEP = ("engine.py", "schedule.py", "adaptive.py", "entries.py", "finite.py", "keeper.py", "preemption.py")
+PARTS_OF_A_STEP = (
+    "engine.py",
+    "steps.py",
+    "schedule.py",
+    "adaptive.py",
+    "entries.py",
+    "finite.py",
+    "keeper.py",
+    "preemption.py",
+)
 WAITING = ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy")
 
 

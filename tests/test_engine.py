@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine import PLAIN, StepRules, evaluate, grouped, train_one_epoch
+from engine import PLAIN, StepRules, evaluate, train_one_epoch
 from optim_factory import Schedules
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
+from runtime.steps import grouped
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

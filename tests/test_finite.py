@@ -12,12 +12,13 @@ from test_processes import torchrun
 from tiny import ROOT, TINY, rows, run
 from torch import nn
 
-from engine import find_bad_values, train_one_epoch
+from engine import backward, train_one_epoch
 from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
 from runtime.finite import POLICIES, FiniteGate, traced
 from runtime.learner import Learner
 from runtime.selftest import differences
+from runtime.steps import find_bad_values
 
 RUN = [*TINY, "--batch_size", "120", "--update_freq", "2", "--max_steps", "8"]  # 5 optimizer steps an epoch
 
@@ -109,19 +110,19 @@ def test_the_first_module_that_is_not_finite_is_found(how, where):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8).double(), Breaks(how), nn.Linear(8, 3).double())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     made = Learner(model, model, None, torch.optim.SGD(model.parameters(), lr=0.1), scaler)
-    finding = find_bad_values(made, batches(2, 8), rules(accumulate=2), ALONE, 0)
+    finding = find_bad_values(made, batches(2, 8), backward(rules(accumulate=2), ALONE), 0)
     assert str(finding) == where and finding.micro_step == 0
 
 
 def test_the_samples_at_fault_are_found():
     made = learner()
-    found = find_bad_values(made, [*batches(1, 8), *poisoned(1, 0)], rules(accumulate=2), ALONE, 0)
+    found = find_bad_values(made, [*batches(1, 8), *poisoned(1, 0)], backward(rules(accumulate=2), ALONE), 0)
     assert (str(found), found.micro_step, found.samples) == ("the input of 0", 1, [3])
 
 
 def test_a_step_that_was_fine_has_no_finding():
     made = learner()
-    finding = find_bad_values(made, batches(1, 8), rules(), ALONE, 0)
+    finding = find_bad_values(made, batches(1, 8), backward(rules(), ALONE), 0)
     assert finding.module == "" and str(finding) == "nothing, when the step was done again"
     with traced(made.plain, 0, 8):
         pass

@@ -1,0 +1,126 @@
+"""Optimizer steps as every trainer takes them: micro-steps, clipping, the gate, the update, the moving average."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runtime.finite import Finding, FiniteGate, traced
+from runtime.learner import Learner
+
+Backward = Callable[[Learner, Any, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What an optimizer step consists of."""
+
+    backward: Backward  # (learner, micro-batch, step, micro-step): adds gradients, returns its share of the loss
+    write_schedules: Callable[[Optimizer, int], None]  # learning rate and base decay for the step of that number
+    accumulate: int  # micro-steps an optimizer step
+    clip_grad: float | None  # largest norm of the gradient
+
+
+def take_steps(
+    learner: Learner,
+    batches: Iterable[Any],
+    plan: StepPlan,
+    first_step: int,
+    gate: FiniteGate,
+    after_step: Callable[[int, Tensor | None], bool | None],
+    on_bad_step: Callable[[int], None],
+) -> None:
+    """Take optimizer steps until the batches are used up.
+
+    Args:
+        learner: What is trained.
+        batches: Micro-batches of this rank, `plan.accumulate` for each optimizer step.
+        plan: How a step is taken.
+        first_step: Optimizer steps taken before.
+        gate: Decides whether an update may happen.
+        after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
+            device; None where the update was left out); no more steps are taken if it returns True.
+        on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
+            training goes on with the next batch if it returns.
+    """
+    learner.model.train()
+    step = first_step
+    for micro_batches in grouped(batches, plan.accumulate):
+        plan.write_schedules(learner.optimizer, step)
+        buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
+        losses = []
+        for micro_step, batch in enumerate(micro_batches):
+            last = micro_step == plan.accumulate - 1
+            with nullcontext() if last else without_sync(learner.model):
+                losses.append(plan.backward(learner, batch, step, micro_step))
+        loss = torch.stack(losses).sum(dtype=torch.float32)
+        learner.scaler.unscale_(learner.optimizer)
+        norm = clipped_norm(learner.plain, plan.clip_grad)
+        bad_step = gate.look(step, loss, norm)
+        if bad_step is None:
+            _update(learner, step)
+        else:
+            _put_back(learner, buffers)
+            learner.scaler.update()
+            on_bad_step(bad_step)
+            gate.forgive()
+        learner.optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if after_step(step, loss if bad_step is None else None):
+            return
+
+
+def _update(learner: Learner, step: int) -> None:
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.ema is not None:
+        learner.ema.update(learner.plain, step=step + 1)
+
+
+def _put_back(learner: Learner, buffers: list[Tensor]) -> None:
+    """Undo what a forward pass did to running statistics."""
+    for buffer, kept in zip(learner.plain.buffers(), buffers, strict=False):
+        buffer.copy_(kept)
+
+
+def find_bad_values(learner: Learner, micro_batches: Sequence[Any], backward: Backward, step: int) -> Finding:
+    """Do a bad step again, without its update, and find the first module whose values are not finite."""
+    device = next(learner.plain.parameters()).device.type
+    alone = replace(learner, model=learner.plain, scaler=torch.amp.GradScaler(device, enabled=False))
+    buffers = [buffer.clone() for buffer in learner.plain.buffers()]
+    found = Finding()
+    for micro_step, batch in enumerate(micro_batches):
+        learner.optimizer.zero_grad(set_to_none=True)
+        with traced(learner.plain, micro_step, len(batch[0])) as now:
+            backward(alone, batch, step, micro_step)
+        found = found if found.module else now
+    _put_back(learner, buffers)
+    return found
+
+
+def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
+    """The norm of the gradient before it is clipped to `largest` (None: it is not)."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
+def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` batches; an incomplete last list is dropped."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Leave gradients of ranks apart: only the last micro-step of an optimizer step joins them."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
