@@ -54,6 +54,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
         else metrics.grad_to_weight(record.grad_norm, record.spectral_norm)
     ),
 }
+OnRecord = Callable[[SpectrumRecord, np.ndarray], None]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
 FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
@@ -94,6 +95,7 @@ def analyze(
     include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
     process_group: Any = None,
+    on_record: OnRecord | None = None,
 ) -> list[SpectrumRecord]:
     """Measure the spectrum of each weight matrix of a model, in the model's order.
 
@@ -115,6 +117,8 @@ def analyze(
         process_group: Ranks that share the work; all of them must call, and all get the same records. They may hold
             the same model, shards of its weights (FSDP2), or other parts of it (pipeline parallel): the records
             are those of all. None: this process does everything.
+        on_record: Called after each matrix, by the process that measured it, with its record and the eigenvalues
+            to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
 
     Raises:
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
@@ -125,7 +129,11 @@ def analyze(
     norms = gradient_norms(taking_part)
 
     def measure_one(matrix: Matrix) -> SpectrumRecord:
-        return replace(measure(matrix, measuring), grad_norm=norms.get(matrix.name))
+        record, eigs = measure(matrix, measuring)
+        record = replace(record, grad_norm=norms.get(matrix.name))
+        if on_record is not None:
+            on_record(record, eigs)
+        return record
 
     if process_group is None or dist.get_world_size(process_group) == 1:
         measured = {m.name: measure_one(m) for m in taking_part}
@@ -136,8 +144,8 @@ def analyze(
     return [own.get(name) or measured[name] for name in names]
 
 
-def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
-    """The record of one matrix that takes part, but for its gradient.
+def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.ndarray]:
+    """The record of one matrix that takes part, but for its gradient; and the eigenvalues that were fitted.
 
     Raises:
         NonFiniteWeight: If the weight is not finite, with the matrix named.
@@ -155,7 +163,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
     if not note and 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
         note = f"{zeros} of {len(eigs)} eigenvalues are zero"
     zero = eigs[-1] == 0
-    return replace(
+    record = replace(
         record_without_measures(matrix, note),
         alpha=tail.alpha if tail else None,
         alpha_hat=metrics.alpha_hat(tail.alpha, eigs[-1]) if tail else None,
@@ -167,6 +175,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
         alpha_error=tail.alpha_error if tail else None,
         xmin=tail.xmin if tail else None,
     )
+    return record, fitted
 
 
 def fitted_spectrum(

@@ -128,7 +128,7 @@ def _reason_by_type(module: nn.Module, parameter_name: str, weight: nn.Parameter
         return "in_proj_weight holds q, k and v in one parameter"
     if weight.ndim == 3 and weight.shape[0] > 1 and parameter_name != "weight":
         return "3-D weight (experts?)"
-    return f"{type(module).__name__}.{parameter_name} is no Linear, Conv1D or Conv2d weight" if kind == "other" else ""
+    return "no weight of a Linear, Conv1D or Conv2d" if kind == "other" else ""
 
 
 def _reason_by_place(
