@@ -13,7 +13,7 @@ MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
 
 # Names by which models that declare nothing about themselves call their input and output layers.
 STEM_NAMES = frozenset({"patch_embed", "patch_embedding", "conv_stem", "stem"})
-HEAD_NAMES = frozenset({"head", "heads", "head_dist", "lm_head", "classifier", "score"})
+HEAD_NAMES = frozenset({"head", "heads", "head_dist", "lm_head", "embed_out", "classifier", "score"})
 # Parts that wrappers put into names; the plain model does not have them.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
