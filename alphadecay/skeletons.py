@@ -117,7 +117,7 @@ def _module_for(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     if weight.ndim == 4:
         return nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False, device="meta")  # type: ignore[arg-type]
     if _is_embedding(name, tensors):
-        return nn.Embedding(*weight.shape, device="meta")
+        return nn.Embedding(len(weight), weight.shape[1], device="meta")
     bias = tensors.get(f"{owner}.bias")
     rows, columns = weight.shape
     if bias is not None and bias.ndim == 1 and len(bias) == columns != rows:

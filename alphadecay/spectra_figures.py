@@ -59,7 +59,7 @@ def spectra_by_role(spectra: Sequence[Spectrum]) -> Any:
     """
     from matplotlib.figure import Figure
 
-    roles = _by_role(spectra)
+    roles = by_role(spectra)
     columns = min(4, len(roles))
     lines = -(-len(roles) // columns)
     figure = Figure(figsize=(min(DOUBLE, 1.0 + 1.9 * columns), 0.25 + 1.65 * lines), layout="constrained")
@@ -79,7 +79,8 @@ def spectra_by_role(spectra: Sequence[Spectrum]) -> Any:
     return figure
 
 
-def _by_role(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
+def by_role(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
+    """Spectra of each role, in the order they come in."""
     roles: dict[str, list[Spectrum]] = {}
     for spectrum in spectra:
         roles.setdefault(spectrum[0].role, []).append(spectrum)
