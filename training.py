@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alphadecay import figures
+from alphadecay.alpha_figures import alpha_by_depth
+from alphadecay.drawing import print_style
+from alphadecay.figures import decay_by_depth, decay_over_time
 from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
+from alphadecay.spectra_figures import measured_spectra, spectra_by_role
 from datasets import ImageData
 from engine import Precision, StepRules, evaluate, find_bad_values, train_one_epoch
 from loaders import Batch, EvalLoader, TrainLoader
@@ -196,15 +199,24 @@ class Training:
     def _finish(self, session: Session) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        summary, decay = self._summary(session, log), self.task.decay
-        drawn = {"training": training_curves(log, "acc1", "top-1 accuracy in %")} if log else {}
-        if ledger:
-            drawn["decay_over_time"] = figures.decay_over_time(ledger)
-            drawn["decay_by_depth"] = figures.decay_by_depth(ledger)
-        drawn["spectra"] = figures.spectra(self.task.learner.plain, decay.measuring, **decay.selection)
-        session.finish(summary, drawn)
+        summary = self._summary(session, log)
+        with print_style():
+            session.finish(summary, self._figures(log, ledger))
         show_summary(summary, ledger)
         say(f"\nrun folder: {session.folder}")
+
+    def _figures(self, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
+        """Figures of the run by name."""
+        decay = self.task.decay
+        records, spectra = measured_spectra(self.task.learner.plain, decay.measuring, **decay.selection)
+        drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
+        if log:
+            drawn["training"] = training_curves(log, "acc1", "top-1 accuracy in %")
+        if ledger:
+            score = getattr(decay, "metric", "score")
+            drawn["decay_over_time"] = decay_over_time(ledger, score)
+            drawn["decay_by_depth"] = decay_by_depth(ledger, score)
+        return drawn
 
     def _summary(self, session: Session, log: Sequence[Row]) -> Row:
         last = log[-1] if log else {}

@@ -22,7 +22,6 @@ from alphadecay.spectra_figures import Spectrum, by_role, spectra_by_role, spect
 from alphadecay.weights import Source
 
 CSV, JSON, FIGURES = "spectra.csv", "spectra.json", "figures"
-FORMATS = ("png", "pdf")
 
 
 @dataclass(frozen=True)
@@ -180,11 +179,13 @@ def _write_figures(folder: Path, measured: Measured, other: Measured | None) -> 
         figures["alpha_change"] = alpha_change(measured.records, other.records, other.label)
     with print_style():
         for name, figure in figures.items():
-            for kind in FORMATS:
-                figure.savefig(folder / f"{name}.{kind}")
+            figure.savefig(folder / f"{name}.png")
+            figure.set_layout_engine("none")  # it is laid out: once more would only take time
+            figure.savefig(folder / f"{name}.pdf")
         with PdfPages(folder / "spectra_by_module.pdf") as pdf:
             for role, members in by_role(measured.spectra).items():
                 for i, page in enumerate(spectra_of_role(members), 1):
                     number = f"_{i}" if i > 1 else ""
                     page.savefig(folder / f"spectra_{re.sub(r'[^A-Za-z0-9.-]', '_', role)}{number}.png")
+                    page.set_layout_engine("none")
                     pdf.savefig(page)

@@ -18,30 +18,22 @@ LOWEST_SHARE = 0.02  # of the eigenvalues, the smallest, that a figure of many s
 SMALLEST = 1e-6  # of the largest eigenvalue: what is below is not drawn
 
 
-def spectra(
+def measured_spectra(
     model: nn.Module, measuring: Measuring = WHOLE, exclude: Sequence[str] = (), include: Sequence[str] = ()
-) -> Any:
-    """Measure a model and draw `spectra_by_role`.
+) -> tuple[list[SpectrumRecord], list[Spectrum]]:
+    """The records of a model, and the spectra of the matrices that take part.
 
     Args:
         model: Any module, wrapped or not.
-        measuring: Fit and windows; with windows their pooled spectrum is shown.
+        measuring: Fit and windows; with windows the spectra are their pooled ones.
         exclude, include: As in `alphadecay.analyze`.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: If no matrix takes part.
     """
     found: list[Spectrum] = []
-    analyze(
+    records = analyze(
         model, **vars(measuring), exclude=exclude, include=include,
         on_record=lambda record, eigs: found.append((record, eigs)),
     )  # fmt: skip
-    if not found:
-        raise ValueError(f"no weight matrix of {type(model).__name__} takes part")
-    return spectra_by_role(found)
+    return records, found
 
 
 @print_style()
