@@ -212,9 +212,10 @@ class Training:
         drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
         if log:
             drawn["training"] = training_curves(log, "acc1", "top-1 accuracy in %")
+        score = getattr(decay, "metric", "score")
         if ledger:
-            score = getattr(decay, "metric", "score")
             drawn["decay_over_time"] = decay_over_time(ledger, score)
+        if any(row["role"] for row in ledger):  # not of a kind with one decay for all
             drawn["decay_by_depth"] = decay_by_depth(ledger, score)
         return drawn
 

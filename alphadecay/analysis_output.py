@@ -69,7 +69,7 @@ def tables(measured: Measured, other: Measured | None) -> str:
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{digits}f}"
+    return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus zero
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int]) -> str:

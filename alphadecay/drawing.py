@@ -72,7 +72,7 @@ def grid_of(values: Iterable[tuple[str, float | None]]) -> Grid:
 def heat_map_size(grid: Grid, maps: int = 1) -> tuple[float, float]:
     """Width and height in inches of a figure with so many heat maps of this form side by side."""
     width = maps * (1.35 + 0.42 * len(grid.roles))
-    return min(DOUBLE, max(2.2, width)), min(TALLEST, 1.15 + 0.17 * len(grid.values))
+    return min(DOUBLE, max(2.2, width)), min(TALLEST, max(1.5, 1.15 + 0.17 * len(grid.values)))
 
 
 def draw_heat_map(ax: Any, grid: Grid, label: str, diverging: bool = False, scaled: bool = False) -> None:
@@ -103,8 +103,11 @@ def draw_heat_map(ax: Any, grid: Grid, label: str, diverging: bool = False, scal
     long = max(map(len, grid.roles), default=0) > 4
     ax.set_xticks(range(len(grid.roles)), grid.roles, rotation=40 if long else 0, ha="right" if long else "center")
     ax.tick_params(axis="x", length=0, pad=2)
+    depth = len(values)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.set_ylabel("depth (n-th of its role)")
+    ax.set_ylabel("depth (n-th of its role)" if depth > 4 else "depth")
+    if depth == 1:
+        ax.set(yticks=[], ylabel="")
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.08, pad=0.02)
 
 

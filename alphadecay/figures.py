@@ -44,6 +44,7 @@ def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
     for ax, key in zip(axes, keys, strict=False):
         _draw_means(ax, rows, key)
         ax.set(title="mean over depth", xlabel="optimizer step", ylabel=_label(score, key))
+        ax.ticklabel_format(axis="y", scilimits=(-2, 4))
         ax.grid(True)
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if len(handles) > 1 or list(handles) == [ALL_MODULES]:

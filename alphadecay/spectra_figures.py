@@ -1,6 +1,7 @@
 """Figures of spectra: of each module, and of roles over depth. Needs matplotlib."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def spectra_by_role(spectra: Sequence[Spectrum]) -> Any:
     from matplotlib.figure import Figure
 
     roles = by_role(spectra)
-    columns = min(4, len(roles))
+    columns = 3 if len(roles) in (5, 6, 9) else min(4, len(roles))
     lines = -(-len(roles) // columns)
     figure = Figure(figsize=(min(DOUBLE, 1.0 + 1.9 * columns), 0.25 + 1.65 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -167,8 +168,8 @@ def _share_axes(
 
 
 def _page_title(spectra: Sequence[Spectrum], first: int, a_page: int) -> str:
-    role, pages = spectra[0][0].role, -(-len(spectra) // a_page)
-    return role if pages == 1 else f"{role}, page {first // a_page + 1} of {pages}"
+    title, pages = rf"{spectra[0][0].role}: {ALPHA} $\pm$ standard error", -(-len(spectra) // a_page)
+    return title if pages == 1 else f"{title} (page {first // a_page + 1} of {pages})"
 
 
 def _draw_density(ax: Any, spectrum: Spectrum) -> tuple[float, float] | None:
@@ -177,7 +178,7 @@ def _draw_density(ax: Any, spectrum: Spectrum) -> tuple[float, float] | None:
     ax.set_title(_panel_title(record), fontsize=7, pad=3)
     lowest = _lowest_drawn(eigs)
     if not lowest < eigs[-1]:
-        ax.text(0.5, 0.5, record.note, ha="center", va="center", fontsize=6, transform=ax.transAxes)
+        ax.text(0.5, 0.5, _wrapped(record.note), ha="center", va="center", fontsize=6, transform=ax.transAxes)
         return None
     edges = np.geomspace(lowest, eigs[-1], BINS + 1)
     counts, _ = np.histogram(eigs, edges)
@@ -189,17 +190,19 @@ def _draw_density(ax: Any, spectrum: Spectrum) -> tuple[float, float] | None:
         ax.plot(x, height * (x / record.xmin) ** -record.alpha, color="black", lw=1.0)
         ax.axvline(record.xmin, color="black", lw=0.6, ls=":")
     if record.note:
-        ax.text(0.03, 0.04, record.note, fontsize=5, transform=ax.transAxes)
+        ax.text(0.04, 0.95, _wrapped(record.note), va="top", fontsize=6, transform=ax.transAxes)
     return density[counts > 0].min(), density.max()
 
 
+def _wrapped(note: str) -> str:
+    return fill(note, 26)
+
+
 def _panel_title(record: SpectrumRecord) -> str:
-    """The block, by the parts of the name up to its number, and alpha with its error."""
+    """The block, such as layers.0.blocks.1, and alpha with its error."""
     parts = record.name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    end = numbers[-1] + 1 if numbers else len(parts)
-    name = ".".join(parts[max(0, end - 2) : end])
-    if record.alpha is None:
+    name = ".".join(parts[max(0, numbers[0] - 1) : numbers[-1] + 1]) if numbers else record.name
+    if record.alpha is None or record.alpha_error is None:
         return name
-    error = "" if record.alpha_error is None else rf" $\pm$ {record.alpha_error:.2f}"
-    return f"{name}: {ALPHA} = {record.alpha:.2f}{error}"
+    return rf"{name}: {record.alpha:.2f} $\pm$ {record.alpha_error:.2f}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -65,11 +66,16 @@ def _from_timm(name: str, pretrained: bool, seed: int) -> Source:
         close = ", ".join(get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)) or "none"
         raise BadInput(f"{name}: no such file, and timm {timm.__version__} has no such model; close names: {close}")
     torch.manual_seed(seed)
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it reports each of its retries
     try:
         model = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # no network, no such weights: timm and the hub raise all kinds
         option = f"--pretrained {name}" if pretrained else name
         raise BadInput(f"{option}: {_first_line(error)}") from error
+    finally:
+        hub.setLevel(level)
     weights = "pretrained weights" if pretrained else f"random weights of seed {seed}"
     return Source(name, model, f"timm model {name}, {weights}")
 
@@ -91,8 +97,8 @@ def _from_path(what: str, path: Path, ema: bool) -> Source:
         _check_manifest(files[0], hashes[str(files[0])])
     if not any(tensor.ndim >= 2 for tensor in found.values()):
         raise BadInput(f"{what}: holds no weight matrix")
-    names = files[0].name if len(files) == 1 else f"{len(files)} shards"
-    return Source(what, skeleton(found, _declared_ends(files[0].parent)), f"{files[0].parent}/ ({names})", hashes)
+    description = str(files[0]) if len(files) == 1 else f"{files[0].parent}, {len(files)} shards"
+    return Source(what, skeleton(found, _declared_ends(files[0].parent)), description, hashes)
 
 
 def _newest_checkpoint(run: Path) -> Path:
