@@ -18,6 +18,8 @@ MODEL, EMA, MANIFEST, INDEX = "model.safetensors", "ema.safetensors", "manifest.
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar"})
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})  # safetensors' names of what spectra can be measured of
 
+MIXED_HEADS = frozenset({"gpt_bigcode"})  # transformers' model types whose fused rows are q, k and v head by head
+
 
 class BadInput(Exception):
     """One line for the person at the keyboard: it names the option or file and what is wrong with it."""
@@ -98,7 +100,11 @@ def _from_path(what: str, path: Path, ema: bool) -> Source:
     if not any(tensor.ndim >= 2 for tensor in found.values()):
         raise BadInput(f"{what}: holds no weight matrix")
     description = str(files[0]) if len(files) == 1 else f"{files[0].parent}, {len(files)} shards"
-    return Source(what, skeleton(found, _declared_ends(files[0].parent)), description, hashes)
+    model = skeleton(found, _declared_ends(files[0].parent))
+    if _config(files[0].parent / "config.json").get("model_type") in MIXED_HEADS:
+        for module in model.modules():
+            module.multi_query = True  # type: ignore[assignment]  # what split_qkv goes by
+    return Source(what, model, description, hashes)
 
 
 def _newest_checkpoint(run: Path) -> Path:
@@ -196,10 +202,7 @@ def _declared_ends(folder: Path) -> dict[str, Any] | None:
     """Stem and head as timm declares them, for a run of a timm model or a folder that timm saved."""
     run = folder.resolve().parent.parent
     for path, key in ((folder / "config.json", "architecture"), (run / "config.json", "model")):
-        try:
-            name = json.loads(path.read_text()).get(key)
-        except (OSError, ValueError, AttributeError):  # no hint there
-            continue
+        name = _config(path).get(key)
         if isinstance(name, str):
             import timm
 
@@ -207,6 +210,15 @@ def _declared_ends(folder: Path) -> dict[str, Any] | None:
                 declared = config.to_dict()
                 return {key: declared[key] for key in ("first_conv", "classifier") if key in declared}
     return None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What a config.json says; nothing where there is none that can be read: it only holds hints."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def sha256(path: Path) -> str:

@@ -223,6 +223,7 @@ class Session:
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(self.folder / "figures" / f"{name}.png", dpi=200)
+            figure.set_layout_engine("none")  # it is laid out: once more would only take time
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()
