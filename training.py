@@ -199,20 +199,19 @@ class Training:
     def _finish(self, session: Session) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        summary = self._summary(session, log)
+        summary, score = self._summary(session, log), getattr(self.task.decay, "metric", "score")
         with print_style():
-            session.finish(summary, self._figures(log, ledger))
-        show_summary(summary, ledger)
+            session.finish(summary, self._figures(log, ledger, score))
+        show_summary(summary, ledger, score)
         say(f"\nrun folder: {session.folder}")
 
-    def _figures(self, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
-        """Figures of the run by name."""
+    def _figures(self, log: Sequence[Row], ledger: Sequence[Row], score: str) -> dict[str, Any]:
+        """Figures of the run by name; `score` is what its ledger's scores are."""
         decay = self.task.decay
         records, spectra = measured_spectra(self.task.learner.plain, decay.measuring, **decay.selection)
         drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
         if log:
             drawn["training"] = training_curves(log, "acc1", "top-1 accuracy in %")
-        score = getattr(decay, "metric", "score")
         if ledger:
             drawn["decay_over_time"] = decay_over_time(ledger, score)
         if any(row["role"] for row in ledger):  # not of a kind with one decay for all

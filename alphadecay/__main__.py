@@ -165,11 +165,12 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _labels(source: Source, other: Source | None, options: Any) -> tuple[str, str]:
-    """Short names for the figures: the last part of a path, or the whole where both end alike."""
-    names = [each.what for each in (source, other) if each is not None]
-    last = [Path(name).name or name for name in names]
-    mine, others = (names if len(set(last)) < len(last) else [*last, ""])[:2] if len(names) == 2 else (last[0], "")
-    return mine + (" (EMA)" if options.ema else " (pretrained)" if options.pretrained else ""), others
+    """Short names for the figures: the last part of a path, or all of it where both end alike."""
+    mark = " (EMA)" if options.ema else " (pretrained)" if options.pretrained else ""
+    mine, others = (Path(each.what).name or each.what if each else "" for each in (source, other))
+    if other is not None and mine == others:
+        mine, others = source.what, other.what
+    return mine + mark, others
 
 
 def _check_same_modules(source: Source, other: Source, options: Any) -> None:

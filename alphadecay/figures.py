@@ -44,7 +44,9 @@ def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
     for ax, key in zip(axes, keys, strict=False):
         _draw_means(ax, rows, key)
         ax.set(title="mean over depth", xlabel="optimizer step", ylabel=_label(score, key))
-        ax.ticklabel_format(axis="y", scilimits=(-2, 4))
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if len(steps := {row["step"] for row in rows}) == 1:
+            ax.set_xticks(list(steps))
         ax.grid(True)
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if len(handles) > 1 or list(handles) == [ALL_MODULES]:

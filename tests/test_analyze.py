@@ -276,3 +276,19 @@ def test_both_spellings_of_an_option_work(bad, capsys):
         assert main(["analyze", str(bad / "whole.safetensors"), *words.split()]) == 0
     first, second = capsys.readouterr().out.split(str(bad))[1:]
     assert first == second
+
+
+def test_projections_that_mix_q_k_and_v_head_by_head_are_not_split(tmp_path, capsys):
+    config = transformers.GPTBigCodeConfig(
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        vocab_size=100,
+        n_positions=32,
+        multi_query=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    transformers.GPTBigCodeForCausalLM(config).save_pretrained(tmp_path)
+    assert main(["analyze", str(tmp_path), "--split_qkv"]) == 2
+    assert "--split_qkv: " in capsys.readouterr().err
