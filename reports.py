@@ -40,7 +40,7 @@ def role_means(rows: Sequence[Row]) -> list[list[Any]]:
     for role, members in by_role.items():
         scores = [row["score"] for row in members if row["score"] is not None]
         decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
-        means.append([role, len(members), fmean(scores) if scores else None, decays, multipliers])
+        means.append([role or "all modules", len(members), fmean(scores) if scores else None, decays, multipliers])
     return means
 
 
