@@ -14,8 +14,8 @@ from runtime.runfolder import Row
 from runtime.tables import say, table
 
 
-def show_summary(summary: Row, ledger: Sequence[Row]) -> None:
-    """Print accuracies of raw and EMA weights, and alpha and decay by role at the last refresh."""
+def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
+    """Print accuracies of raw and EMA weights, and means of the score and of decay by role at the last refresh."""
     rows = []
     for label, suffix in (("raw weights", ""), ("EMA weights", "_ema")):
         if f"acc1{suffix}" in summary:
@@ -25,7 +25,7 @@ def show_summary(summary: Row, ledger: Sequence[Row]) -> None:
     if ledger:
         last = [row for row in ledger if row["step"] == ledger[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
-        say(table(["role", "modules", "alpha", "weight decay", "of base"], role_means(last)))
+        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], role_means(last)))
     say(
         f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
         f"in training, {summary['decay_seconds']:.2f} s for decay"
@@ -33,15 +33,15 @@ def show_summary(summary: Row, ledger: Sequence[Row]) -> None:
 
 
 def role_means(rows: Sequence[Row]) -> list[list[Any]]:
-    """Role, number of modules, and the means of alpha, decay and multiplier."""
+    """Role, number of modules, and the means of score, decay and multiplier."""
     by_role: dict[str, list[Row]] = {}
     for row in rows:
         by_role.setdefault(row["role"], []).append(row)
     means = []
     for role, members in by_role.items():
-        alphas = [row["score"] for row in members if row["score"] is not None]
+        scores = [row["score"] for row in members if row["score"] is not None]
         decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
-        means.append([role, len(members), fmean(alphas) if alphas else None, decays, multipliers])
+        means.append([role or "all modules", len(members), fmean(scores) if scores else None, decays, multipliers])
     return means
 
 

@@ -7,11 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alphadecay import figures
+from alphadecay.alpha_figures import alpha_by_depth
+from alphadecay.baselines import ALL
+from alphadecay.drawing import print_style
+from alphadecay.figures import decay_by_depth, decay_over_time
 from alphadecay.groups import effective_decay
 from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
+from alphadecay.spectra_figures import measured_spectra, spectra_by_role
 from datasets import ImageData
 from engine import Precision, StepRules, backward, evaluate, train_one_epoch
 from loaders import Batch, EvalLoader, TrainLoader
@@ -198,15 +202,24 @@ class Training:
     def _finish(self, session: Session) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        summary, decay = self._summary(session, log), self.task.decay
-        drawn = {"training": training_curves(log, "acc1", "top-1 accuracy in %")} if log else {}
-        if ledger:
-            drawn["decay_over_time"] = figures.decay_over_time(ledger)
-            drawn["decay_by_depth"] = figures.decay_by_depth(ledger)
-        drawn["spectra"] = figures.spectra(self.task.learner.plain, decay.measuring, **decay.selection)
-        session.finish(summary, drawn)
-        show_summary(summary, ledger)
+        summary, score = self._summary(session, log), self.task.decay.metric
+        with print_style():
+            session.finish(summary, self._figures(log, ledger, score))
+        show_summary(summary, ledger, score)
         say(f"\nrun folder: {session.folder}")
+
+    def _figures(self, log: Sequence[Row], ledger: Sequence[Row], score: str) -> dict[str, Any]:
+        """Figures of the run by name; `score` is what its ledger's scores are."""
+        decay = self.task.decay
+        records, spectra = measured_spectra(self.task.learner.plain, decay.measuring, **decay.selection)
+        drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
+        if log:
+            drawn["training"] = training_curves(log, "acc1", "top-1 accuracy in %")
+        if ledger:
+            drawn["decay_over_time"] = decay_over_time(ledger, score)
+        if any(row["module"] != ALL for row in ledger):  # not of a kind with one decay for all
+            drawn["decay_by_depth"] = decay_by_depth(ledger, score)
+        return drawn
 
     def _summary(self, session: Session, log: Sequence[Row]) -> Row:
         last = log[-1] if log else {}

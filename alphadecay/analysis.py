@@ -54,6 +54,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
         else metrics.grad_to_weight(record.grad_norm, record.spectral_norm)
     ),
 }
+OnRecord = Callable[[SpectrumRecord, np.ndarray], None]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
 FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
@@ -94,6 +95,7 @@ def analyze(
     include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
     process_group: Any = None,
+    on_record: OnRecord | None = None,
 ) -> list[SpectrumRecord]:
     """Measure the spectrum of each weight matrix of a model, in the model's order.
 
@@ -115,12 +117,14 @@ def analyze(
         process_group: Ranks that share the work; all of them must call, and all get the same records. They may hold
             the same model, shards of its weights (FSDP2), or other parts of it (pipeline parallel): the records
             are those of all. None: this process does everything.
+        on_record: Called after each matrix, by the process that measured it, with its record and the eigenvalues
+            to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
 
     Raises:
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
     """
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
-    return Measurement(model, measuring, exclude, include, min_eigenvalues, process_group).run()
+    return Measurement(model, measuring, exclude, include, min_eigenvalues, process_group).run(on_record=on_record)
 
 
 class Measurement:
@@ -151,38 +155,42 @@ class Measurement:
         self._snapshots = Snapshots(mine) if copied else None
         self._mine = self._snapshots.matrices if self._snapshots else mine
 
-    def run(self, results_group: Any = None) -> list[SpectrumRecord]:
+    def run(self, results_group: Any = None, on_record: OnRecord | None = None) -> list[SpectrumRecord]:
         """The records; all ranks must come here.
 
         Args:
             results_group: The same ranks in a group of their own, for results that are exchanged in a thread.
+            on_record: As in `analyze`.
         """
         if self._snapshots:
             self._snapshots.wait()
-        found = self._measured()
+        found = self._measured(on_record)
         if self.group is not None:
             found = brought_together(found, results_group or self.group)
-        elif isinstance(found, ValueError):
+        if isinstance(found, ValueError):
             raise found
         own = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}
         names = dict.fromkeys([*(m.name for m in self.matrices), *found])
         return [own.get(name) or found[name] for name in names]
 
-    def _measured(self) -> dict[str, SpectrumRecord] | ValueError:
+    def _measured(self, on_record: OnRecord | None) -> dict[str, SpectrumRecord] | ValueError:
         """This rank's share, or what one matrix raised: the other ranks must hear of it before they wait for ever."""
         found, error = {}, None
         for matrix in self._mine:
             try:
-                found[matrix.name] = replace(
-                    measure(matrix, self.measuring), grad_norm=self.gradient_norms.get(matrix.name)
-                )
+                record, eigs = measure(matrix, self.measuring)
             except ValueError as raised:
                 error = error or raised
+                continue
+            record = replace(record, grad_norm=self.gradient_norms.get(matrix.name))
+            if on_record is not None:
+                on_record(record, eigs)
+            found[matrix.name] = record
         return error or found
 
 
-def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
-    """The record of one matrix that takes part, but for its gradient.
+def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.ndarray]:
+    """The record of one matrix that takes part, but for its gradient; and the eigenvalues that were fitted.
 
     Raises:
         NonFiniteWeight: If the weight is not finite, with the matrix named.
@@ -200,7 +208,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
     if not note and 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
         note = f"{zeros} of {len(eigs)} eigenvalues are zero"
     zero = eigs[-1] == 0
-    return replace(
+    record = replace(
         record_without_measures(matrix, note),
         alpha=tail.alpha if tail else None,
         alpha_hat=metrics.alpha_hat(tail.alpha, eigs[-1]) if tail else None,
@@ -212,6 +220,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> SpectrumRecord:
         alpha_error=tail.alpha_error if tail else None,
         xmin=tail.xmin if tail else None,
     )
+    return record, fitted
 
 
 def fitted_spectrum(

@@ -82,6 +82,7 @@ class AWD(DecaySchedule):
     """
 
     kind = "awd"
+    metric = "gradient norm / weight norm"
     same_for_all = True
 
     def __init__(

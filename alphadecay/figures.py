@@ -1,67 +1,88 @@
-"""Figures of the method: decay over time and depth, and spectra with their fitted tails. Needs matplotlib."""
+"""Figures from a run's ledger: the score of modules and their decay, over time and by depth. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from torch import nn
-
-from alphadecay.analysis import Measuring, fitted_spectrum
-from alphadecay.matrices import Matrix, find_matrices
+from alphadecay.drawing import (
+    DASHES,
+    DOUBLE,
+    MARKERS,
+    SINGLE,
+    draw_heat_map,
+    grid_of,
+    heat_map_size,
+    print_style,
+    say_instead,
+    thinned,
+)
 
 Row = Mapping[str, Any]
-WHOLE = Measuring()
-PALETTE = "petroff10"  # told apart by colour-blind readers too
-MARKERS = "osD^vP*X"  # and on paper without colour
+FEW = 30  # points up to which a line has markers
+ALL_MODULES = "all modules"  # of kinds with one decay for all, whose rows have no role
 
 
-def decay_over_time(rows: Sequence[Row]) -> Any:
-    """Mean alpha and mean decay of each role over optimizer steps.
+@print_style()
+def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
+    """Mean score and mean decay of each role over optimizer steps; a kind without scores has its decay alone.
 
     Args:
         rows: Lines of decay.jsonl.
+        score: What the score is.
 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib import style
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    with style.context(PALETTE):
-        axes = figure.subplots(1, 2)
-    for ax, key in zip(axes, ("score", "weight_decay"), strict=True):
-        values: dict[str, dict[int, list[float]]] = {role: {} for role in _roles(rows)}
-        for row in rows:
-            if row[key] is not None:
-                values[row["role"]].setdefault(row["step"], []).append(row[key])
-        for marker, (role, at) in zip(cycle(MARKERS), values.items(), strict=False):
-            if at:
-                ax.plot(list(at), [fmean(each) for each in at.values()], label=role, marker=marker, markersize=4)
-    axes[0].set(title="alpha, mean over depth", xlabel="optimizer step", ylabel="alpha (small: heavy tail)")
-    axes[1].set(title="weight decay, mean over depth", xlabel="optimizer step", ylabel="weight decay")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        if not ax.lines:
-            ax.text(
-                0.5,
-                0.5,
-                "this kind of decay\nmeasures none",
-                ha="center",
-                va="center",
-                transform=ax.transAxes,
-            )
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
+    keys = [key for key in ("score", "weight_decay") if any(row[key] is not None for row in rows)]
+    figure = Figure(figsize=(DOUBLE if len(keys) == 2 else DOUBLE * 0.66, 2.3), layout="constrained")
+    axes = figure.subplots(1, max(1, len(keys)), squeeze=False)[0]
+    if not keys:
+        say_instead(axes[0], "the run refreshed no decay")
+    for ax, key in zip(axes, keys, strict=False):
+        _draw_means(ax, rows, key)
+        ax.set(title="mean over depth", xlabel="optimizer step", ylabel=_label(score, key))
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if len(steps := {row["step"] for row in rows}) == 1:
+            ax.set_xticks(list(steps))
+        ax.grid(True)
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if len(handles) > 1 or list(handles) == [ALL_MODULES]:
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", handlelength=2.8)
     return figure
 
 
-def decay_by_depth(rows: Sequence[Row]) -> Any:
-    """Alpha and decay of every module at the last refresh, roles across and depth downwards.
+def _draw_means(ax: Any, rows: Sequence[Row], key: str) -> None:
+    """One line a role, always in the role's own colour, dashes and marker."""
+    means: dict[str, dict[int, list[float]]] = {row["role"]: {} for row in rows}
+    for row in rows:
+        if row[key] is not None:
+            means[row["role"]].setdefault(row["step"], []).append(row[key])
+    for i, ((role, at), marker, dash) in enumerate(zip(means.items(), cycle(MARKERS), cycle(DASHES), strict=False)):
+        if not at:
+            continue
+        points = thinned([(step, fmean(values)) for step, values in at.items()])
+        marked = {"marker": marker} if len(points) <= FEW else {}
+        ax.plot(*zip(*points, strict=True), label=role or ALL_MODULES, color=f"C{i % 10}", ls=dash, **marked)
+
+
+def _label(score: str, key: str) -> str:
+    if key == "weight_decay":
+        return "weight decay"
+    return "alpha (small: heavy tail)" if score == "alpha" else score.replace("_", " ")
+
+
+@print_style()
+def decay_by_depth(rows: Sequence[Row], score: str = "alpha") -> Any:
+    """Score and decay of every module at the last refresh, roles across and depth downwards.
+
+    A kind without scores has its decay alone.
 
     Args:
         rows: Lines of decay.jsonl.
+        score: What the score is.
 
     Returns:
         A matplotlib figure.
@@ -69,96 +90,16 @@ def decay_by_depth(rows: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
-    roles = _roles(last)
-    columns = {role: [row for row in last if row["role"] == role] for role in roles}
-    depth = max(len(column) for column in columns.values())
-    figure = Figure(figsize=(2.5 + 1.6 * len(roles), 1.8 + 0.3 * depth), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for ax, key, title in zip(axes, ("score", "weight_decay"), ("alpha", "weight decay"), strict=True):
-        grid = np.full((depth, len(roles)), np.nan)
-        for j, role in enumerate(roles):
-            for i, row in enumerate(columns[role]):
-                grid[i, j] = np.nan if row[key] is None else row[key]
-        image = ax.imshow(grid, aspect="auto", cmap="cividis")
-        _write_cells(ax, grid)
-        ax.set_xticks(range(len(roles)), roles, rotation=30, ha="right")
-        ax.set(title=f"{title} at step {last[0]['step']}", ylabel="depth (n-th module of its role)")
-        figure.colorbar(image, ax=ax)
+    grids = {key: grid_of((row["role"] or ALL_MODULES, row[key]) for row in last) for key in ("score", "weight_decay")}
+    drawn = {key: grid for key, grid in grids.items() if not grid.empty}
+    if not drawn:
+        figure = Figure(figsize=(SINGLE, 1.5), layout="constrained")
+        say_instead(figure.subplots(), "no module has a decay of its own")
+        return figure
+    size = heat_map_size(grids["weight_decay"], maps=len(drawn))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for ax, (key, grid) in zip(axes, drawn.items(), strict=True):
+        draw_heat_map(ax, grid, _label(score, key), scaled=True)
+    figure.suptitle(f"step {last[0]['step']}", fontsize=8)
     return figure
-
-
-def spectra(
-    model: nn.Module, measuring: Measuring = WHOLE, exclude: Sequence[str] = (), include: Sequence[str] = ()
-) -> Any:
-    """Eigenvalue spectra of each role's modules, shallow to deep, with their fitted tails in black.
-
-    Shown is the share of eigenvalues above x, on logarithmic axes: a power law is a straight line there.
-
-    Args:
-        model: Any module, wrapped or not.
-        measuring: Fit and windows; with windows their pooled spectrum is shown.
-        exclude, include: As in `alphadecay.analyze`.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: If no matrix takes part.
-    """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
-    by_role: dict[str, list[Matrix]] = {}
-    for matrix in find_matrices(model, exclude, include=include):
-        if not matrix.reason:
-            by_role.setdefault(matrix.role, []).append(matrix)
-    if not by_role:
-        raise ValueError(f"no weight matrix of {type(model).__name__} takes part")
-    columns = min(4, len(by_role))
-    lines = -(-len(by_role) // columns)
-    figure = Figure(figsize=(2.8 * columns + 0.9, 2.7 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    colours = colormaps["viridis"]
-    for ax, (role, matrices) in zip(axes.flat, by_role.items(), strict=False):
-        for i, matrix in enumerate(matrices):
-            _draw_spectrum(ax, matrix, measuring, colours(0.9 * i / max(1, len(matrices) - 1)))
-        ax.set(title=role, xscale="log", yscale="log", xlabel="eigenvalue", ylabel="share above")
-    for ax in list(axes.flat)[len(by_role) :]:
-        ax.set_visible(False)
-    scale = ScalarMappable(Normalize(0, 1 / 0.9), colours)
-    bar = figure.colorbar(scale, ax=axes, label="depth", boundaries=np.linspace(0, 1, 64), ticks=[0, 1])
-    bar.ax.set_yticklabels(["first", "last"])
-    return figure
-
-
-def _draw_spectrum(ax: Any, matrix: Matrix, measuring: Measuring, colour: Any) -> None:
-    eigs, tail, _ = fitted_spectrum(matrix.weight, measuring, measuring.window_of(matrix))
-    shares = 1 - np.arange(len(eigs)) / len(eigs)
-    shown = eigs > 1e-6 * eigs[-1]
-    ax.plot(eigs[shown], shares[shown], color=colour, lw=1.4)
-    if tail is not None:
-        ends = np.array([tail.xmin, eigs[-1]])
-        share = tail.count / len(eigs)
-        ax.plot(ends, share * (ends / tail.xmin) ** (1 - tail.alpha), color="black", lw=0.7, ls="--")
-
-
-def _write_cells(ax: Any, grid: np.ndarray) -> None:
-    """The numbers in the cells, light on dark and dark on light."""
-    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)]) if np.isfinite(grid).any() else 0
-    for (i, j), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            ax.text(
-                j,
-                i,
-                f"{value:.3g}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if value < middle else "black",
-            )
-
-
-def _roles(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["role"] for row in rows))

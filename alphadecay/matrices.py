@@ -13,7 +13,7 @@ MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
 
 # Names by which models that declare nothing about themselves call their input and output layers.
 STEM_NAMES = frozenset({"patch_embed", "patch_embedding", "conv_stem", "stem"})
-HEAD_NAMES = frozenset({"head", "heads", "head_dist", "lm_head", "classifier", "score"})
+HEAD_NAMES = frozenset({"head", "heads", "head_dist", "lm_head", "embed_out", "classifier", "score"})
 # Parts that wrappers put into names; the plain model does not have them.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -128,7 +128,7 @@ def _reason_by_type(module: nn.Module, parameter_name: str, weight: nn.Parameter
         return "in_proj_weight holds q, k and v in one parameter"
     if weight.ndim == 3 and weight.shape[0] > 1 and parameter_name != "weight":
         return "3-D weight (experts?)"
-    return f"{type(module).__name__}.{parameter_name} is no Linear, Conv1D or Conv2d weight" if kind == "other" else ""
+    return "no weight of a Linear, Conv1D or Conv2d" if kind == "other" else ""
 
 
 def _reason_by_place(

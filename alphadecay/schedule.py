@@ -30,6 +30,7 @@ class DecaySchedule(ABC):
 
     Attributes:
         kind: What the groups call this kind of decay.
+        metric: What its scores are.
         same_for_all: Whether all modules have the same multiplier.
         by_entry: Whether entries of one weight are decayed by different amounts, beyond `cautious`.
         takes_over: Whether a state of another kind may be loaded; the next step then refreshes. Set it before loading.
@@ -42,6 +43,7 @@ class DecaySchedule(ABC):
     """
 
     kind = ""
+    metric = "score"
     same_for_all = False
     by_entry = False
     takes_over = False

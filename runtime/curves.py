@@ -35,6 +35,8 @@ class Curves:
     def figure(self, step: int, name: str, figure: Any) -> None:
         """Show a matplotlib figure; it stays open."""
         self.writer.add_figure(name, figure, step, close=False)
+        if self.wandb:
+            self.wandb.figure(step, name, figure)
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -65,6 +67,12 @@ class Wandb:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Draw one point of each curve."""
         self.run.log(dict(values), step=step)
+
+    def figure(self, step: int, name: str, figure: Any) -> None:
+        """Show a matplotlib figure."""
+        import wandb
+
+        self.run.log({name: wandb.Image(figure)}, step=step)
 
     def close(self) -> None:
         """Finish the run."""

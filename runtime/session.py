@@ -162,7 +162,7 @@ class Session:
             known = [row for row in rows if row[key] is not None]
             by_role: dict[str, list[float]] = {}
             for row in known:
-                by_role.setdefault(row["role"], []).append(row[key])
+                by_role.setdefault(row["role"] or "all_modules", []).append(row[key])
             self.curves.scalars(step, {f"decay_{key}/{role}": sum(v) / len(v) for role, v in by_role.items()})
             self.curves.histogram(step, f"decay_{key}", [row[key] for row in known])
 
@@ -222,7 +222,8 @@ class Session:
         self.wait_saved()
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(self.folder / "figures" / f"{name}.png", dpi=150)
+            figure.savefig(self.folder / "figures" / f"{name}.png", dpi=200)
+            figure.set_layout_engine("none")  # it is laid out: once more would only take time
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()

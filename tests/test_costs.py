@@ -102,7 +102,7 @@ def done(bucket):
     return future
 
 
-def test_wandb_gets_the_curves_and_its_run_is_continued(tmp_path, monkeypatch):
+def test_wandb_gets_the_curves_and_figures_and_its_run_is_continued(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     words = [*TINY, "--output_dir", tmp_path / "run", "--enable_wandb", "--wandb_name", "mine"]
@@ -110,6 +110,9 @@ def test_wandb_gets_the_curves_and_its_run_is_continued(tmp_path, monkeypatch):
     assert run(*words, "--resume", "auto", monkeypatch=monkeypatch) == 0
     ids = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
     assert len(ids) == 1 and len(rows(tmp_path / "run" / "log.jsonl")) == 2
+    images = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/*.png")
+    drawn = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    assert drawn <= {path.name.rsplit("_", 2)[0] for path in images}
 
 
 REFRESH_MEMORY = """

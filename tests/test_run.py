@@ -24,7 +24,9 @@ def test_a_run_leaves_what_it_promises(finished):
         "config.json", "log.jsonl", "decay.jsonl", "tensorboard", "checkpoints", "summary.json", "figures",
     }  # fmt: skip
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert figures == {"training.png", "decay_over_time.png", "decay_by_depth.png", "spectra.png"}
+    assert figures == {
+        "training.png", "decay_over_time.png", "decay_by_depth.png", "alpha_by_depth.png", "spectra.png",
+    }  # fmt: skip
     checkpoints = {path.name for path in (finished / "checkpoints").iterdir()}
     assert checkpoints == {"step_00000005", "step_00000010", "best", "best_ema"}
     assert any(path.name.startswith("events") for path in (finished / "tensorboard").rglob("*"))

@@ -1,0 +1,191 @@
+"""What `python -m alphadecay analyze` shows and writes: tables, CSV, JSON, figures."""
+
+import csv
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphadecay._version import __version__
+from alphadecay.alpha_figures import alpha_by_depth, alpha_by_role, alpha_change, changes
+from alphadecay.analysis import SpectrumRecord
+from alphadecay.drawing import print_style
+from alphadecay.spectra_figures import Spectrum, by_role, spectra_by_role, spectra_of_role
+from alphadecay.weights import Source
+
+CSV, JSON, FIGURES = "spectra.csv", "spectra.json", "figures"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A source and what was measured of it."""
+
+    source: Source
+    label: str  # short, for figures
+    records: Sequence[SpectrumRecord]  # of all matrices, in the model's order
+    spectra: Sequence[Spectrum]  # of those that took part
+
+    @property
+    def alphas(self) -> dict[str, float | None]:
+        """Alpha by module."""
+        return {record.name: record.alpha for record in self.records}
+
+
+def tables(measured: Measured, other: Measured | None) -> str:
+    """One line a matrix, then one a role, as text."""
+    compared = other is not None
+    head = ["module", "role", "shape", "alpha", "+-", "KS", "stable rank", *(["change"] if compared else []), "note"]
+    change = changes(measured.records, other.records) if other else {}
+    rows = [
+        [
+            r.name, r.role, "x".join(map(str, r.shape)), _number(r.alpha, 3), _number(r.alpha_error, 2),
+            _number(r.ks_distance, 3), _number(r.stable_rank, 1),
+            *([_number(change[r.name], 3, "+")] if compared else []), r.note,
+        ]
+        for r in measured.records
+    ]  # fmt: skip
+    means = [
+        [
+            each["role"], str(each["modules"]), _number(each["alpha"], 3), _number(each["alpha_min"], 3),
+            _number(each["alpha_max"], 3), _number(each["stable_rank"], 1),
+            *([_number(each["alpha_change"], 3, "+")] if compared else []),
+        ]
+        for each in role_means(measured, other)
+    ]  # fmt: skip
+    mean_head = ["role", "modules", "mean alpha", "min", "max", "stable rank", *(["mean change"] if compared else [])]
+    against = f"\nchange: from {other.source.description}" if other else ""
+    return (
+        f"{measured.source.description}{against}\n\n{_aligned(head, rows, {0, 1, 2, len(head) - 1})}\n\n"
+        f"{_aligned(mean_head, means, {0})}"
+    )
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus zero
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int]) -> str:
+    """Rows under a header; columns of `texts` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in texts else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def role_means(measured: Measured, other: Measured | None) -> list[dict[str, Any]]:
+    """Means over the modules of each role that took part."""
+    change = changes(measured.records, other.records) if other else {}
+    means = []
+    for role, members in by_role(measured.spectra).items():
+        alphas = [r.alpha for r, _ in members if r.alpha is not None]
+        ranks = [r.stable_rank for r, _ in members if r.stable_rank is not None]
+        changed = [each for r, _ in members if (each := change.get(r.name)) is not None]
+        means.append(
+            {
+                "role": role,
+                "modules": len(members),
+                "alpha": fmean(alphas) if alphas else None,
+                "alpha_min": min(alphas, default=None),
+                "alpha_max": max(alphas, default=None),
+                "stable_rank": fmean(ranks) if ranks else None,
+                "alpha_change": fmean(changed) if changed else None,
+            }
+        )
+    return means
+
+
+def write_all(folder: Path, measured: Measured, other: Measured | None, settings: Mapping[str, Any]) -> None:
+    """Write spectra.csv, spectra.json and figures/ into a folder, which is made.
+
+    Args:
+        folder: Files of these names in it are replaced.
+        measured: What to write.
+        other: What to compare it with.
+        settings: How it was measured, for the JSON file.
+    """
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / CSV, measured, other)
+    content = {
+        "source": _source(measured.source),
+        "against": _source(other.source) if other else None,
+        "settings": dict(settings),
+        "versions": _versions(),
+        "roles": role_means(measured, other),
+        "modules": _rows(measured, other),
+    }
+    (folder / JSON).write_text(json.dumps(content, indent=1) + "\n")
+    _write_figures(folder / FIGURES, measured, other)
+
+
+def _rows(measured: Measured, other: Measured | None) -> list[dict[str, Any]]:
+    rows = [asdict(record) for record in measured.records]
+    if other is not None:
+        before, change = other.alphas, changes(measured.records, other.records)
+        rows = [row | {"alpha_against": before[row["name"]], "alpha_change": change[row["name"]]} for row in rows]
+    return rows
+
+
+def _write_csv(path: Path, measured: Measured, other: Measured | None) -> None:
+    names = [field.name for field in fields(SpectrumRecord)]
+    names += ["alpha_against", "alpha_change"] if other else []
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(row | {"shape": "x".join(map(str, row["shape"]))} for row in _rows(measured, other))
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {"what": source.what, "description": source.description, "sha256": source.files}
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {
+        "alphadecay": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+    for name in ("timm", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _write_figures(folder: Path, measured: Measured, other: Measured | None) -> None:
+    """Each figure as PNG and PDF; the modules' spectra as a PNG a page, and all pages as one PDF."""
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    sets = {measured.label: measured.records} | ({other.label: other.records} if other else {})
+    figures = {
+        "alpha_by_depth": alpha_by_depth(measured.records),
+        "alpha_by_role": alpha_by_role(sets),
+        "spectra_by_role": spectra_by_role(measured.spectra),
+    }
+    if other is not None:
+        figures["alpha_change"] = alpha_change(measured.records, other.records, other.label)
+    with print_style():
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png")
+            figure.set_layout_engine("none")  # it is laid out: once more would only take time
+            figure.savefig(folder / f"{name}.pdf")
+        with PdfPages(folder / "spectra_by_module.pdf") as pdf:
+            for role, members in by_role(measured.spectra).items():
+                for i, page in enumerate(spectra_of_role(members), 1):
+                    number = f"_{i}" if i > 1 else ""
+                    page.savefig(folder / f"spectra_{re.sub(r'[^A-Za-z0-9.-]', '_', role)}{number}.png")
+                    page.set_layout_engine("none")
+                    pdf.savefig(page)
