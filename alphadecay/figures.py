@@ -41,9 +41,11 @@ def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
     axes = figure.subplots(1, max(1, len(keys)), squeeze=False)[0]
     if not keys:
         say_instead(axes[0], "the run refreshed no decay")
+    title = "mean over depth" if any(row["role"] for row in rows) else ""
     for ax, key in zip(axes, keys, strict=False):
         _draw_means(ax, rows, key)
-        ax.set(title="mean over depth", xlabel="optimizer step", ylabel=_label(score, key))
+        ax.set(title=title, xlabel="optimizer step", ylabel=_label(score, key))
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.ticklabel_format(axis="y", scilimits=(-3, 4))
         if len(steps := {row["step"] for row in rows}) == 1:
             ax.set_xticks(list(steps))

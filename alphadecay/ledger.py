@@ -53,7 +53,7 @@ def _row_for_all(schedule: DecaySchedule, groups: Sequence[Group]) -> dict[str, 
     sharded = any(is_sharded(weight) for weight in weights)
     return {
         "module": ALL,
-        "role": "all",
+        "role": "",
         "score": schedule.scores.get(ALL),
         "multiplier": decayed["decay_multiplier"],
         "weight_decay": effective_decay(decayed),

@@ -31,6 +31,7 @@ def training_curves(rows: Sequence[Row], measure: str, label: str) -> Any:
     _line(rates, steps, rows, "lr", "learning rate")
     for axes, title in ((losses, "cross-entropy"), (measures, label), (rates, "learning rate")):
         axes.set(xlabel="optimizer step", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     losses.legend()
     measures.legend()
