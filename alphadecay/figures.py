@@ -1,6 +1,6 @@
 """Figures of the method: decay over time and depth, and spectra with their fitted tails. Needs matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from statistics import fmean
 from typing import Any
@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from alphadecay.analysis import Measuring, fitted_spectrum
+from alphadecay.ledger import Row, refreshes
 from alphadecay.matrices import Matrix, find_matrices
 
-Row = Mapping[str, Any]
 WHOLE = Measuring()
 PALETTE = "petroff10"  # told apart by colour-blind readers too
 MARKERS = "osD^vP*X"  # and on paper without colour
@@ -29,6 +29,7 @@ def decay_over_time(rows: Sequence[Row]) -> Any:
     from matplotlib import style
     from matplotlib.figure import Figure
 
+    rows = refreshes(rows)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     with style.context(PALETTE):
         axes = figure.subplots(1, 2)
@@ -68,6 +69,7 @@ def decay_by_depth(rows: Sequence[Row]) -> Any:
     """
     from matplotlib.figure import Figure
 
+    rows = refreshes(rows)
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     roles = _roles(last)
     columns = {role: [row for row in last if row["role"] == role] for role in roles}
