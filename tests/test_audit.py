@@ -2,21 +2,25 @@
 
 import json
 import math
+import re
 import warnings
 
 import pytest
 import timm.optim.kron
 import torch
 from recipes import block_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import on_ranks
 from test_state import saved
 from timm.optim import create_optimizer_v2
+from tiny import TINY, run
+from tiny import rows as rows_of
 
 import alphadecay
-from alphadecay import twins
+from alphadecay import figures, twins
 from alphadecay.audit import AuditRecord, losses_in_words
 from alphadecay.ledger import audit_rows, ledger_rows, refreshes
-from runtime.selftest import first_difference, leaves
+from runtime.selftest import differences, first_difference, leaves
 
 LR, DECAY = 1e-3, 0.1
 
@@ -340,6 +344,32 @@ def test_rows_of_audits_say_what_a_step_did_and_assign_nothing(kind, tmp_path):
         assert row["multiplier"] == audit.decay.multipliers[row["module"]]
         assert 1 / row["audit"]["time_constant"] == pytest.approx(LR * row["weight_decay"])
     replayed(rows, model, tmp_path)
+
+
+def test_a_run_notes_audits_at_log_intervals_and_trains_as_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slower than the training
+    monkeypatch.setattr("runtime.curves.Curves.figure", lambda *_: None)
+    plain, audited = tmp_path / "plain", tmp_path / "audited"
+    words = [*TINY, "--log_interval", "2", "--weight_decay", "1e-7"]
+    assert run(*words, "--output_dir", plain, monkeypatch=monkeypatch) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert run(*words, "--output_dir", audited, "--decay_audit", monkeypatch=monkeypatch) == 0
+    assert re.findall("warning: decay has next to no effect on 8 of 8 modules: .* in float32", capsys.readouterr().out)
+    assert set(differences(plain, audited)) == {"decay.jsonl", "counts and best figures"}
+    ledger = rows_of(audited / "decay.jsonl")
+    assert refreshes(ledger) == rows_of(plain / "decay.jsonl")
+    assert [row["step"] for row in ledger if row["audit"]] == [step for step in (1, 3, 5, 7, 9) for _ in range(8)]
+    assert ledger[-1]["audit"] and all(row["audit"]["time_constant"] > 1e9 for row in ledger[-8:])
+    curves = EventAccumulator(str(audited / "tensorboard")).Reload()
+    for name in ("decay_ratio/mlp.fc1", "decay_swallowed/attn.qkv", "decay_kept/mlp.fc2"):
+        assert [point.step for point in curves.Scalars(name)] == [1, 3, 5, 7, 9]
+
+
+def test_figures_show_what_was_assigned():
+    assigned = {"step": 4, "module": "m", "role": "fc1", "score": 2.0, "weight_decay": 0.1, "audit": None}
+    rows = [assigned, assigned | {"step": 5, "score": None, "audit": {"ratio": 0.1}}]
+    assert "at step 4" in figures.decay_by_depth(rows).axes[0].get_title()
+    assert list(figures.decay_over_time(rows).axes[1].lines[0].get_xdata()) == [4]
 
 
 def replayed(rows, model, folder):

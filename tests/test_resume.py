@@ -39,6 +39,7 @@ VARIETY = {
     ],
     "no average": ["--no-model_ema", "--no-model_ema_eval", "--smoothing", "0", "--mixup", "0", "--cutmix", "0"],
     "shuffled": ["--decay_control", "shuffle", "--decay_budget", "matched", "--decay_assign", "sqrt"],
+    "audited": ["--decay_audit", "--log_interval", "2"],
     "beside training": ["--decay_interval", "3", "--decay_lag", "2"],  # the second stop comes in between
 }
 
