@@ -179,7 +179,8 @@ class _Module:
             self.due.copy_(local_part(unrounded_decay(decay.optimizer, group, effective)))
             if decay.cautious:
                 self.due.mul_(agreeing([before], [without])[0])
-        gradient_part = without.to(self.dtype) - before.to(self.dtype)
+        before = before.to(self.dtype)
+        gradient_part = without.to(self.dtype) - before
         self.before_sums = [_product(before, before), _product(gradient_part, gradient_part)]
 
     def sums(self) -> Tensor:
@@ -223,8 +224,8 @@ class _Module:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product, in float64."""
-    return torch.sum(a.to(torch.float64) * b.to(torch.float64))
+    """The inner product, added up in float64."""
+    return torch.sum(a * b, dtype=torch.float64)
 
 
 def losses_in_words(records: Sequence[AuditRecord], rate: float) -> str:

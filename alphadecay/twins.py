@@ -94,13 +94,13 @@ def _alone_in_float64(optimizer: Optimizer, group: Group, decay: float) -> tuple
     p = group["params"][0]
     own = nn.Parameter(p.detach().to(torch.float64, copy=True))
     own.grad = p.grad.detach().to(torch.float64, copy=True)
+    memo: dict[int, Any] = {id(p): own}
     state = {p: optimizer.state[p]} if p in optimizer.state else {}
-    alone = vars(optimizer) | {"param_groups": [{**group, "weight_decay": decay}], "state": defaultdict(dict, state)}
-    twin = _copied(optimizer, alone, {id(p): own})
-    for key, value in twin.state[own].items():
+    for value in state.get(p, {}).values():
         if isinstance(value, Tensor) and value.ndim and value.is_floating_point():
-            twin.state[own][key] = value.to(torch.float64)
-    return twin, own
+            memo[id(value)] = value.to(torch.float64, copy=True)
+    alone = vars(optimizer) | {"param_groups": [{**group, "weight_decay": decay}], "state": defaultdict(dict, state)}
+    return _copied(optimizer, alone, memo), own
 
 
 def decouples_decay(optimizer: Optimizer) -> bool:
