@@ -1,12 +1,13 @@
 """What is printed: tables at the end of a run, of an evaluation, and of the parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from torch import nn
 
 from alphadecay.groups import effective_decay
+from alphadecay.ledger import refreshes
 from alphadecay.matrices import find_matrices
 from alphadecay.qkv import parameter_names
 from alphadecay.schedule import DecaySchedule
@@ -22,8 +23,9 @@ def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
             keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
             rows.append([label, *(summary.get(key) for key in keys)])
     say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
-    if ledger:
-        last = [row for row in ledger if row["step"] == ledger[-1]["step"]]
+    assigned = refreshes(ledger)
+    if assigned:
+        last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
         say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], role_means(last)))
     say(
@@ -32,9 +34,9 @@ def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
     )
 
 
-def role_means(rows: Sequence[Row]) -> list[list[Any]]:
+def role_means(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Role, number of modules, and the means of score, decay and multiplier."""
-    by_role: dict[str, list[Row]] = {}
+    by_role: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_role.setdefault(row["role"], []).append(row)
     means = []

@@ -12,11 +12,11 @@ from alphadecay.baselines import ALL
 from alphadecay.drawing import print_style
 from alphadecay.figures import decay_by_depth, decay_over_time
 from alphadecay.groups import effective_decay
-from alphadecay.ledger import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
 from alphadecay.spectra_figures import measured_spectra, spectra_by_role
 from datasets import ImageData
+from decay_log import log_decays
 from engine import Precision, StepRules, backward, evaluate, train_one_epoch
 from loaders import Batch, EvalLoader, TrainLoader
 from reports import show_summary
@@ -88,8 +88,7 @@ class Training:
         self.decay_seconds_before: float = state.get("decay_seconds", 0.0)
         self.images = task.train.batches.images_a_step
         self.keeper = Keeper(task.learner, options, ranks, session, state, told, self._seconds, self._trace)
-        if session is not None:
-            task.decay.on_refresh = lambda schedule: session.log_refresh(ledger_rows(schedule))
+        log_decays(task.decay, options, session)
 
     def run(self) -> None:
         """Train to the task's last step; evaluate, log and save after each epoch.

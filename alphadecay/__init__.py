@@ -5,6 +5,8 @@ from alphadecay.adaptive import AlphaDecay as AlphaDecay
 from alphadecay.analysis import SpectrumRecord as SpectrumRecord
 from alphadecay.analysis import analyze as analyze
 from alphadecay.assign import assign as assign
+from alphadecay.audit import AuditRecord as AuditRecord
+from alphadecay.audit import DecayAudit as DecayAudit
 from alphadecay.baselines import AWD as AWD
 from alphadecay.baselines import AdaDecay as AdaDecay
 from alphadecay.baselines import AdaDecayPerEntry as AdaDecayPerEntry
@@ -19,6 +21,8 @@ __all__ = [
     "AdaDecay",
     "AdaDecayPerEntry",
     "AlphaDecay",
+    "AuditRecord",
+    "DecayAudit",
     "Replay",
     "SpectrumRecord",
     "UniformDecay",

@@ -1,6 +1,6 @@
 """Figures from a run's ledger: the score of modules and their decay, over time and by depth. Needs matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from statistics import fmean
 from typing import Any
@@ -17,8 +17,8 @@ from alphadecay.drawing import (
     say_instead,
     thinned,
 )
+from alphadecay.ledger import Row, refreshes
 
-Row = Mapping[str, Any]
 FEW = 30  # points up to which a line has markers
 ALL_MODULES = "all modules"  # of kinds with one decay for all, whose rows have no role
 
@@ -36,6 +36,7 @@ def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
     """
     from matplotlib.figure import Figure
 
+    rows = refreshes(rows)
     keys = [key for key in ("score", "weight_decay") if any(row[key] is not None for row in rows)]
     figure = Figure(figsize=(DOUBLE if len(keys) == 2 else DOUBLE * 0.66, 2.3), layout="constrained")
     axes = figure.subplots(1, max(1, len(keys)), squeeze=False)[0]
@@ -91,6 +92,7 @@ def decay_by_depth(rows: Sequence[Row], score: str = "alpha") -> Any:
     """
     from matplotlib.figure import Figure
 
+    rows = refreshes(rows)
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     grids = {key: grid_of((row["role"] or ALL_MODULES, row[key]) for row in last) for key in ("score", "weight_decay")}
     drawn = {key: grid for key, grid in grids.items() if not grid.empty}

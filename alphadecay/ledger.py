@@ -1,50 +1,75 @@
-"""The ledger of a run: one row a module and refresh, as plain values."""
+"""The ledger of a run: one row a module and refresh, and one a module and audit, as plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from alphadecay.analysis import SpectrumRecord
+from alphadecay.audit import DecayAudit
 from alphadecay.baselines import ALL
 from alphadecay.groups import Group, effective_decay
 from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import is_sharded, power_sums
 
+Row = Mapping[str, Any]
+
 
 def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
     """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
 
     Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), kind (of
-    decay), module, role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None: not
-    taken), note (why a module keeps its base decay). A kind with one multiplier for all writes one row, for "(all)".
+    decay), module, role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None: see
+    `audit_rows`), note (why a module keeps its base decay). A kind with one multiplier for all writes one row, for
+    "(all)".
     """
     records = {record.name: record for record in schedule.records}
     common = {"step": schedule.step, "measured_step": schedule.measured_at, "kind": schedule.kind}
-    groups = schedule.optimizer.param_groups
     if schedule.same_for_all:
-        return [common | _row_for_all(schedule, groups)]
+        return [common | _row_for_all(schedule, schedule.optimizer.param_groups)]
     rows = []
-    for group in groups:
-        name = group["decay_name"]
-        if name.startswith("("):
-            continue
-        record = records.get(name)
-        rows.append(
-            common
-            | {
-                "module": name,
-                "role": role_of(name),
-                "score": schedule.scores.get(name),
-                "multiplier": group["decay_multiplier"],
-                "weight_decay": effective_decay(group),
-                "weight_norm": _norm(group["params"][0].detach(), record),
-                "audit": None,
-                "note": record.note if record else "",
-            }
-        )
+    for group in schedule.own_groups:
+        record = records.get(group["decay_name"])
+        norm, note = _norm(group["params"][0].detach(), record), record.note if record else ""
+        rows.append(common | _row(group, schedule.scores.get(group["decay_name"]), norm, None, note))
     return rows
+
+
+def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
+    """What an audit found: rows with the keys of `ledger_rows`, one a module for all kinds of decay.
+
+    They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
+    the audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured:
+    measured_step and score are None.
+    """
+    common = {"measured_step": None, "kind": audit.decay.kind}
+    groups = {group["decay_name"]: group for group in audit.decay.own_groups}
+    return [
+        {"step": each.step} | common | _row(groups[each.name], None, each.weight_norm, each.figures, "")
+        for each in audit.records
+    ]
+
+
+def refreshes(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a ledger that say what decays were assigned: those of audits assign nothing."""
+    return [row for row in rows if row.get("audit") is None]
+
+
+def _row(
+    group: Group, score: float | None, weight_norm: float | None, audit: Mapping[str, Any] | None, note: str
+) -> dict[str, Any]:
+    """A module's row from its name on."""
+    return {
+        "module": group["decay_name"],
+        "role": role_of(group["decay_name"]),
+        "score": score,
+        "multiplier": group["decay_multiplier"],
+        "weight_decay": effective_decay(group),
+        "weight_norm": weight_norm,
+        "audit": audit,
+        "note": note,
+    }
 
 
 def _row_for_all(schedule: DecaySchedule, groups: Sequence[Group]) -> dict[str, Any]:

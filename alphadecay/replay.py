@@ -83,7 +83,7 @@ class Replay(DecaySchedule):
 
 
 def read_ledger(path: Path) -> Ledger:
-    """The rows of a decay.jsonl by step and module, in order of steps.
+    """The rows of a decay.jsonl by step and module, in order of steps; those of audits, which assign nothing, apart.
 
     Raises:
         ValueError: If it cannot be read or replayed; file and line are named.
@@ -95,7 +95,8 @@ def read_ledger(path: Path) -> Ledger:
     found: Ledger = {}
     for number, line in enumerate(lines, 1):
         row = _checked(line, f"{path}, line {number}")
-        found.setdefault(row["step"], {})[row["module"]] = row
+        if row.get("audit") is None:
+            found.setdefault(row["step"], {})[row["module"]] = row
     if not found:
         raise ValueError(f"{path} is empty: its run refreshed no decay")
     if min(found) != 0:

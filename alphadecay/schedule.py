@@ -3,16 +3,26 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord
 from alphadecay.entries import EntryDecay
-from alphadecay.groups import effective_decay, innermost, split_groups
+from alphadecay.groups import Group, effective_decay, innermost, split_groups
 from alphadecay.matrices import find_matrices
 from alphadecay.twins import decouples_decay
+
+
+class StepWatcher(Protocol):
+    """Looks at steps as they are taken, and changes nothing; see `DecaySchedule.watchers`."""
+
+    def before_update(self, step: int) -> None:
+        """The decays are written and the gradients there; `step` optimizer steps were taken before."""
+
+    def after_update(self) -> None:
+        """The step was taken and all decay applied."""
 
 
 class DecaySchedule(ABC):
@@ -40,6 +50,7 @@ class DecaySchedule(ABC):
         measuring: How spectra are measured, where they are.
         seconds: Wall-clock time spent in refreshes by this object.
         on_refresh: Called with this object after each refresh, before the step is taken.
+        watchers: Told before and after each step that is not skipped; `alphadecay.DecayAudit` is one.
     """
 
     kind = ""
@@ -69,6 +80,7 @@ class DecaySchedule(ABC):
         self.scores: dict[str, float] = {}
         self.measured_at = 0
         self.seconds = 0.0
+        self.watchers: list[StepWatcher] = []
         matrices = find_matrices(model, **self.selection)
         if all(m.reason for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
@@ -99,8 +111,12 @@ class DecaySchedule(ABC):
     @property
     def multipliers(self) -> dict[str, float]:
         """The adaptive multiplier of each module that has a group of its own."""
-        groups = self.optimizer.param_groups
-        return {g["decay_name"]: g["decay_multiplier"] for g in groups if not g["decay_name"].startswith("(")}
+        return {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
+
+    @property
+    def own_groups(self) -> list[Group]:
+        """The groups that hold one module's weight and nothing else."""
+        return [group for group in self.optimizer.param_groups if not group["decay_name"].startswith("(")]
 
     def refresh(self) -> None:
         """Measure now and write the new decays; called by itself when due."""
@@ -170,10 +186,14 @@ class DecaySchedule(ABC):
             group["decay_step"] = step + 1
         if self._entries:
             self._entries.remember(self.optimizer.param_groups)
+        for watcher in self.watchers:
+            watcher.before_update(step)
 
     def _after_step(self, *_: Any) -> None:
         if self._entries:
             self._entries.apply(self.optimizer)
+        for watcher in self.watchers:
+            watcher.after_update()
 
     def _act(self, step: int) -> None:
         """Refresh before step `step` if it is time."""

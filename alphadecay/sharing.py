@@ -123,7 +123,14 @@ def power_sums(tensors: Sequence[Any], order: int) -> Tensor:
     """
     local = [local_part(tensor) for tensor in tensors]
     dtype = torch.promote_types(local[0].dtype, torch.float32)
-    sums = torch.stack(torch._foreach_norm(local, order, dtype=dtype)) ** order
+    return joined(torch.stack(torch._foreach_norm(local, order, dtype=dtype)) ** order, tensors)
+
+
+def joined(sums: Tensor, tensors: Sequence[Any]) -> Tensor:
+    """Sums over the local parts of tensors, shape (..., number of tensors), as sums over the whole ones.
+
+    Ranks that hold shards of a tensor must all call.
+    """
     sharded = [is_sharded(tensor) for tensor in tensors]
     if any(sharded):
         mesh = tensors[sharded.index(True)].device_mesh

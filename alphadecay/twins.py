@@ -14,6 +14,7 @@ from alphadecay.groups import OWN_KEYS, Group
 
 TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
 TOLERANCE = 0.05  # of the decay of a trial's last step: orders of decay and update differ by less
+UNTRIED = (AttributeError, RuntimeError, TypeError, ValueError)  # what optimizers raise that cannot step on a copy
 VARYING = OWN_KEYS | {"param_names", "lr", "initial_lr", "lr_scale", "decay_next"}
 
 
@@ -45,6 +46,63 @@ def own_randomness(optimizer: Optimizer) -> Iterator[None]:
         yield
 
 
+def without_decay(optimizer: Optimizer) -> Optimizer:
+    """A copy that has taken the next step with all decays 0.
+
+    Raises:
+        ValueError: If the optimizer can take no step on a copy: it needs a closure, or second derivatives.
+    """
+    twin = twin_of(optimizer)
+    for group in twin.param_groups:
+        group["weight_decay"] = 0.0
+    try:
+        with own_randomness(optimizer):
+            twin.step()
+    except UNTRIED as error:
+        name = type(optimizer).__name__
+        raise ValueError(f"{name} cannot take a step on a copy, so its decay cannot be audited: {error}") from error
+    return twin
+
+
+def unrounded_decay(optimizer: Optimizer, group: Group, decay: float) -> Tensor:
+    """What a decay would change in the next step if nothing was rounded, from two steps in float64.
+
+    Args:
+        optimizer: As it is before the step.
+        group: One of its groups, with one parameter that has a gradient.
+        decay: The group's weight_decay for that step.
+
+    Returns:
+        The change, as the parameter is shaped and sharded, in float64. Of an optimizer that cannot step in float64:
+        - learning rate x decay x weight.
+    """
+    p = group["params"][0]
+    found = []
+    try:
+        for each in (decay, 0.0):
+            twin, own = _alone_in_float64(optimizer, group, each)
+            with own_randomness(optimizer):
+                twin.step()
+            found.append(own.detach())
+    except UNTRIED:
+        return p.detach().to(torch.float64).mul_(-float(group["lr"]) * decay)
+    return found[0] - found[1]
+
+
+def _alone_in_float64(optimizer: Optimizer, group: Group, decay: float) -> tuple[Optimizer, nn.Parameter]:
+    """A copy of an optimizer that holds one parameter of it, whose tensors of several entries are in float64."""
+    p = group["params"][0]
+    own = nn.Parameter(p.detach().to(torch.float64, copy=True))
+    own.grad = p.grad.detach().to(torch.float64, copy=True)
+    memo: dict[int, Any] = {id(p): own}
+    state = {p: optimizer.state[p]} if p in optimizer.state else {}
+    for value in state.get(p, {}).values():
+        if isinstance(value, Tensor) and value.ndim and value.is_floating_point():
+            memo[id(value)] = value.to(torch.float64, copy=True)
+    alone = vars(optimizer) | {"param_groups": [{**group, "weight_decay": decay}], "state": defaultdict(dict, state)}
+    return _copied(optimizer, alone, memo), own
+
+
 def decouples_decay(optimizer: Optimizer) -> bool:
     """Whether each of the optimizer's groups decays weights by learning rate x decay x weight, and by nothing else.
 
@@ -61,7 +119,7 @@ def decouples_decay(optimizer: Optimizer) -> bool:
             try:
                 with own_randomness(optimizer):
                     decoupled = _decouples(optimizer, group)
-            except (AttributeError, RuntimeError, TypeError, ValueError):
+            except UNTRIED:
                 return False
             if not decoupled:
                 return False

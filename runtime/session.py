@@ -48,6 +48,7 @@ class RunOptions:
     on_nonfinite: str = option("stop", "after a loss or gradient that is not finite", choices=POLICIES)
     max_nonfinite: int = option(10, "steps that may be skipped or rolled back; one more ends the run", minimum=0)
     log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
+    decay_audit: bool = option(False, "note at log intervals what decay did to each module's stored weights")
     seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
@@ -157,14 +158,23 @@ class Session:
     def log_refresh(self, rows: Sequence[Row]) -> None:
         """Append the modules' decays to decay.jsonl and draw means by role."""
         self.append(runfolder.LEDGER, rows)
-        step = rows[0]["step"]
         for key in ("score", "weight_decay"):
-            known = [row for row in rows if row[key] is not None]
-            by_role: dict[str, list[float]] = {}
-            for row in known:
-                by_role.setdefault(row["role"] or "all_modules", []).append(row[key])
-            self.curves.scalars(step, {f"decay_{key}/{role}": sum(v) / len(v) for role, v in by_role.items()})
-            self.curves.histogram(step, f"decay_{key}", [row[key] for row in known])
+            self._draw_by_role(rows, f"decay_{key}", [row[key] for row in rows])
+            self.curves.histogram(rows[0]["step"], f"decay_{key}", [row[key] for row in rows if row[key] is not None])
+
+    def log_audit(self, rows: Sequence[Row]) -> None:
+        """Append what decay did to the modules to decay.jsonl and draw means by role."""
+        self.append(runfolder.LEDGER, rows)
+        for key in ("ratio", "swallowed", "kept"):
+            self._draw_by_role(rows, f"decay_{key}", [row["audit"][key] for row in rows])
+
+    def _draw_by_role(self, rows: Sequence[Row], name: str, values: Sequence[float | None]) -> None:
+        """Draw the mean over each role's modules of one value a row; None is left out."""
+        by_role: dict[str, list[float]] = {}
+        for row, value in zip(rows, values, strict=True):
+            if value is not None:
+                by_role.setdefault(row["role"] or "all_modules", []).append(value)
+        self.curves.scalars(rows[0]["step"], {f"{name}/{role}": sum(v) / len(v) for role, v in by_role.items()})
 
     def note_best(self, name: str, value: float | None, step: int, higher_is_better: bool) -> None:
         """Remember a figure if it is the best so far; `name` is the link that will point at its checkpoint."""

@@ -105,6 +105,26 @@ def by_gradient_alone(rank, ranks):
     return trained(block_model(depth=3), metric="grad_norm", process_group=dist.new_subgroups(1)[0])
 
 
+def audited(model):
+    """The figures of the second step's audit."""
+    optimizer = torch.optim.Adam(alphadecay.param_groups(model, 0.1), lr=1e-2)
+    audit = alphadecay.DecayAudit(alphadecay.UniformDecay(model, optimizer), 2)
+    take_steps(model, optimizer)
+    return [record.figures | {"weight_norm": record.weight_norm} for record in audit.records]
+
+
+def audit_alone(rank, ranks):
+    return audited(block_model(depth=3))
+
+
+def data_parallel_audit(rank, ranks):
+    return audited(nn.parallel.DistributedDataParallel(block_model(depth=3)))
+
+
+def fully_sharded_audit(rank, ranks):
+    return audited(fully_shard(block_model(depth=3)))
+
+
 def compiled(rank, ranks):
     model = block_model(depth=3)
     decay = alphadecay.AlphaDecay(torch.compile(model), torch.optim.AdamW(model.parameters()))

@@ -40,7 +40,7 @@ FREE = {
     "resume", "config", "eval", "dry_run", "self_test_resume", "allow_changed",  # what a call does
     "on_nonfinite", "max_nonfinite",  # to go on after a bad step with another policy is what they are for
     "max_steps",  # where the run stops; schedules stay
-    "log_interval", "enable_wandb", "project", "wandb_name",  # what is shown
+    "log_interval", "decay_audit", "enable_wandb", "project", "wandb_name",  # what is shown
     "device",  # the machine is a fact of its own
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ HEIGHTS = {
     "models": 3,
     "optim_factory": 2,
     "reports": 2,
+    "decay_log": 2,
     "image_folders": 2,
     "alphadecay": 0,
     "runtime": 0,

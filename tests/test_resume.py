@@ -42,6 +42,7 @@ VARIETY = {
     "awd": ["--decay", "awd"],
     "adadecay": ["--decay", "adadecay"],
     "adadecay per entry": ["--decay", "adadecay", "--adadecay_scope", "entry", "--decay_cautious"],
+    "audited": ["--decay_audit", "--log_interval", "2"],
     "beside training": ["--decay_interval", "3", "--decay_lag", "2"],  # the second stop comes in between
 }
 

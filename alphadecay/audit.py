@@ -1,0 +1,260 @@
+"""What decay does to the weights as they are stored: a step beside the same step without decay, taken on a copy."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from alphadecay.entries import agreeing
+from alphadecay.groups import Group, effective_decay
+from alphadecay.roles import role_of
+from alphadecay.schedule import DecaySchedule
+from alphadecay.sharing import joined, local_part
+from alphadecay.twins import unrounded_decay, without_decay
+
+LOW_PRECISION = ("bfloat16", "float16")
+MUCH = 0.5  # share of the entries, and of the decay itself, whose loss to rounding is worth a warning
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """What decay did to one module's weight in one step; norms are Frobenius norms.
+
+    The decay part is the stored weight after the step minus what the step without decay would have stored; the gradient
+    part is the latter minus the weight before. Where an optimizer couples decay with the gradient (Adam, SGD), what
+    decay put into its moments in earlier steps counts as the gradient's.
+
+    Attributes:
+        step: Optimizer steps taken before.
+        name, role: Of the module.
+        dtype: Of the stored weight, such as bfloat16.
+        weight_norm: Before the step.
+        decay_norm: Of the decay part.
+        gradient_norm: Of the gradient part.
+        ratio: decay_norm / gradient_norm; None where nothing but decay moved the weight.
+        time_constant: 1 / (learning rate x decay), in steps: decoupled decay alone shrinks weights to 1/e in so many,
+            and so does SGD's without momentum. Adam's coupled decay is divided by the gradient's scale; there it is a
+            number to compare modules by. None where there is no decay or no gradient.
+        swallowed: Share (0 to 1) of the entries due to decay whose stored value is as without; None where none is due.
+        kept: How much of the decay arrived: the decay part's component along the unrounded one, over that one's norm.
+            1: all, 0: none. Where rounding falls now up, now down (fused kernels), much is kept although most entries
+            are swallowed. About 1 for per-entry AdaDecay, whose factors do not count as due. None where none is due.
+        unrounded_norm: Of what decay would do without rounding, computed in float64.
+    """
+
+    step: int
+    name: str
+    role: str
+    dtype: str
+    weight_norm: float
+    decay_norm: float
+    gradient_norm: float
+    ratio: float | None
+    time_constant: float | None
+    swallowed: float | None
+    kept: float | None
+    unrounded_norm: float
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """What a ledger's row holds of it."""
+        names = (
+            "decay_norm", "gradient_norm", "ratio", "time_constant", "swallowed", "kept", "unrounded_norm",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+class DecayAudit:
+    """Audits every n-th optimizer step of a decay schedule; training keeps its bits.
+
+    An audited step is taken twice: on a copy with all decays 0, then as it is. This needs the memory of another model
+    with gradients and optimizer state for a moment, then of two sets of weights until the step is done; time of about
+    three optimizer steps and one synchronisation with the device. Steps that GradScaler skips are not audited, nor
+    those that make weights non-finite. Other steps cost nothing.
+
+    Args:
+        decay: The schedule, of any kind. Of a distributed run, all ranks must audit the same steps.
+        every: Optimizer steps between audits, at least 1: the every-th step is the first one.
+        on_audit: Called with this object after each audited step.
+        warn: Told once, in words, when rounding takes most of the decay of most entries of some modules; Python's
+            `warnings.warn` by default. The first step is not judged, nor float32 weights while the learning rate rises.
+
+    Attributes:
+        records: Of the last audit, one for each module that has a group of its own.
+        seconds: Wall-clock time spent.
+
+    Raises:
+        ValueError: For an impossible `every`; in the step, if the optimizer can take none on a copy.
+    """
+
+    def __init__(
+        self,
+        decay: DecaySchedule,
+        every: int = 10,
+        *,
+        on_audit: Callable[["DecayAudit"], None] | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 optimizer step, got {every}")
+        self.decay, self.every, self.on_audit = decay, every, on_audit
+        self.records: list[AuditRecord] = []
+        self.seconds = 0.0
+        self._warn, self._warned = warn or _warn, False
+        self._last_rate: float | None = None
+        self._due: list[_Module] = []
+        self._step = 0
+        decay.watchers.append(self)
+
+    def detach(self) -> None:
+        """Audit no more."""
+        self.decay.watchers.remove(self)
+
+    def before_update(self, step: int) -> None:
+        """Take the step on a copy without decay, if an audit is due."""
+        self._due = []
+        if (step + 1) % self.every:
+            return
+        began = time.perf_counter()
+        self._step = step
+        groups = without_decay(self.decay.optimizer).param_groups  # the copy's gradients and state go at once
+        stepped = {group["decay_name"]: group["params"] for group in groups}
+        for group in self.decay.own_groups:
+            self._due.append(_Module(self.decay, group, local_part(stepped[group["decay_name"]][0].detach())))
+        self.seconds += time.perf_counter() - began
+
+    def after_update(self) -> None:
+        """Compare, if an audit was due."""
+        due, self._due = self._due, []
+        if not due:
+            return
+        began = time.perf_counter()
+        records = self._compared(due)
+        self.seconds += time.perf_counter() - began
+        if records:
+            self.records = records
+            self._look_for_losses()
+            if self.on_audit is not None:
+                self.on_audit(self)
+
+    def _compared(self, modules: Sequence["_Module"]) -> list[AuditRecord]:
+        """Records of the step just taken; none if it was skipped on the device or left numbers that are not finite."""
+        sums = joined(torch.stack([module.sums() for module in modules], 1), [m.weight for m in modules])
+        found_inf = getattr(self.decay.optimizer, "found_inf", None)
+        flag = sums.new_zeros(1) if found_inf is None else found_inf.reshape(1).to(sums)
+        *numbers, skipped = torch.cat([sums.T.flatten(), flag]).tolist()
+        if skipped or not all(map(math.isfinite, numbers)):
+            return []
+        width = len(sums)
+        return [m.record(self._step, *numbers[i * width : (i + 1) * width]) for i, m in enumerate(modules)]
+
+    def _look_for_losses(self) -> None:
+        if self._warned or self._step == 0:  # Adam's first step moves all entries alike: rounding does not average
+            return
+        rate = max((1 / r.time_constant for r in self.records if r.time_constant), default=0.0)
+        message = losses_in_words(self.records, rate)
+        rising, self._last_rate = self._last_rate is None or rate > self._last_rate, rate
+        low = any(record.dtype in LOW_PRECISION for record in self.records)
+        if message and (low or not rising):  # in warm-up float32 swallows decay that it holds later
+            self._warned = True
+            self._warn(message)
+
+
+class _Module:
+    """A module's weight before an audited step, and what the step without decay makes of it."""
+
+    def __init__(self, decay: DecaySchedule, group: Group, without: Tensor) -> None:
+        self.name, self.weight, self.without = group["decay_name"], group["params"][0], without
+        before = local_part(self.weight.detach())
+        effective = effective_decay(group) if self.weight.grad is not None else 0.0
+        self.rate = float(group["lr"]) * effective
+        self.dtype = torch.promote_types(before.dtype, torch.float32)
+        self.due = torch.zeros_like(before, dtype=self.dtype)
+        if self.rate:
+            self.due.copy_(local_part(unrounded_decay(decay.optimizer, group, effective)))
+            if decay.cautious:
+                self.due.mul_(agreeing([before], [without])[0])
+        before = before.to(self.dtype)
+        gradient_part = without.to(self.dtype) - before
+        self.before_sums = [_product(before, before), _product(gradient_part, gradient_part)]
+
+    def sums(self) -> Tensor:
+        """Over local entries, shape (7,): squares of weight, gradient part, decay part and unrounded decay, the product
+        of the last two, entries due to decay, and those of them that are as without. Lets go of the copies.
+        """
+        after = local_part(self.weight.detach())
+        part = after.to(self.dtype) - self.without.to(self.dtype)
+        is_due = self.due != 0
+        squares = [_product(part, part), _product(self.due, self.due), _product(part, self.due)]
+        counts = [is_due.sum(), (is_due & (after == self.without)).sum()]
+        self.due = self.without = after.new_empty(0)
+        return torch.stack([each.to(torch.float64) for each in (*self.before_sums, *squares, *counts)])
+
+    def record(
+        self,
+        step: int,
+        weight: float,
+        gradient: float,
+        decay: float,
+        unrounded: float,
+        product: float,
+        due: float,
+        unchanged: float,
+    ) -> AuditRecord:
+        """The record, from the sums over the whole weight."""
+        return AuditRecord(
+            step=step,
+            name=self.name,
+            role=role_of(self.name),
+            dtype=str(self.weight.dtype).removeprefix("torch."),
+            weight_norm=math.sqrt(weight),
+            decay_norm=math.sqrt(decay),
+            gradient_norm=math.sqrt(gradient),
+            ratio=math.sqrt(decay / gradient) if gradient else None,
+            time_constant=1 / self.rate if self.rate else None,
+            swallowed=unchanged / due if due else None,
+            kept=product / unrounded if unrounded else None,
+            unrounded_norm=math.sqrt(unrounded),
+        )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product, added up in float64."""
+    return torch.sum(a * b, dtype=torch.float64)
+
+
+def losses_in_words(records: Sequence[AuditRecord], rate: float) -> str:
+    """A sentence, if rounding takes most of the decay of some modules, else an empty one.
+
+    Args:
+        records: Of one audit.
+        rate: The largest learning rate x decay in it.
+    """
+    lost = [record for record in records if record.swallowed is not None and record.swallowed > MUCH]
+    unrounded = math.fsum(record.unrounded_norm**2 for record in lost)
+    kept = math.fsum((record.kept or 0.0) * record.unrounded_norm**2 for record in lost)
+    if not unrounded or kept > MUCH * unrounded:
+        return ""
+    dtype = lost[0].dtype
+    share = fmean(record.swallowed or 0.0 for record in lost)
+    if dtype in LOW_PRECISION:
+        advice = "keep float32 weights (autocast) or use stochastic rounding"
+    else:
+        smallest = torch.finfo(getattr(torch, dtype)).eps / 2
+        advice = (
+            f"learning rate x decay is {rate:.1g} there at most, and {dtype} holds no change of a weight below "
+            f"{smallest:.1g} of it: a larger decay would act"
+        )
+    return (
+        f"decay has next to no effect on {len(lost)} of {len(records)} modules: {100 * share:.0f} % of its changes are "
+        f"rounded away in {dtype} weights (optimizer step {lost[0].step + 1}); {advice}"
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

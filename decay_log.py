@@ -1,0 +1,27 @@
+"""What a run notes of its decays: refreshes and audits, in the ledger and as curves; trainers share it."""
+
+import alphadecay
+from alphadecay.ledger import audit_rows, ledger_rows
+from alphadecay.schedule import DecaySchedule
+from runtime.session import RunOptions, Session
+from runtime.tables import say
+
+
+def log_decays(decay: DecaySchedule, options: RunOptions, session: Session | None) -> None:
+    """Let the session write each refresh and, with --decay_audit, what decay did at each log interval.
+
+    All ranks must call; `session` is None on all but the main process.
+    """
+    if session is not None:
+        decay.on_refresh = lambda schedule: session.log_refresh(ledger_rows(schedule))
+    if not options.decay_audit:
+        return
+    if session is None:
+        alphadecay.DecayAudit(decay, options.log_interval, warn=lambda message: None)
+    else:
+        alphadecay.DecayAudit(
+            decay,
+            options.log_interval,
+            on_audit=lambda found: session.log_audit(audit_rows(found)),
+            warn=lambda message: say(f"warning: {message}"),
+        )
