@@ -73,9 +73,10 @@ class DecayAudit:
     """Audits every n-th optimizer step of a decay schedule; training keeps its bits.
 
     An audited step is taken twice: on a copy with all decays 0, then as it is. This needs the memory of another model
-    with gradients and optimizer state for a moment, then of two sets of weights until the step is done; time of about
-    three optimizer steps and one synchronisation with the device. Steps that GradScaler skips are not audited, nor
-    those that make weights non-finite. Other steps cost nothing.
+    with gradients and optimizer state for a moment, then of two sets of weights until the step is done; one
+    synchronisation with the device; and the time of a few passes over the weights in float64, on 2 CPU cores a quarter
+    of a training step of DeiT-tiny with 16 images. Steps that GradScaler skips are not audited, nor those that make
+    weights non-finite. Other steps cost nothing.
 
     Args:
         decay: The schedule, of any kind. Of a distributed run, all ranks must audit the same steps.

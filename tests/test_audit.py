@@ -1,7 +1,6 @@
 """What decay does to stored weights: against parts written out by hand, and without a trace in the training itself."""
 
 import json
-import math
 import re
 import warnings
 
@@ -252,12 +251,14 @@ def heard(steps=2, **options):
     return audit.records, said
 
 
-def test_bf16_weights_swallow_decay_and_it_is_said_once():
-    records, said = heard(dtype=torch.bfloat16, steps=3)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_low_precision_swallow_decay_and_it_is_said_once(dtype):
+    records, said = heard(optimizer=torchs("AdamW", eps=1e-6), dtype=dtype, steps=3)
     assert all(r.swallowed > 0.99 and r.decay_norm < 0.01 * r.unrounded_norm and r.kept < 0.01 for r in records)
     assert said == [
-        "decay has next to no effect on 6 of 6 modules: 100 % of its changes are rounded away in bfloat16 weights "
-        "(optimizer step 2); keep float32 weights (autocast) or use stochastic rounding"
+        "decay has next to no effect on 6 of 6 modules: 100 % of its changes are rounded away in "
+        f"{str(dtype).removeprefix('torch.')} weights (optimizer step 2); keep float32 "
+        "weights (autocast) or use stochastic rounding"
     ]
 
 
@@ -330,18 +331,18 @@ def test_only_modules_that_lose_most_entries_and_most_of_the_decay_count():
 @pytest.mark.parametrize("kind", [alphadecay.AlphaDecay, alphadecay.AWD])
 def test_rows_of_audits_say_what_a_step_did_and_assign_nothing(kind, tmp_path):
     options = {} if kind is alphadecay.AWD else {"interval": 2}
-    model, optimizer, audit = setup(kind=kind, every=3, **options)
-    rows = []
+    model, optimizer, audit = setup(kind=kind, every=2, **options)
+    rows, held = [], []
     audit.decay.on_refresh = lambda decay: rows.extend(ledger_rows(decay))
-    audit.on_audit = lambda given: rows.extend(audit_rows(given))
-    take_steps(model, optimizer, 6)
+    audit.on_audit = lambda given: (rows.extend(audit_rows(given)), held.append(given.decay.multipliers))
+    take_steps(model, optimizer, 5)
     audited = [row for row in rows if row["audit"]]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
-    assert [row["step"] for row in audited] == [2] * 6 + [5] * 6
+    assert [row["step"] for row in audited] == [1] * 6 + [3] * 6
     assert [row["module"] for row in audited[:6]] == list(audit.decay.multipliers)
     for row, each in zip(audited[6:], audit.records, strict=True):
         assert row["audit"] == each.figures and row["weight_norm"] == each.weight_norm
-        assert row["multiplier"] == audit.decay.multipliers[row["module"]]
+        assert row["multiplier"] == held[1][row["module"]]
         assert 1 / row["audit"]["time_constant"] == pytest.approx(LR * row["weight_decay"])
     replayed(rows, model, tmp_path)
 
@@ -380,9 +381,8 @@ def replayed(rows, model, folder):
         for name, each in (("all", rows), ("refreshes", refreshes(rows))):
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in each))
             again, optimizer, decay = setup(kind=alphadecay.Replay, every=None, ledger=folder / name, mean=mean)
-            take_steps(again, optimizer, 6)
+            take_steps(again, optimizer, 5)
             found.append(decay.multipliers)
         assert found[0] == found[1]
-    if not mean:
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert math.isfinite(sum(found[0].values()))
+        same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
+        assert all(same) != mean
