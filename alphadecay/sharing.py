@@ -133,10 +133,11 @@ def joined(sums: Tensor, tensors: Sequence[Any]) -> Tensor:
     """
     sharded = [is_sharded(tensor) for tensor in tensors]
     if any(sharded):
-        mesh = tensors[sharded.index(True)].device_mesh
+        one = tensors[sharded.index(True)]
         parts = sums * torch.tensor(sharded, device=sums.device)
-        for dimension in range(mesh.ndim):
-            dist.all_reduce(parts, group=mesh.get_group(dimension))
+        for dimension, placement in enumerate(one.placements):
+            if placement.is_shard():  # along the others ranks hold copies
+                dist.all_reduce(parts, group=one.device_mesh.get_group(dimension))
         sums = torch.where(torch.tensor(sharded, device=sums.device), parts, sums)
     return sums
 

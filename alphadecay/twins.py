@@ -111,9 +111,7 @@ def decouples_decay(optimizer: Optimizer) -> bool:
     """
     seen: list[Group] = []
     for group in optimizer.param_groups:
-        options = {
-            k: v for k, v in group.items() if k not in OWN_KEYS and "decay" not in k and k != "static_multiplier"
-        }
+        options = {key: value for key, value in group.items() if key not in VARYING}
         if options not in seen:
             seen.append(options)
             try:
