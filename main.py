@@ -21,7 +21,7 @@ from engine import AMP_DTYPES, Precision, StepRules
 from fingerprints import fingerprint
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
-from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules
+from optim_factory import DecayOptions, VisionOptimizerOptions, build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
 from runtime import drift, runfolder
 from runtime import options as option_reader
@@ -34,7 +34,7 @@ from runtime.selftest import show_that_it_resumes
 from runtime.session import RunOptions, Session, Start, announce, find_start
 from training import Task, Training, evaluate_all
 
-OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, OptimizerOptions, DecayOptions, RunOptions)
+OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
 FIXED = drift.fixed_options(OPTION_CLASSES)
 
 
@@ -53,7 +53,7 @@ class Options:
     data: DataOptions
     model: ModelOptions
     ema: EmaOptions
-    optimizer: OptimizerOptions
+    optimizer: VisionOptimizerOptions
     decay: DecayOptions
     run: RunOptions
 
@@ -171,7 +171,7 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     )  # fmt: skip
     plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
     ema = build_ema(options.ema, plain)
-    optimizer = build_optimizer(options.optimizer, options.decay, plain)
+    optimizer = build_optimizer(options.optimizer, options.decay, plain, options.optimizer.layer_decay)
     decay = build_decay(options.decay, plain, optimizer, options.run.seed)
     schedules = build_schedules(options.optimizer, options.decay, train_batches.steps)
     schedules.write(optimizer, 0)

@@ -27,28 +27,35 @@ FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The optimizer and its learning rate."""
+    """The optimizer and its learning rate; each trainer adds how its steps are counted."""
 
     optimizer: str = option(
         "adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not", fixed="optimizer"
     )
     lr: float = option(4e-3, "peak learning rate", above=0, fixed="schedule")
-    min_lr: float = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0, fixed="schedule")
-    epochs: int = option(120, "epochs of the schedules", minimum=1, fixed="schedule")
-    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0, fixed="schedule")
+    min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0, fixed="schedule")
+    warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate", fixed="schedule")
+    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, fixed="optimizer")
+
+    CHECKS = ((lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
+
+
+@dataclass(frozen=True)
+class VisionOptimizerOptions(OptimizerOptions):
+    """The optimizer and its learning rate, counted in epochs."""
+
     warmup_steps: int = option(
         -1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more", fixed="schedule"
     )
-    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
+    epochs: int = option(120, "epochs of the schedules", minimum=1, fixed="schedule")
+    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0, fixed="schedule")
     layer_decay: float = option(
         1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1, fixed="optimizer"
     )
-    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, fixed="optimizer")
     update_freq: int = option(
         1, "micro-steps whose gradients add up to one optimizer step", minimum=1, fixed="batch_size"
     )
-
-    CHECKS = ((lambda o: o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,9 @@ class DecayOptions:
     )
 
 
-def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Module) -> Optimizer:
+def build_optimizer(
+    options: OptimizerOptions, decay: DecayOptions, model: nn.Module, layer_decay: float = 1.0
+) -> Optimizer:
     """A timm optimizer over groups that carry their decay; the groups are the same for every kind of decay.
 
     Raises:
@@ -170,8 +179,8 @@ def build_optimizer(options: OptimizerOptions, decay: DecayOptions, model: nn.Mo
         batchnorm=decay.batchnorm and decay.assigns,
         include=decay.include,
     )
-    if options.layer_decay < 1:
-        groups = scale_layers(groups, model, options.layer_decay)
+    if layer_decay < 1:
+        groups = scale_layers(groups, model, layer_decay)
     name = options.optimizer.lower()
     if name not in list_optimizers():
         known = [str(each) for each in list_optimizers()]
@@ -304,10 +313,16 @@ def cosine(step: int, steps: int, first: float, last: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_schedules(options: OptimizerOptions, decay: DecayOptions, steps_per_epoch: int) -> Schedules:
+def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_per_epoch: int) -> Schedules:
     """Schedules counted in optimizer steps; a run may end inside its warm-up."""
     by_steps = options.warmup_steps >= 0
     warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch
     total = options.epochs * steps_per_epoch
+    return schedules_of(options, decay, total, warmup)
+
+
+def schedules_of(options: OptimizerOptions, decay: DecayOptions, total_steps: int, warmup_steps: int) -> Schedules:
+    """Schedules over a number of optimizer steps; without --min_lr the rate ends at a tenth of its peak."""
     end = decay.weight_decay if decay.weight_decay_end is None else decay.weight_decay_end
-    return Schedules(total, warmup, options.lr, options.min_lr, decay.weight_decay, end)
+    lowest = options.lr / 10 if options.min_lr is None else options.min_lr
+    return Schedules(total_steps, warmup_steps, options.lr, lowest, decay.weight_decay, end)

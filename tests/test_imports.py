@@ -11,6 +11,7 @@ from tiny import ROOT
 HEIGHTS = {
     "main": 8,
     "training": 7,
+    "trainer": 5,
     "engine": 6,
     "loaders": 5,
     "transforms": 4,

@@ -12,7 +12,14 @@ from torch import nn
 
 import alphadecay
 from models import ModelOptions, build_model
-from optim_factory import DecayOptions, OptimizerOptions, build_decay, build_optimizer, build_schedules, scale_layers
+from optim_factory import (
+    DecayOptions,
+    VisionOptimizerOptions,
+    build_decay,
+    build_optimizer,
+    build_schedules,
+    scale_layers,
+)
 from runtime.errors import UserError
 
 SMALL = ("patch_size=8", "embed_dim=64", "depth=2", "num_heads=2")
@@ -130,9 +137,9 @@ def test_each_layers_rate_is_a_fixed_share_of_the_nexts_and_every_parameter_keep
 
 def test_layer_decay_alphadecay_and_both_schedules_compose():
     model = build_model(options(), 10, 32)
-    wanted = OptimizerOptions(optimizer="adamw", lr=1.0, epochs=1, warmup_epochs=0, layer_decay=0.5)
+    wanted = VisionOptimizerOptions(optimizer="adamw", lr=1.0, epochs=1, warmup_epochs=0, layer_decay=0.5)
     decays = DecayOptions(weight_decay=0.1, weight_decay_end=0.05, decay="alphadecay", decay_interval=1)
-    optimizer = build_optimizer(wanted, decays, model)
+    optimizer = build_optimizer(wanted, decays, model, wanted.layer_decay)
     schedule = build_decay(decays, model, optimizer, seed=0)
     schedules = build_schedules(wanted, decays, steps_per_epoch=3)
     for step in range(3):
@@ -156,7 +163,7 @@ def test_layer_decay_of_a_model_without_layers_is_refused():
 def test_stem_and_head_take_part_when_asked():
     model = build_model(options(), 64, 32)
     decays = DecayOptions(decay="alphadecay", remove_first_layer=False, remove_last_layer=False)
-    optimizer = build_optimizer(OptimizerOptions(), decays, model)
+    optimizer = build_optimizer(VisionOptimizerOptions(), decays, model)
     schedule = build_decay(decays, model, optimizer, seed=0)
     schedule.refresh()
     assert {"patch_embed.proj", "head"} < set(schedule.multipliers) and len(schedule.multipliers) == 10
@@ -168,7 +175,7 @@ def test_stem_and_head_take_part_when_asked():
 def test_any_measure_can_score_the_modules(metric):
     model = build_model(options(), 10, 32)
     decays = DecayOptions(decay="alphadecay", decay_metric=metric)
-    schedule = build_decay(decays, model, build_optimizer(OptimizerOptions(), decays, model), seed=0)
+    schedule = build_decay(decays, model, build_optimizer(VisionOptimizerOptions(), decays, model), seed=0)
     schedule.refresh()
     ranked = sorted(schedule.scores, key=schedule.scores.__getitem__)
     assert schedule.multipliers[ranked[0]] == pytest.approx(2 / 3) and schedule.multipliers[ranked[-1]] == 3.0

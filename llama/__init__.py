@@ -1,0 +1,1 @@
+"""The language trainer's rooms: text, model, engine, and a whole run."""

@@ -1,0 +1,125 @@
+"""Language training steps, and perplexity over every validation token once."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import NonFiniteError
+from runtime.learner import Learner
+from runtime.processes import Ranks
+from runtime.steps import Backward
+
+IGNORED = -100  # a label that does not count
+Pair = tuple[Tensor, Tensor]  # token ids and labels, both (sequences, length)
+
+
+@dataclass(frozen=True)
+class LanguageRules:
+    """How the loss of sequences is computed."""
+
+    amp: torch.dtype | None = None  # of mixed precision; None for none
+    chunked: bool = False  # never all logits at once
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(device.type, dtype=self.amp) if self.amp is not None else nullcontext()
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """What is to be predicted at each position: the next token; nothing behind the last one."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def loss_sum(model: nn.Module, ids: Tensor, labels: Tensor, rules: LanguageRules) -> Tensor:
+    """Cross-entropy summed over the tokens that count.
+
+    Args:
+        ids: Token ids, shape (sequences, length).
+        labels: The same, or -100 where nothing is to be predicted.
+    """
+    targets = shifted(labels)
+    with rules.autocast(ids.device):
+        if rules.chunked:
+            hidden = model.model(input_ids=ids).last_hidden_state  # type: ignore[operator, union-attr]
+            head = model.get_output_embeddings().weight  # type: ignore[operator]
+            return nn.functional.linear_cross_entropy(  # type: ignore[attr-defined]
+                hidden.flatten(0, 1), head, targets.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        logits = model(input_ids=ids).logits
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def count(labels: Tensor) -> Tensor:
+    """How many tokens are predicted."""
+    return (labels[:, 1:] != IGNORED).sum()
+
+
+def weighed(steps: Iterable[list[Pair]], ranks: Ranks) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Micro-batches with the share of one token of the step's loss, so that each token of all ranks counts the same.
+
+    Args:
+        steps: The micro-batches of each optimizer step.
+        ranks: The process group; gradients are means over it.
+    """
+    for micro_batches in steps:
+        tokens = torch.stack([count(labels) for _, labels in micro_batches]).sum().to(ranks.device, torch.float32)
+        share = ranks.count / ranks.sum(tokens).clamp_min(1)
+        for ids, labels in micro_batches:
+            yield ids, labels, share
+
+
+def backward(rules: LanguageRules, device: torch.device) -> Backward:
+    """What adds a micro-batch's share to the gradients and returns its share of the step's loss."""
+
+    def add_gradients(learner: Learner, batch: tuple[Tensor, Tensor, Tensor], step: int, micro_step: int) -> Tensor:
+        ids, labels, share = batch
+        ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        loss = loss_sum(learner.model, ids, labels, rules) * share
+        learner.scaler.scale(loss).backward()
+        return loss.detach()
+
+    return add_gradients
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Pair], ranks: Ranks, rules: LanguageRules) -> dict[str, float]:
+    """Mean cross-entropy over all validation tokens of all ranks, and the perplexity.
+
+    `perplexity_published` follows the published program: the mean of batch means, times N / (N + 1) for N batches a
+    rank; it is too low, and depends on the size of batches.
+
+    Raises:
+        NonFiniteError: If the loss is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches
+    for ids, labels in batches:
+        ids, labels = ids.to(ranks.device), labels.to(ranks.device)
+        loss, tokens = loss_sum(model, ids, labels, rules).double(), count(labels)
+        sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), torch.ones_like(loss)])
+    model.train(was_training)
+    loss, tokens, means, batches_seen = ranks.sum(sums).tolist()
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the validation loss is {loss:g}")
+    mean = loss / tokens
+    each_rank = batches_seen / ranks.count
+    published = means / ranks.count / (each_rank + 1)
+    return {
+        "loss": mean,
+        "perplexity": perplexity(mean),
+        "perplexity_published": perplexity(published),
+        "eval_tokens": tokens,
+    }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), at most the largest float."""
+    return math.exp(min(loss, 700.0))

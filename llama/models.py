@@ -1,0 +1,126 @@
+"""The transformers causal language model of a run: made from a config file, taken from a folder, written to one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.errors import UserError
+from runtime.options import option
+
+
+@dataclass(frozen=True)
+class LanguageModelOptions:
+    """The transformers causal language model."""
+
+    model_config: str = option(
+        "llama/configs/llama_60m.json", "a transformers config.json, or a folder with one", fixed="model"
+    )
+    init_from: str = option("", "start from the weights of a transformers folder, whose config then counts")
+    pure_bf16: bool = option(
+        False, "weights, gradients and optimizer state in bfloat16, as published: most decay is rounded away",
+        fixed="precision",
+    )  # fmt: skip
+    compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
+    activation_checkpointing: bool = option(False, "keep less for the backward pass and compute it again")
+    fsdp: bool = option(False, "shard weights and optimizer state over processes (FSDP2)", fixed="precision")
+    chunked_loss: bool = option(
+        False, "loss from the hidden states in chunks, never all logits at once (torch 2.14 or newer)",
+        fixed="precision",
+    )  # fmt: skip
+    split_qkv: bool = option(
+        False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
+    )
+
+
+def build_model(options: LanguageModelOptions) -> nn.Module:
+    """The model with fresh weights drawn from torch's global generator, or with those of `init_from`.
+
+    Raises:
+        UserError: If the config or the weights cannot be read, or are no causal language model's.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if options.init_from:
+        model = _loaded(options.init_from)
+    else:
+        config = read_config(options.model_config)
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+            raise UserError(f"--model_config {options.model_config}: {_first_line(error)}") from error
+    model.config.use_cache = False
+    if options.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(torch.bfloat16) if options.pure_bf16 else model.float()
+
+
+def read_config(path: str) -> Any:
+    """A transformers config from a JSON file or a folder that holds config.json.
+
+    Raises:
+        UserError: If there is none, or it is not of a causal language model.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    where = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    try:
+        values = json.loads(where.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--model_config {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--model_config {path}: no JSON ({error})") from error
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"--model_config {path}: model_type {kind!r} is no causal language model of transformers")
+    try:
+        return transformers.AutoConfig.for_model(**values)
+    except Exception as error:  # transformers' checks raise classes of its own and of huggingface_hub
+        raise UserError(f"--model_config {path}: {_first_line(error)}") from error
+
+
+def _loaded(folder: str) -> nn.Module:
+    import transformers
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"--init_from {folder}: no transformers folder, it has no config.json")
+    read_config(folder)
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # see read_config; also safetensors' own for a truncated file
+        raise UserError(f"--init_from {folder}: {_first_line(error)}") from error
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Number of token ids that the model knows."""
+    return model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+
+
+def export(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write a transformers folder: safetensors, config and, where it is one of transformers', the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+
+
+def flops_per_token(model: nn.Module, length: int) -> float:
+    """Floating-point operations of training on one token: 6 a weight in a product, 12 x layers x hidden x length.
+
+    Source: the appendix of PaLM (arXiv 2204.02311). The input embedding is a lookup and counts nothing.
+    """
+    config: Any = model.config
+    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
+    if not config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    return 6.0 * weights + 12.0 * config.num_hidden_layers * config.hidden_size * length
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
