@@ -1,0 +1,1 @@
+"""Language training: text as documents, tokens, sequences and batches, and where a stream of them stands."""
