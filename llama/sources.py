@@ -166,7 +166,7 @@ class BadLines:
         if len(self.seen) <= NAMED_BAD:
             warn(f"skipped text {len(self.seen)}: {name}: {reason}")
         if len(self.seen) == NAMED_BAD:
-            warn("further skipped texts are only counted")
+            warn("further texts that are skipped are only counted")
 
 
 def read_documents(
