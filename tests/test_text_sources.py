@@ -70,7 +70,9 @@ def test_a_network_that_fails_is_no_bad_line_but_one_line_that_ends_the_run(tmp_
         raise ConnectionError("the hub is down\nfor long")
 
     monkeypatch.setattr(type(text.train.files), "open", fail)
-    with pytest.raises(UserError, match=r"^--data_path \S+: c4-train.00000-of-00003.json.gz cannot be read: the hub is down$"):
+    with pytest.raises(
+        UserError, match=r"^--data_path \S+: c4-train.00000-of-00003.json.gz cannot be read: the hub is down$"
+    ):
         documents(text.train)
 
 
@@ -136,7 +138,11 @@ def test_bad_lines_are_named_up_to_twenty_counted_and_capped(tmp_path, capsys):
     write_shard(folder, "train", 2, 3, b"{}\n" * 30)
     _, bad = documents(opened(folder).train)
     said = capsys.readouterr().err
-    assert len(bad) == 30 and said.count("skipped text ") == 20 and "further texts that are skipped are only counted" in said
+    assert (
+        len(bad) == 30
+        and said.count("skipped text ") == 20
+        and "further texts that are skipped are only counted" in said
+    )
     limit = r"^--max_bad_lines 29: 30 lines or files give no text, the last c4-train\S+:30: holds no \"text\"$"
     with pytest.raises(UserError, match=limit):
         documents(opened(folder).train, most=29)
