@@ -100,7 +100,6 @@ class ShuffledDocuments:
             "draws": self.draws,
             "position": self.position,
             "line": self.line,
-            "read": self.reading is None,
             "texts": torch.from_numpy(np.frombuffer(zlib.compress(texts, level=1), dtype=np.uint8).copy()),
             "places": torch.tensor(places, dtype=torch.int64).reshape(-1, 2),
             "bad": list(self.bad.seen),
@@ -114,7 +113,7 @@ class ShuffledDocuments:
         places: Tensor = state["places"]
         texts = json.loads(zlib.decompress(state["texts"].numpy().tobytes()))
         self.buffer = [(text, shard, line) for text, (shard, line) in zip(texts, places.tolist(), strict=True)]
-        self.reading = None if state["read"] else self._read()
+        self.reading = self._read()
 
 
 def no_documents(corpus: Corpus, lacking: list[int], ranks: int) -> str:

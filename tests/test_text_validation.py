@@ -3,13 +3,11 @@
 import pytest
 import torch
 from test_ranks import on_ranks
-from texts import ALONE, read_texts, write_c4
+from texts import ALONE, END, read_texts, write_c4
 
 from llama.data import TextOptions, open_text, validation_batches
 from llama.sequences import batch_of
 from llama.validation import ValidationBatches
-
-END = 256  # of the bytes tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from llama.data import TextOptions, open_text, train_stream
 from runtime.processes import Ranks
 
+END = 256  # of the bytes tokenizer
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -52,7 +54,7 @@ def read_texts(folder: Path, split: str) -> dict[str, str]:
     return found
 
 
-def save_tokenizer(folder: Path, extra: int = 2) -> Path:
+def save_tokenizer(folder: Path) -> Path:
     """A unigram tokenizer with T5's layout: pad 0, end 1, unknown 2, and <extra_id_N> behind the vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -65,6 +67,36 @@ def save_tokenizer(folder: Path, extra: int = 2) -> Path:
     model.train_from_iterator(paragraphs()[:200], trainer)
     special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=model, **special)
-    fast.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(extra)]})
+    fast.add_special_tokens({"additional_special_tokens": ["<extra_id_0>", "<extra_id_1>"]})
     fast.save_pretrained(folder)
     return folder
+
+
+class SomeRanks(Ranks):
+    """One of several ranks, which all look for themselves; none is waited for."""
+
+    is_main = True
+
+    def gather(self, value):
+        return [value] * self.count
+
+
+def ranks(rank, count):
+    return SomeRanks(rank, count, torch.device("cpu"))
+
+
+def stream_of(folder, where=ALONE, seed=0, remembered_steps=1, **changed):
+    small = {"tokenizer": "bytes", "max_length": 64, "batch_size": 4, "shuffle_buffer": 8}
+    options = TextOptions(**{"data_path": str(folder), **small, **changed})
+    text = open_text(options, where)
+    return train_stream(options, text, where, seed=seed, remembered_steps=remembered_steps)
+
+
+def take(stream, batches):
+    return [stream.next() for _ in range(batches)]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in ("input_ids", "labels")
+    )
