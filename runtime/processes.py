@@ -59,10 +59,25 @@ class Ranks:
                 value = function()
             except UserError as raised:
                 error = raised
+                error.here_only = False  # all ranks will know of it
         value, error = self.gather((value, error))[0]
         if error is not None:
             raise error
         return value
+
+    def tensor_from_main(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A tensor on the CPU that a function returns on the main process, on every rank; UserError as `from_main`."""
+        made: list[torch.Tensor] = []
+
+        def describe() -> tuple[torch.Size, torch.dtype]:
+            made.append(function())
+            return made[0].shape, made[0].dtype
+
+        shape, dtype = self.from_main(describe)
+        tensor = made[0] if made else torch.empty(shape, dtype=dtype)
+        if self.count > 1:
+            dist.broadcast(tensor, 0, group=self.control)
+        return tensor
 
     def wait(self) -> None:
         """Return when all ranks have come here."""

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -189,6 +190,39 @@ def work(rank, ranks):
             alphadecay.analyze(model, process_group=group)
             seconds[name].append(time.thread_time() - began)
     return {"share": share, "time": min(seconds["together"]) / min(seconds["alone"])}
+
+
+def text_shares(rank, ranks):
+    """Names of the documents of this rank's first epoch, its validation rows, and what is said of a bad split."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from texts import write_c4, write_shard
+
+    from llama.data import TextOptions, open_text, train_stream, validation_batches
+    from runtime.errors import UserError
+    from runtime.processes import Ranks
+
+    folder, where = Path(sys.argv[4] + "_c4"), Ranks(rank, ranks, torch.device("cpu"))
+    if where.is_main:
+        write_c4(folder, shards=2)
+    where.wait()
+    options = TextOptions(data_path=str(folder), tokenizer="bytes", max_length=64, batch_size=4, shuffle_buffer=5)
+    text = open_text(options, where)
+    stream = train_stream(options, text, where, seed=0)
+    validation = validation_batches(options, text, where)
+    found = {"names": [], "most_batches": validation.most_batches, "rows": []}
+    while (document := stream.documents.draw()).epoch == 0:
+        found["names"].append(document.name)
+    for batch in validation:
+        found["rows"] += batch["input_ids"].tolist()
+    where.wait()
+    if where.is_main:
+        write_shard(folder, "validation", 0, 1, b"broken\n" * 200)
+    where.wait()
+    try:
+        validation_batches(options, text, where)
+    except UserError as error:
+        found["error"], found["here_only"] = str(error), error.here_only
+    return found
 
 
 if __name__ == "__main__":

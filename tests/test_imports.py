@@ -17,6 +17,7 @@ HEIGHTS = {
     "transforms": 4,
     "fingerprints": 4,
     "datasets": 3,
+    "llama": 3,
     "models": 3,
     "optim_factory": 2,
     "reports": 2,

@@ -1,0 +1,161 @@
+"""The training stream of a rank: batches without end, from a position that can be saved exactly."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from llama.sequences import (
+    ENCODED_AT_ONCE,
+    Batch,
+    Cutter,
+    Tokens,
+    TokenSequence,
+    batch_of,
+    pack_ids,
+    unpack_ids,
+    with_end,
+)
+from llama.shuffling import ShuffledDocuments
+from llama.tokenizers import Tokenizer
+
+
+class Prepared(NamedTuple):
+    """A batch that is not handed out yet."""
+
+    sequences: list[TokenSequence]
+    bad_lines: int  # met up to it
+
+
+class TextStream:
+    """Hands out a rank's micro-batches; a thread prepares the next one meanwhile.
+
+    Args:
+        documents: This rank's.
+        tokenizer: For them.
+        max_length: Tokens a sequence.
+        batch_size: Sequences a batch.
+        pack: As for `Cutter`.
+        accumulate: Batches an optimizer step.
+        remembered_steps: Optimizer steps whose batches `again` can give, the last ones.
+    """
+
+    def __init__(
+        self,
+        documents: ShuffledDocuments,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        batch_size: int,
+        pack: bool,
+        accumulate: int = 1,
+        remembered_steps: int = 1,
+    ) -> None:
+        self.documents, self.tokenizer = documents, tokenizer
+        self.max_length, self.batch_size, self.accumulate = max_length, batch_size, accumulate
+        self.batches = 0  # handed out, since the beginning of the run
+        # Of what was handed out: documents that ended, tokens, pads; bad lines met up to then; epoch, from 0.
+        self.counts = {"documents": 0, "tokens": 0, "pads": 0, "bad_lines": 0, "epoch": 0}
+        self._cutter = Cutter(self._tokenize, max_length, pack)
+        self._last: deque[list[TokenSequence]] = deque(maxlen=remembered_steps * accumulate)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._coming: Future[Prepared] | None = None
+
+    def next(self) -> Batch:
+        """The next batch: `input_ids` and `labels`, int64 (batch_size, max_length), labels -100 where padded.
+
+        Raises:
+            UserError: If text cannot be read, or too many lines are bad.
+        """
+        sequences, bad_lines = self._prepared()
+        self._coming = self._thread.submit(self._prepare)
+        tokens = sum(len(each.ids) for each in sequences)
+        self.batches += 1
+        self.counts["documents"] += sum(each.ended for each in sequences)
+        self.counts["tokens"] += tokens
+        self.counts["pads"] += self.batch_size * self.max_length - tokens
+        self.counts |= {"bad_lines": bad_lines, "epoch": sequences[-1].epoch}
+        self._last.append(sequences)
+        return self._batch(sequences)
+
+    @property
+    def names(self) -> list[str]:
+        """The documents of each sequence of the last batch, such as "c4-train.00000-of-01024.json.gz:17"."""
+        return names_of(self._last[-1])
+
+    def again(self, step: int) -> tuple[list[Batch], list[list[str]]]:
+        """The batches of an optimizer step once more, and the documents of each sequence in them.
+
+        Args:
+            step: Optimizer steps before it, since the beginning of the run; one of the last `remembered_steps`.
+        """
+        first = step * self.accumulate - (self.batches - len(self._last))
+        if not 0 <= first <= len(self._last) - self.accumulate:
+            raise ValueError(f"the batches of step {step} are not remembered")
+        batches = list(self._last)[first : first + self.accumulate]
+        return [self._batch(each) for each in batches], [names_of(each) for each in batches]
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands behind the last batch, for `torch.save`; `torch.load(weights_only=True)` reads it."""
+        prepared = self._prepared()  # first: from here on the thread is idle
+        self._coming = _done(prepared)
+        coming = prepared.sequences
+        return {
+            "batches": self.batches,
+            "counts": dict(self.counts),
+            "documents": self.documents.state(),
+            "waiting": self._cutter.state(),
+            "coming": {
+                "bad_lines": prepared.bad_lines,
+                "names": [list(each.names) for each in coming],
+                "ended": [each.ended for each in coming],
+                "epochs": [each.epoch for each in coming],
+                **pack_ids([each.ids for each in coming]),
+            },
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned; the number of ranks must be the same. What follows is what would have."""
+        if self._coming is not None:
+            self._coming.exception()  # waits; whatever it prepared is dropped
+        self.batches, self.counts = state["batches"], dict(state["counts"])
+        self.documents.load(state["documents"])
+        self._cutter.load(state["waiting"])
+        coming = state["coming"]
+        names = [tuple(each) for each in coming["names"]]
+        sequences = list(map(TokenSequence, unpack_ids(coming), names, coming["ended"], coming["epochs"]))
+        self._coming = _done(Prepared(sequences, coming["bad_lines"]))
+        self._last.clear()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    def _prepared(self) -> Prepared:
+        return (self._coming or self._thread.submit(self._prepare)).result()
+
+    def _prepare(self) -> Prepared:
+        sequences = []
+        for _ in range(self.batch_size):
+            sequence = self._cutter.next()
+            assert sequence is not None  # documents never end
+            sequences.append(sequence)
+        return Prepared(sequences, len(self.documents.bad.seen))
+
+    def _tokenize(self) -> list[Tokens]:
+        drawn = [self.documents.draw() for _ in range(ENCODED_AT_ONCE)]
+        encoded = with_end(self.tokenizer, [each.text for each in drawn])
+        return [Tokens(ids, each.name, each.epoch) for ids, each in zip(encoded, drawn, strict=True)]
+
+    def _batch(self, sequences: list[TokenSequence]) -> Batch:
+        return batch_of([each.ids for each in sequences], self.max_length, self.tokenizer.pad_id)
+
+
+def names_of(sequences: list[TokenSequence]) -> list[str]:
+    """The names of each sequence's documents."""
+    return [", ".join(each.names) for each in sequences]
+
+
+def _done(prepared: Prepared) -> Future[Prepared]:
+    future: Future[Prepared] = Future()
+    future.set_result(prepared)
+    return future

@@ -1,0 +1,118 @@
+"""Tokenizers: bytes, and those of transformers."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama.sources import first_line
+from runtime.errors import UserError
+from runtime.processes import Ranks
+
+Ids = NDArray[np.int32]  # of one text, (tokens,)
+
+
+class Tokenizer(ABC):
+    """Turns texts into token ids in [0, vocab_size); texts give no special tokens, `eos_id` is set behind each."""
+
+    name: str  # as --tokenizer names it
+    vocab_size: int
+    eos_id: int
+    pad_id: int  # labels do not count where it is set, so it may be eos_id
+    fingerprint: str  # SHA-256, hexadecimal, of all that its ids depend on
+    highest: tuple[str, int]  # the token with the highest id that can occur
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, without any in front or behind."""
+
+
+class ByteTokenizer(Tokenizer):
+    """A text's UTF-8 bytes as ids 0 to 255, then end of sequence and padding."""
+
+    name, vocab_size, eos_id, pad_id = "bytes", 258, 256, 257
+    fingerprint = hashlib.sha256(b"bytes 0-255, eos 256, pad 257").hexdigest()
+    highest = ("padding", 257)
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """One id a byte."""
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+
+class HubTokenizer(Tokenizer):
+    """A fast tokenizer of transformers.
+
+    Where a text spells a special token other than the unknown one, such as T5's <extra_id_0>, that is dropped: it
+    could end a document, or have an id that the model does not know.
+    """
+
+    def __init__(self, name: str, fast: Any) -> None:
+        self.name, self.fast = name, fast
+        self.eos_id, self.vocab_size = fast.eos_token_id, len(fast)
+        self.pad_id = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
+        self.fingerprint = hashlib.sha256(
+            f"{self.eos_id} {self.pad_id} {fast.backend_tokenizer.to_str()}".encode()
+        ).hexdigest()
+        ids = dict(fast.get_vocab())
+        special = {each for each, token in fast.added_tokens_decoder.items() if token.special} - {fast.unk_token_id}
+        self.dropped = np.zeros(max(ids.values()) + 1, dtype=bool)
+        self.dropped[sorted(special)] = True
+        used = {token: each for token, each in ids.items() if each not in special - {self.eos_id, self.pad_id}}
+        self.highest = max(used.items(), key=lambda item: item[1])
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids without those of special tokens; several texts at once are tokenized on several threads."""
+        if not texts:
+            return []
+        # verbose: a text longer than the model's longest sequence is no mistake, it is cut later.
+        found = self.fast(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        arrays = [np.array(ids, dtype=np.int32) for ids in found["input_ids"]]
+        return [ids[~self.dropped[ids]] for ids in arrays]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a name: "bytes", a folder that transformers wrote, or a name on its hub.
+
+    Raises:
+        UserError: If it cannot be had, is no fast one, or has no end of sequence.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise UserError(f"--tokenizer {name}: no such folder")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError(
+            f"--tokenizer {name}: needs transformers; pip install '.[llama]', or --tokenizer bytes"
+        ) from None
+    try:
+        fast = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except Exception as error:  # a missing network, a wrong name, a broken file: errors of many kinds
+        raise UserError(f"--tokenizer {name}: not to be had, in no cache either: {first_line(error)}") from error
+    if not fast.is_fast:
+        raise UserError(f"--tokenizer {name}: has no fast version")
+    if fast.eos_token_id is None:
+        raise UserError(f"--tokenizer {name}: has no token for the end of a sequence")
+    return HubTokenizer(name, fast)
+
+
+def shared_tokenizer(name: str, ranks: Ranks) -> Tokenizer:
+    """The tokenizer on every rank; the main process downloads it first, and is the one to say what is wrong."""
+    ranks.from_main(lambda: load_tokenizer(name).name)
+    try:
+        return load_tokenizer(name)
+    except UserError as error:  # on a machine of its own, without what the main one has
+        raise UserError(str(error), here_only=True) from error
+
+
+def require_fits(tokenizer: Tokenizer, model_vocab_size: int) -> None:
+    """Raise UserError if a token that can occur has an id that a model with so many tokens does not know."""
+    token, highest = tokenizer.highest
+    if highest >= model_vocab_size:
+        last = f"the model's last is {model_vocab_size - 1} (vocab_size {model_vocab_size})"
+        raise UserError(f"--tokenizer {tokenizer.name}: token {token!r} has id {highest}, {last}")

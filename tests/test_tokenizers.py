@@ -1,0 +1,146 @@
+"""Tokenizers: bytes and transformers' own; ids that the model does not know are refused before training."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from texts import paragraphs, save_tokenizer
+from tiny import ROOT
+
+from llama.tokenizers import ByteTokenizer, load_tokenizer, require_fits
+from runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def unigram(saved):
+    return load_tokenizer(str(saved))
+
+
+def test_bytes_are_the_bytes_of_the_text():
+    text, tokenizer = "Straße 中 \x00", load_tokenizer("bytes")
+    (ids,) = tokenizer.encode([text])
+    assert bytes(ids.tolist()) == text.encode() and ids.dtype == np.int32
+    assert {tokenizer.eos_id, tokenizer.pad_id} == {256, 257} and tokenizer.vocab_size == 258
+
+
+def test_a_saved_tokenizer_gives_the_ids_that_transformers_gives(saved, unigram):
+    from transformers import AutoTokenizer
+
+    expected = AutoTokenizer.from_pretrained(saved)
+    texts = list(paragraphs()[:50])
+    assert [ids.tolist() for ids in unigram.encode(texts)] == [expected.encode(text) for text in texts]
+    assert (unigram.pad_id, unigram.eos_id, unigram.vocab_size) == (0, 1, len(expected))
+
+
+def test_texts_longer_than_any_model_takes_are_no_reason_to_warn(unigram, caplog):
+    unigram.fast.model_max_length = 8
+    assert len(unigram.encode(["a text of more than eight tokens, " * 100])[0]) > 800 and not caplog.records
+
+
+@pytest.mark.parametrize("token", ["</s>", "<pad>", "<extra_id_0>", "<extra_id_1>"])
+def test_a_text_that_spells_a_special_token_does_not_become_it(unigram, token):
+    (ids,) = unigram.encode([f"before {token} behind {token}"])
+    words = unigram.encode(["before", "behind"])
+    assert set(ids) >= set(np.concatenate(words)) - {2} and not set(ids) & {0, 1, unigram.vocab_size - 1}
+    assert max(ids) < unigram.vocab_size - 2
+
+
+def test_what_the_vocabulary_lacks_is_the_unknown_token(unigram):
+    assert 2 in unigram.encode(["a 中 b"])[0]
+
+
+def test_padding_is_the_end_of_sequence_where_there_is_none(saved, tmp_path):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(saved)
+    fast.pad_token = None
+    fast.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).pad_id == 1
+
+
+def test_ids_beyond_the_models_vocabulary_are_refused_with_the_token(unigram, saved):
+    usable = unigram.vocab_size - 2  # as with T5, the model need not know <extra_id_N>
+    require_fits(unigram, usable)
+    last = unigram.fast.convert_ids_to_tokens(usable - 1)
+    with pytest.raises(UserError) as caught:
+        require_fits(unigram, usable - 1)
+    known = f"the model's last is {usable - 2} (vocab_size {usable - 1})"
+    assert str(caught.value) == f"--tokenizer {saved}: token {last!r} has id {usable - 1}, {known}"
+    require_fits(ByteTokenizer(), 258)
+    with pytest.raises(UserError, match="^--tokenizer bytes: token 'padding' has id 257, the model's last is 256"):
+        require_fits(ByteTokenizer(), 257)
+
+
+def test_an_end_of_sequence_beyond_the_models_vocabulary_is_refused(saved, tmp_path):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(saved)
+    fast.add_special_tokens({"eos_token": "<end>"})
+    fast.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"token '<end>' has id {len(fast) - 1}"):
+        require_fits(load_tokenizer(str(tmp_path)), len(fast) - 1)
+
+
+def test_the_fingerprint_is_that_of_the_vocabulary_not_of_the_place(saved, unigram, tmp_path):
+    moved = shutil.copytree(saved, tmp_path / "moved")
+    assert load_tokenizer(str(moved)).fingerprint == unigram.fingerprint
+    (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text().replace('"e"', '"\u0113"'))
+    assert load_tokenizer(str(moved)).fingerprint != unigram.fingerprint != ByteTokenizer.fingerprint
+    assert len(unigram.fingerprint) == len(ByteTokenizer.fingerprint) == 64
+
+
+def no_end(folder):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(save_tokenizer(folder))
+    fast.eos_token = None
+    fast.save_pretrained(folder)
+
+
+REFUSED = {
+    "no such folder": (lambda folder: None, "no such folder$"),
+    "an empty folder": (lambda folder: folder.mkdir(), "not to be had"),
+    "a broken file": (
+        lambda folder: (save_tokenizer(folder) / "tokenizer.json").write_text("{"),
+        "not to be had",
+    ),
+    "no end": (no_end, "has no token for the end of a sequence$"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_tokenizer_that_cannot_be_had_is_one_line(tmp_path, make, message):
+    make(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=message) as caught:
+        load_tokenizer(str(tmp_path / "tokenizer"))
+    assert str(caught.value).startswith(f"--tokenizer {tmp_path}/tokenizer: ") and "\n" not in str(caught.value)
+
+
+RUN = """
+import sys, torch
+from llama.data import TextOptions, open_text, train_stream, validation_batches
+from runtime.processes import Ranks
+alone, options = Ranks(0, 1, torch.device("cpu")), TextOptions(dataset="stdlib", tokenizer="bytes", batch_size=2)
+text = open_text(options, alone)
+train_stream(options, text, alone, seed=0).next(), next(iter(validation_batches(options, text, alone)))
+print({"transformers", "huggingface_hub", "tokenizers", "datasets"} & set(sys.modules))
+sys.modules["transformers"] = None
+try:
+    open_text(TextOptions(dataset="stdlib", tokenizer="some/name"), alone)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_bytes_of_the_standard_library_need_no_other_package():
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded, said = done.stdout.splitlines()
+    assert loaded == "set()"
+    assert said.startswith("UserError --tokenizer some/name: needs transformers; pip install '.[llama]'")
