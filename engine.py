@@ -19,8 +19,6 @@ from runtime.processes import Ranks
 from runtime.seeding import seeded
 from runtime.steps import Backward, StepPlan, take_steps
 
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Precision:

@@ -8,7 +8,6 @@ import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,13 +16,13 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from datasets import DataOptions, open_images
-from engine import AMP_DTYPES, Precision, StepRules
+from engine import Precision, StepRules
 from fingerprints import fingerprint
 from loaders import eval_loader, train_loader
 from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, VisionOptimizerOptions, build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
-from runtime import drift, runfolder
+from runtime import drift
 from runtime import options as option_reader
 from runtime.errors import exit_status
 from runtime.learner import Learner, load_weights, restore
@@ -31,7 +30,7 @@ from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import RunOptions, Session, Start, announce, find_start
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, kept_options
 from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
@@ -126,38 +125,11 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
 def read_options(argv: Sequence[str]) -> Options:
     """The options of a command line; where it is silent, those of --config or of the run that --resume names."""
     values, given = option_reader.parse(OPTION_CLASSES, argv, description=__doc__ or "")
-    source = stored_config(values)
-    if source is not None:
-        kept = {k: v for k, v in runfolder.read_config(source).items() if k not in PER_CALL}
-        if values["config"]:
-            kept.pop("output_dir", None)  # the same run again is another run
+    kept, folder = kept_options(values)
+    if kept:
         values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
-        if values["resume"] != "auto" and values["resume"] and "output_dir" not in given:
-            values["output_dir"] = str(source)
+        values |= {} if folder is None or "output_dir" in given else {"output_dir": folder}
     return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
-
-
-PER_CALL = (
-    "resume",
-    "overwrite",
-    "config",
-    "eval",
-    "dry_run",
-    "self_test_resume",
-    "max_steps",
-    "allow_changed",
-)  # said anew in every call
-
-
-def stored_config(values: dict[str, Any]) -> Path | None:
-    """The file or run folder whose options hold where the command line is silent."""
-    if values["config"]:
-        return Path(values["config"])
-    resumed = Path(values["output_dir"] if values["resume"] == "auto" else values["resume"])
-    for folder in (resumed, resumed.parent.parent) if values["resume"] else ():
-        if (folder / runfolder.CONFIG).exists():
-            return folder
-    return None
 
 
 def build_task(options: Options, ranks: Ranks) -> Task:

@@ -109,11 +109,10 @@ class DecayOptions:
     remove_first_layer: bool = option(True, "the stem keeps its base decay", fixed="decay")
     remove_last_layer: bool = option(True, "the head keeps its base decay", fixed="decay")
 
-    @property
-    def include(self) -> tuple[str, ...]:
-        """The ends of the model that take part as well."""
+    def selection(self, model: nn.Module) -> dict[str, Any]:
+        """Which matrices take part besides the usual ones, or do not, as `alphadecay.analyze` has it."""
         ends = (("stem", not self.remove_first_layer), ("head", not self.remove_last_layer))
-        return tuple(name for name, takes_part in ends if takes_part)
+        return {"include": tuple(name for name, takes_part in ends if takes_part)}
 
     def __post_init__(self) -> None:
         """Name what the published options say in their own way."""
@@ -177,7 +176,7 @@ def build_optimizer(
         decay.weight_decay,
         norm_bias=decay.decay_norm_bias,
         batchnorm=decay.batchnorm and decay.assigns,
-        include=decay.include,
+        **decay.selection(model),
     )
     if layer_decay < 1:
         groups = scale_layers(groups, model, layer_decay)
@@ -243,7 +242,7 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
 
 
 def _attached(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
-    common: dict[str, Any] = {"include": options.include, "cautious": options.decay_cautious}
+    common: dict[str, Any] = {**options.selection(model), "cautious": options.decay_cautious}
     interval = options.decay_interval
     if options.decay == "uniform":
         return alphadecay.UniformDecay(model, optimizer, interval, **common)

@@ -23,15 +23,20 @@ def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
             keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
             rows.append([label, *(summary.get(key) for key in keys)])
     say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
+    show_decay_by_role(ledger, score)
+    say(
+        f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
+        f"in training, {summary['decay_seconds']:.2f} s for decay"
+    )
+
+
+def show_decay_by_role(ledger: Sequence[Row], score: str) -> None:
+    """Print means of the score and of decay by role at the last refresh, if there was one."""
     assigned = refreshes(ledger)
     if assigned:
         last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
         say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], role_means(last)))
-    say(
-        f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
-        f"in training, {summary['decay_seconds']:.2f} s for decay"
-    )
 
 
 def role_means(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:

@@ -47,6 +47,7 @@ class Trainer(ABC):
     Args:
         unit: What progress is counted in, such as "img".
         units_a_step: How many of them an optimizer step takes, over all ranks.
+        samples_a_step: Images or sequences of an optimizer step, over all ranks.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Trainer(ABC):
         told: Preemption,
         unit: str,
         units_a_step: int,
+        samples_a_step: int,
     ) -> None:
         self.job, self.options, self.ranks, self.session, self.told = job, options, ranks, session, told
-        self.unit, self.units_a_step = unit, units_a_step
+        self.unit, self.units_a_step, self.samples_a_step = unit, units_a_step, samples_a_step
         self.train_seconds: float = state.get("train_seconds", 0.0)
         self._decay_seconds_before: float = state.get("decay_seconds", 0.0)
         self.keeper = Keeper(job.learner, options, ranks, session, state, told, self._own_state, self.trace)
@@ -196,7 +198,7 @@ class Trainer(ABC):
     def _finish(self, session: Session) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        trained = self.keeper.step * self.units_a_step
+        trained = self.keeper.step * self.samples_a_step
         summary = self.summary(session, log) | {
             "train_loss": log[-1].get("train_loss") if log else None,
             "bad_steps": self.keeper.bad_steps,

@@ -75,7 +75,8 @@ class Training(Trainer):
         plan = StepPlan(backward(rules, ranks), rules.schedules.write, rules.accumulate, rules.clip_grad)
         job = Job(task.learner, task.decay, plan, rules.schedules, task.last_step)
         self.task = task
-        super().__init__(job, options, ranks, session, state, told, "img", task.train.batches.images_a_step)
+        images = task.train.batches.images_a_step
+        super().__init__(job, options, ranks, session, state, told, "img", images, images)
 
     def batches(self, step: int) -> Iterable[Batch]:
         """Those of the epoch that are left."""

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama.sequences import IGNORED, Batch
 from runtime.errors import NonFiniteError
 from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.steps import Backward
-
-IGNORED = -100  # a label that does not count
-Pair = tuple[Tensor, Tensor]  # token ids and labels, both (sequences, length)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def shifted(labels: Tensor) -> Tensor:
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def loss_sum(model: nn.Module, ids: Tensor, labels: Tensor, rules: LanguageRules) -> Tensor:
+def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LanguageRules) -> Tensor:
     """Cross-entropy summed over the tokens that count.
 
     Args:
@@ -45,9 +43,9 @@ def loss_sum(model: nn.Module, ids: Tensor, labels: Tensor, rules: LanguageRules
     targets = shifted(labels)
     with rules.autocast(ids.device):
         if rules.chunked:
-            hidden = model.model(input_ids=ids).last_hidden_state  # type: ignore[operator, union-attr]
-            head = model.get_output_embeddings().weight  # type: ignore[operator]
-            return nn.functional.linear_cross_entropy(  # type: ignore[attr-defined]
+            hidden = model.base_model(input_ids=ids).last_hidden_state
+            head = model.get_output_embeddings().weight
+            return nn.functional.linear_cross_entropy(
                 hidden.flatten(0, 1), head, targets.flatten(), ignore_index=IGNORED, reduction="sum"
             )
         logits = model(input_ids=ids).logits
@@ -61,7 +59,10 @@ def count(labels: Tensor) -> Tensor:
     return (labels[:, 1:] != IGNORED).sum()
 
 
-def weighed(steps: Iterable[list[Pair]], ranks: Ranks) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+Weighed = tuple[Tensor, Tensor, Tensor]  # ids, labels, and the share of one token of the step's loss
+
+
+def weighed(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[Weighed]:
     """Micro-batches with the share of one token of the step's loss, so that each token of all ranks counts the same.
 
     Args:
@@ -69,16 +70,16 @@ def weighed(steps: Iterable[list[Pair]], ranks: Ranks) -> Iterator[tuple[Tensor,
         ranks: The process group; gradients are means over it.
     """
     for micro_batches in steps:
-        tokens = torch.stack([count(labels) for _, labels in micro_batches]).sum().to(ranks.device, torch.float32)
+        tokens = torch.stack([count(batch["labels"]) for batch in micro_batches]).sum().to(ranks.device, torch.float32)
         share = ranks.count / ranks.sum(tokens).clamp_min(1)
-        for ids, labels in micro_batches:
-            yield ids, labels, share
+        for batch in micro_batches:
+            yield batch["input_ids"], batch["labels"], share
 
 
 def backward(rules: LanguageRules, device: torch.device) -> Backward:
     """What adds a micro-batch's share to the gradients and returns its share of the step's loss."""
 
-    def add_gradients(learner: Learner, batch: tuple[Tensor, Tensor, Tensor], step: int, micro_step: int) -> Tensor:
+    def add_gradients(learner: Learner, batch: Weighed, step: int, micro_step: int) -> Tensor:
         ids, labels, share = batch
         ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         loss = loss_sum(learner.model, ids, labels, rules) * share
@@ -89,7 +90,7 @@ def backward(rules: LanguageRules, device: torch.device) -> Backward:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Pair], ranks: Ranks, rules: LanguageRules) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LanguageRules) -> dict[str, float]:
     """Mean cross-entropy over all validation tokens of all ranks, and the perplexity.
 
     `perplexity_published` follows the published program: the mean of batch means, times N / (N + 1) for N batches a
@@ -101,8 +102,8 @@ def evaluate(model: nn.Module, batches: Iterable[Pair], ranks: Ranks, rules: Lan
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches
-    for ids, labels in batches:
-        ids, labels = ids.to(ranks.device), labels.to(ranks.device)
+    for batch in batches:
+        ids, labels = batch["input_ids"].to(ranks.device), batch["labels"].to(ranks.device)
         loss, tokens = loss_sum(model, ids, labels, rules).double(), count(labels)
         sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), torch.ones_like(loss)])
     model.train(was_training)

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
 from runtime.options import option
+from runtime.processes import Ranks
+from runtime.sharded import whole
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class LanguageModelOptions:
     split_qkv: bool = option(
         False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
     )
+    export_hf: str = option("", "write the trained model as a transformers folder")
+    peak_tflops: float | None = option(
+        None, "of one device, for the model FLOP utilisation; known for common GPUs", above=0
+    )
+
+    CHECKS = (
+        (
+            lambda o: not (o.chunked_loss and not hasattr(nn.functional, "linear_cross_entropy")),
+            "--chunked_loss true: this torch has no linear_cross_entropy (2.14 has)",
+        ),
+    )
 
 
 def build_model(options: LanguageModelOptions) -> nn.Module:
@@ -45,6 +59,7 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    model: Any
     if options.init_from:
         model = _loaded(options.init_from)
     else:
@@ -101,12 +116,18 @@ def vocabulary_size(model: nn.Module) -> int:
     return model.get_input_embeddings().num_embeddings  # type: ignore[operator]
 
 
-def export(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write a transformers folder: safetensors, config and, where it is one of transformers', the tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
-    if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
+def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
+    """Write a transformers folder: safetensors, config and, where it is one of transformers', the tokenizer.
+
+    All ranks must call; the main process writes.
+    """
+    weights = {name: tensor.cpu() for name, tensor in whole(model.state_dict()).items()}
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+        if isinstance(tokenizer, HubTokenizer):
+            tokenizer.fast.save_pretrained(folder)
+    ranks.wait()
 
 
 def flops_per_token(model: nn.Module, length: int) -> float:

@@ -16,6 +16,7 @@ from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.session import RunOptions, Session
+from runtime.sharded import whole
 from runtime.tables import say
 
 
@@ -103,10 +104,11 @@ class Keeper:
         self.require_finite()
         state = state or self.state()
         self.saved_step = self.step
+        averaged = self.learner.averaged
+        weights = whole(self.learner.plain.state_dict())
+        ema = None if averaged is None else whole(averaged.state_dict())
         if self.session is not None:
-            averaged = self.learner.averaged
-            ema = None if averaged is None else averaged.state_dict()
-            self.session.save(self.step, self.learner.plain.state_dict(), ema, state)
+            self.session.save(self.step, weights, ema, state)
 
     def have_checkpoint_to_roll_back_to(self) -> None:
         """Save the beginning where the policy is to roll back and the run's folder holds no checkpoint yet."""

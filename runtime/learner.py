@@ -11,6 +11,7 @@ from runtime.checkpoints import Checkpoint
 from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
+from runtime.sharded import all_finite, load_whole_weights, sharded_optimizer_state, whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Learner:
 def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights; raises UserError if they are another model's."""
     try:
-        model.load_state_dict(weights)
+        load_whole_weights(model, weights)
     except RuntimeError as error:
         reason = str(error).split("\n\t")[1 if "\n\t" in str(error) else 0]
         raise UserError(f"{checkpoint.path} does not fit the model that the options describe: {reason}") from error
@@ -50,7 +51,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str,
         load_weights(learner.averaged, ema_weights, checkpoint)
     state = checkpoint.training_state()
     try:
-        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: {error}") from error
     learner.scaler.load_state_dict(state["scaler"])
@@ -61,7 +62,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str,
 def learner_state(learner: Learner, ranks: Ranks) -> dict[str, Any]:
     """What `restore` needs besides weights and average. All ranks must call it."""
     return {
-        "optimizer": learner.optimizer.state_dict(),
+        "optimizer": whole(learner.optimizer.state_dict()),
         "scaler": learner.scaler.state_dict(),
         "random": ranks.gather(random_state()),
     }
@@ -69,10 +70,8 @@ def learner_state(learner: Learner, ranks: Ranks) -> dict[str, Any]:
 
 def require_finite(model: nn.Module, step: int) -> None:
     """Raise NonFiniteError if a weight is not finite: finite gradients can still make a step overflow."""
-    # What is not finite makes a sum so too, and sums are quick; so could large finite values, which are looked at.
-    sums = torch.stack([p.detach().sum(dtype=torch.float32) for p in model.parameters()])
-    if sums.isfinite().all():
+    if all_finite(model.parameters()):
         return
     for name, p in model.named_parameters():
-        if not p.isfinite().all():
+        if not all_finite([p]):
             raise NonFiniteError(f"{name} holds values that are not finite after optimizer step {step}")

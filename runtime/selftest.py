@@ -19,7 +19,14 @@ from runtime.session import RunOptions
 from runtime.tables import say, table
 
 STEPS = 8  # of the test where --max_steps does not say
-TIMES = ("seconds", "train_seconds", "decay_seconds", "wandb_id")  # what may differ between the parts
+TIMES = (
+    "seconds",
+    "train_seconds",
+    "decay_seconds",
+    "tokens_per_second",
+    "mfu",
+    "wandb_id",
+)  # what may differ between the parts
 SHOWN_LINES = 15
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime import runfolder
 from runtime.checkpoints import (
     LINKS,
@@ -27,7 +29,17 @@ from runtime.runfolder import Row
 from runtime.tables import say
 from runtime.writer import BackgroundWriter
 
-AMP = ("none", "bf16", "fp16")
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PER_CALL = (
+    "resume",
+    "overwrite",
+    "config",
+    "eval",
+    "dry_run",
+    "self_test_resume",
+    "max_steps",
+    "allow_changed",
+)  # said anew in every call
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class RunOptions:
     decay_audit: bool = option(False, "note at log intervals what decay did to each module's stored weights")
     seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
+    amp: str = option("none", "mixed precision with float32 weights", choices=tuple(AMP_DTYPES), fixed="precision")
     enable_wandb: bool = option(False, "log to wandb too")
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")
@@ -250,3 +262,31 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
         say(f"{doing} {start.checkpoint.path} (step {start.step})")
     elif options.resume == "auto":
         say(f"--resume auto: {start.folder} holds no checkpoint, starting fresh")
+
+
+def kept_options(values: Mapping[str, Any]) -> tuple[Row, str | None]:
+    """The options of the file or run that --config or --resume names, which hold where the command line is silent.
+
+    Args:
+        values: The options as the command line alone has them.
+
+    Returns:
+        Options by name, and the folder that a resumed run goes on in, if --resume names one.
+    """
+    source = _stored_config(values)
+    if source is None:
+        return {}, None
+    kept = {name: value for name, value in runfolder.read_config(source).items() if name not in PER_CALL}
+    if values["config"]:
+        kept.pop("output_dir", None)  # the same run again is another run
+    return kept, str(source) if values["resume"] not in ("", "auto") else None
+
+
+def _stored_config(values: Mapping[str, Any]) -> Path | None:
+    if values["config"]:
+        return Path(values["config"])
+    resumed = Path(values["output_dir"] if values["resume"] == "auto" else values["resume"])
+    for folder in (resumed, resumed.parent.parent) if values["resume"] else ():
+        if (folder / runfolder.CONFIG).exists():
+            return folder
+    return None

@@ -1,7 +1,7 @@
 """Optimizer steps as every trainer takes them: micro-steps, clipping, the gate, the update, the moving average."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from runtime.finite import Finding, FiniteGate, traced
 from runtime.learner import Learner
+from runtime.sharded import whole
 
 Backward = Callable[[Learner, Any, int, int], Tensor]
 
@@ -108,7 +109,7 @@ def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return norm
+    return whole(norm)
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -123,4 +124,16 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
     """Leave gradients of ranks apart: only the last micro-step of an optimizer step joins them."""
-    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return _without_reducing(model) if hasattr(model, "set_requires_gradient_sync") else nullcontext()
+
+
+@contextmanager
+def _without_reducing(model: Any) -> Iterator[None]:
+    """FSDP2: gradients of a micro-step stay whole on each process."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)

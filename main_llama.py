@@ -1,0 +1,193 @@
+"""Pretrain a causal language model whose weight decay adapts to each module.
+
+python main_llama.py --dataset stdlib --decay alphadecay --output_dir runs/language
+torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130m.json ...
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import alphadecay
+from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
+from llama.engine import LanguageRules, evaluate
+from llama.models import LanguageModelOptions, build_model, export, vocabulary_size
+from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
+from llama.tokenizers import require_fits
+from llama.training import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
+from optim_factory import build_decay, build_optimizer, schedules_of
+from reports import show_groups
+from runtime import drift
+from runtime import options as option_reader
+from runtime.errors import UserError, exit_status
+from runtime.learner import Learner, load_weights, restore
+from runtime.preemption import Preemption, preemption
+from runtime.processes import Ranks, process_group
+from runtime.seeding import seed_everything
+from runtime.selftest import show_that_it_resumes
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, kept_options
+
+OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
+FIXED = drift.fixed_options(OPTION_CLASSES)
+CHECKS = (
+    (
+        lambda o: not o.eval or o.resume or o.init_from,
+        "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, or --init_from FOLDER",
+    ),
+    (lambda o: not (o.pure_bf16 and o.amp != "none"), "--pure_bf16 true: not together with --amp {amp}"),
+    (lambda o: not (o.fsdp and o.amp == "fp16"), "--fsdp true: not together with --amp fp16; use bf16"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run, by room."""
+
+    text: TextOptions
+    model: LanguageModelOptions
+    optimizer: LanguageOptimizerOptions
+    decay: LanguageDecayOptions
+    run: RunOptions
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name, as config.json has it."""
+        return {name: value for room in asdict(self).values() for name, value in room.items()}
+
+
+def main() -> None:
+    """Read the options, then train, evaluate, or only show what would be trained."""
+    options = read_options(sys.argv[1:])
+    drift.check_names(options.run.allow_changed, FIXED)
+    with process_group(options.run.device) as ranks:
+        if options.run.self_test_resume:
+            show_that_it_resumes(sys.argv, options.run, ranks)
+            return
+        start = find_start(options.run, ranks)
+        announce(start, options.run, ranks)
+        if options.run.eval:
+            evaluate_only(options, start, ranks)
+        elif options.run.dry_run:
+            show_only(options, ranks)
+        else:
+            with preemption(ranks) as told:
+                train(options, start, ranks, told)
+
+
+def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
+    """Build everything, go on from the checkpoint if there is one, and train."""
+    text = open_text(options.text, ranks)
+    seed_everything(options.run.seed)  # the same initial weights on every rank
+    task = build_task(options, text, ranks)
+    facts = drift.facts(ranks, text.fingerprint() if ranks.is_main else "")
+    contract = drift.contract(options.flat(), facts, FIXED)
+    drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
+    state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
+    session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None
+    LanguageTraining(task, options.run, ranks, session, state, told).run()
+
+
+def show_only(options: Options, ranks: Ranks) -> None:
+    """Print every parameter with its group, decay and why."""
+    text = open_text(options.text, ranks)
+    seed_everything(options.run.seed)
+    task = build_task(options, text, ranks)
+    task.decay.refresh()
+    if ranks.is_main:
+        show_groups(task.learner.plain, task.decay)
+    task.stream.close()
+
+
+def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
+    """Print the perplexity of a checkpoint, or of the weights the model starts from; write them for transformers."""
+    text = open_text(options.text, ranks)
+    model = fitting_model(options, text).to(ranks.device)
+    if start.checkpoint is not None:
+        load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
+    validation = validation_batches(options.text, text, ranks)
+    found = evaluate(model, even_batches(validation, sharded=False), ranks, rules_of(options))
+    if ranks.is_main:
+        show_perplexity(found)
+    if options.model.export_hf:
+        export(model, text.tokenizer, Path(options.model.export_hf), ranks)
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """The options of a command line; where it is silent, those of --config, of the run that --resume names, or of
+    --dataset stdlib."""
+    values, given = option_reader.parse(OPTION_CLASSES, argv, description=__doc__ or "")
+    kept, folder = kept_options(values)
+    if not kept and values["dataset"] == "stdlib":
+        kept = STDLIB
+    if kept:
+        values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
+        values |= {} if folder is None or "output_dir" in given else {"output_dir": folder}
+    return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
+
+
+def fitting_model(options: Options, text: TextData) -> nn.Module:
+    """The model, which knows all ids that the tokenizer can give."""
+    model = build_model(options.model)
+    require_fits(text.tokenizer, vocabulary_size(model))
+    return model
+
+
+def build_task(options: Options, text: TextData, ranks: Ranks) -> LanguageTask:
+    """Model, optimizer, decay, stream and rules of a run."""
+    plain = fitting_model(options, text).to(ranks.device)
+    if options.model.split_qkv:
+        alphadecay.split_qkv(plain)
+    sharded = options.model.fsdp and ranks.count > 1
+    model = wrapped(plain, ranks, options.model)
+    optimizer = build_optimizer(options.optimizer, options.decay, plain)
+    decay = build_decay(options.decay, plain, optimizer, options.run.seed)
+    steps = options.optimizer.num_training_steps
+    schedules = schedules_of(options.optimizer, options.decay, steps, options.optimizer.warmup_steps)
+    schedules.write(optimizer, 0)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    stream = train_stream(options.text, text, ranks, seed=options.run.seed, remembered_steps=options.run.log_interval)
+    return LanguageTask(
+        learner=Learner(model, plain, None, optimizer, scaler),
+        decay=decay,
+        rules=rules_of(options),
+        schedules=schedules,
+        clip_grad=options.optimizer.clip_grad,
+        stream=stream,
+        validation=validation_batches(options.text, text, ranks),
+        tokenizer=text.tokenizer,
+        eval_every=options.optimizer.eval_every,
+        last_step=min(steps, options.run.max_steps or steps),
+        sharded=sharded,
+        peak_tflops=options.model.peak_tflops,
+        export_to=Path(options.model.export_hf) if options.model.export_hf else None,
+    )
+
+
+def rules_of(options: Options) -> LanguageRules:
+    """How the loss is computed."""
+    return LanguageRules(AMP_DTYPES[options.run.amp], options.model.chunked_loss)
+
+
+def wrapped(plain: nn.Module, ranks: Ranks, options: LanguageModelOptions) -> nn.Module:
+    """The model as ranks train it together, compiled if wanted; FSDP2 shards it in place.
+
+    Raises:
+        UserError: If it is to be sharded over a single process.
+    """
+    if options.fsdp and ranks.count == 1:
+        raise UserError("--fsdp true: needs several processes; start with torchrun --nproc_per_node=N")
+    model = sharded_layers(plain) if options.fsdp else plain
+    if options.compile:
+        model = cast(nn.Module, torch.compile(model))
+    if ranks.count == 1 or options.fsdp:
+        return model
+    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,69 @@
+"""States of models whose weights are sharded over processes (FSDP2), as whole tensors and back."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a value is a DTensor, of which this process holds a part."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def whole(value: Any) -> Any:
+    """A state with whole tensors in place of shards; all processes that hold parts must call."""
+    if is_sharded(value):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return type(value)((key, whole(each)) for key, each in value.items())
+    if isinstance(value, list):
+        return [whole(each) for each in value]
+    return value
+
+
+def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole tensors into a model, sharded or not; raises RuntimeError as `load_state_dict`."""
+    own = model.state_dict()
+    model.load_state_dict({name: _like(own.get(name), value) for name, value in weights.items()})
+
+
+def sharded_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer state of whole tensors as this optimizer, whose parameters may be sharded, can load it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = [index for group in state["param_groups"] for index in group["params"]]
+    if not any(is_sharded(p) for p in parameters) or len(saved) != len(parameters):
+        return state
+    of_parameter = dict(zip(saved, parameters, strict=True))
+    moments = {
+        index: {name: _like(of_parameter[index], value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return state | {"state": moments}
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all values of all tensors are finite; of shards, on all processes."""
+    # What is not finite makes a sum so too, and sums are quick; so could large finite values, which are looked at.
+    tensors = [each.detach() for each in tensors]
+    parts = [each.to_local() if is_sharded(each) else each for each in tensors]  # type: ignore[attr-defined]
+    fine = torch.stack([part.sum(dtype=torch.float32) for part in parts]).isfinite().all()
+    if not fine:
+        fine = torch.stack([part.isfinite().all() for part in parts]).all()
+    if any(is_sharded(each) for each in tensors):
+        broken = (~fine).float()
+        dist.all_reduce(broken, dist.ReduceOp.MAX)
+        fine = broken == 0
+    return bool(fine)
+
+
+def _like(own: Any, value: Any) -> Any:
+    """A whole tensor distributed as one of the model's or optimizer's, if that is sharded and of its shape."""
+    if is_sharded(own) and isinstance(value, Tensor) and value.shape == own.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return value
