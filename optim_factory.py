@@ -36,7 +36,7 @@ class OptimizerOptions:
     min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0, fixed="schedule")
     warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate", fixed="schedule")
     momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
-    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, fixed="optimizer")
+    clip_grad: float | None = option(None, "largest norm of the gradient; 0: any", minimum=0, fixed="optimizer")
 
     CHECKS = ((lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
 

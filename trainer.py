@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphadecay.alpha_figures import alpha_by_depth
 from alphadecay.baselines import ALL
@@ -14,6 +14,7 @@ from alphadecay.drawing import print_style
 from alphadecay.figures import decay_by_depth, decay_over_time
 from alphadecay.groups import effective_decay
 from alphadecay.schedule import DecaySchedule
+from alphadecay.skeletons import skeleton
 from alphadecay.spectra import NonFiniteWeight
 from alphadecay.spectra_figures import measured_spectra, spectra_by_role
 from decay_log import log_decays
@@ -26,6 +27,7 @@ from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.session import RunOptions, Session
+from runtime.sharded import is_sharded, whole
 from runtime.steps import StepPlan, take_steps
 from runtime.tables import progress, say
 
@@ -130,8 +132,9 @@ class Trainer(ABC):
         except Preempted as signal:
             raise self.keeper.leave(str(signal)) from None
         self.close()
+        model = whole_model(self.job.learner.plain)
         if self.session is not None:
-            self._finish(self.session)
+            self._finish(self.session, model)
 
     def _train(self) -> None:
         job, keeper = self.job, self.keeper
@@ -195,7 +198,7 @@ class Trainer(ABC):
         """Seconds that training waited for spectra and assignments."""
         return self._decay_seconds_before + self.job.decay.seconds
 
-    def _finish(self, session: Session) -> None:
+    def _finish(self, session: Session, model: nn.Module) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
         trained = self.keeper.step * self.samples_a_step
@@ -208,14 +211,14 @@ class Trainer(ABC):
             "decay_seconds": round(self.decay_seconds, 3),
         }
         with print_style():
-            session.finish(summary, self._figures(log, ledger))
+            session.finish(summary, self._figures(model, log, ledger))
         self.show(summary, ledger)
         say(f"\nrun folder: {session.folder}")
 
-    def _figures(self, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
+    def _figures(self, model: nn.Module, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
         """Figures of the run by name."""
         decay = self.job.decay
-        records, spectra = measured_spectra(self.job.learner.plain, decay.measuring, **decay.selection)
+        records, spectra = measured_spectra(model, decay.measuring, **decay.selection)
         drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
         if log:
             drawn["training"] = self.curves(log)
@@ -224,6 +227,13 @@ class Trainer(ABC):
         if any(row["module"] != ALL for row in ledger):  # not of a kind with one decay for all
             drawn["decay_by_depth"] = decay_by_depth(ledger, decay.metric)
         return drawn
+
+
+def whole_model(plain: nn.Module) -> nn.Module:
+    """The model, or modules with its whole weights where they are sharded; all ranks come here."""
+    if not any(is_sharded(p) for p in plain.parameters()):
+        return plain
+    return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
 
 
 def applied_decay(decay: DecaySchedule) -> Row:

@@ -104,10 +104,10 @@ def find_bad_values(learner: Learner, micro_batches: Sequence[Any], backward: Ba
 
 
 def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
-    """The norm of the gradient before it is clipped to `largest` (None: it is not)."""
+    """The norm of the gradient before it is clipped to `largest` (None or 0: it is not)."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if largest is not None:
+    if largest:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return whole(norm)
 
