@@ -15,7 +15,7 @@ from torch import nn
 
 import alphadecay
 from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
-from llama.engine import LanguageRules, evaluate
+from llama.engine import LanguageRules, evaluate, give_chunked_loss
 from llama.models import LanguageModelOptions, build_model, export, vocabulary_size
 from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
 from llama.tokenizers import require_fits
@@ -134,6 +134,8 @@ def fitting_model(options: Options, text: TextData) -> nn.Module:
     """The model, which knows all ids that the tokenizer can give."""
     model = build_model(options.model)
     require_fits(text.tokenizer, vocabulary_size(model))
+    if options.model.chunked_loss:
+        give_chunked_loss(model)
     return model
 
 

@@ -31,22 +31,14 @@ class LanguageModelOptions:
     activation_checkpointing: bool = option(False, "keep less for the backward pass and compute it again")
     fsdp: bool = option(False, "shard weights and optimizer state over processes (FSDP2)", fixed="precision")
     chunked_loss: bool = option(
-        False, "loss from the hidden states in chunks, never all logits at once (torch 2.14 or newer)",
-        fixed="precision",
-    )  # fmt: skip
+        False, "loss from the hidden states in chunks, never all logits at once: less memory", fixed="precision"
+    )
     split_qkv: bool = option(
         False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
     )
     export_hf: str = option("", "write the trained model as a transformers folder")
     peak_tflops: float | None = option(
         None, "of one device, for the model FLOP utilisation; known for common GPUs", above=0
-    )
-
-    CHECKS = (
-        (
-            lambda o: not (o.chunked_loss and not hasattr(nn.functional, "linear_cross_entropy")),
-            "--chunked_loss true: this torch has no linear_cross_entropy (2.14 has)",
-        ),
     )
 
 
