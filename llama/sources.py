@@ -17,6 +17,7 @@ from runtime.errors import UserError
 
 NAMED_BAD = 20  # lines that are named; further ones are only counted
 READ_SHARDS, READ_BYTES = 16, 4096  # of so many files of a part, so many first bytes go into a fingerprint
+PIECE = 2000  # bytes of a source file that are a document, and what is left of a line
 
 
 class BadText(Exception):
@@ -132,11 +133,11 @@ class C4Shards(Corpus):
 
 
 class SourceFiles(Corpus):
-    """Files of which each is a document."""
+    """Files cut into documents of whole lines, so that the shuffle mixes files: one may hold hundreds of steps' text."""
 
     def name_of(self, shard: int, line: int) -> str:
-        """The file's path below the root."""
-        return self.shards[shard].name
+        """The file's path below the root, and the number of the piece."""
+        return f"{self.shards[shard].name}:{line + 1}"
 
     def text_of(self, raw: bytes) -> str:
         """The decoded file; raises BadText if it is no UTF-8."""
@@ -146,7 +147,14 @@ class SourceFiles(Corpus):
             raise BadText(f"no UTF-8: {first_line(error)}") from error
 
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
-        yield file.read()
+        piece = b""
+        for line in file:
+            piece += line
+            if len(piece) >= PIECE:
+                yield piece
+                piece = b""
+        if piece:
+            yield piece
 
 
 class BadLines:

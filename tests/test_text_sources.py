@@ -216,10 +216,15 @@ def test_the_standard_library_is_split_by_file_without_tests_and_the_same_each_t
     assert not train & validation and "json/decoder.py" in train | validation
     assert not [name for name in train | validation if {"test", "tests", "site-packages"} & set(name.split("/"))]
     assert 0.02 < len(validation) / len(train | validation) < 0.10
-    read, bad = documents(first.validation)
-    assert set(read) | set(bad) == validation
+    pieces, bad = documents(first.validation)
+    read = dict.fromkeys((name.rpartition(":")[0] for name in pieces), "")
+    for name, text in pieces.items():
+        read[name.rpartition(":")[0]] += text
+    assert set(read) | {name.partition(":")[0] for name in bad} == validation
     root = Path(sysconfig.get_paths()["stdlib"])
-    assert all((root / name).read_bytes() == text.encode() for name, text in read.items())
+    whole = set(read) - {name.partition(":")[0] for name in bad}
+    assert all((root / name).read_bytes() == read[name].encode() for name in whole)
+    assert max(len(text) for text in pieces.values()) < 4000 and all(text.endswith("\n") for text in pieces.values())
 
 
 def test_a_folder_is_refused_where_the_text_is_the_standard_library():
