@@ -1,7 +1,7 @@
 """Useful tokens a second, and peak memory, of our language training steps beside plain loops.
 
     python -m benchmarks.language --data PATH [--model_config llama/configs/llama_stdlib.json] [--tokenizer bpe]
-                                  [--document_tokens 427] [--amp bf16] [--rounds 31] [--memory] [--json OUT]
+                                  [--document_tokens 427] [--amp bf16] [--rounds 31] [--clock cpu] [--memory] [--json OUT]
 
 --data is a folder in C4's format; tokenizers are bytes, or bpe (8,000 tokens, trained on the data here). Useful tokens
 are those that are predicted: neither pads nor what stands in front of every sequence.
@@ -12,7 +12,8 @@ plain, padded: as the published program steps. One document a sequence, cut and 
 mask; the model computes the loss; torch's AdamW with its defaults and a LambdaLR; the loss is waited for at each step.
 plain, packed: the same loop on full sequences, whose mask is all ones. The last one asks for torch's fused kernel too.
 All have the same transformers model, batch, precision and decay and take turns in one process. The plain loops find
-their batches ready in memory, and compute no norm: the published default does not clip.
+their batches ready in memory, and compute no norm: the published default does not clip. The first refresh of the decays
+falls into the round that warms up, the second is after 500 steps; what one takes is measured apart.
 """
 
 import argparse
@@ -23,8 +24,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -35,7 +36,7 @@ import torch
 
 from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
 from llama.data import TextOptions, open_text, train_stream
-from llama.engine import count, weighed
+from llama.engine import backward, count, weighed
 from llama.models import LanguageModelOptions, build_model
 from llama.sequences import IGNORED, Batch
 from llama.tokenizers import load_tokenizer
@@ -45,7 +46,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.session import AMP_DTYPES
-from runtime.steps import take_steps
+from runtime.steps import StepPlan, take_steps
 from runtime.tables import say, table
 
 INTERVAL, REFRESHES = 500, 5  # optimizer steps between refreshes; how many are timed
@@ -68,6 +69,7 @@ class Setting:
     batch_size: int
     length: int
     amp: str
+    clock: Callable[[], float] = time.perf_counter
 
 
 def main() -> None:
@@ -81,6 +83,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--amp", default="none", choices=("none", "bf16"), help="mixed precision")
     parser.add_argument("--rounds", type=int, default=31, help="paired measurements; 0: none")
+    parser.add_argument(
+        "--clock", default="wall", choices=("wall", "cpu"), help="cpu: of all threads; for busy machines"
+    )
     parser.add_argument("--memory", action="store_true", help="measure peak memory, each side in its own process")
     parser.add_argument("--side", help=argparse.SUPPRESS)  # only this one's memory; --data is ready then
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -91,7 +96,8 @@ def main() -> None:
         say(json.dumps(peak_memory(setting, given.side)))
         return
     with tempfile.TemporaryDirectory() as place:
-        setting = prepared(given, Path(place))
+        clock = time.process_time if given.clock == "cpu" else time.perf_counter
+        setting = replace(prepared(given, Path(place)), clock=clock)
         memory = {side: memory_apart(given, setting, side) for side in makers()} if given.memory else {}
         found = measure(setting, given.rounds) if given.rounds else {}
     report(setting, found, memory)
@@ -126,7 +132,7 @@ def report(setting: Setting, found: dict[str, Any], memory: dict[str, dict[str, 
 def makers() -> dict[str, Callable[[Setting], tuple[Side, Any]]]:
     """What makes each side, by name; with it comes our task, or None."""
     return {
-        OURS: lambda setting: our_side(setting),
+        OURS: our_side,
         CHUNKED: lambda setting: our_side(setting, "--chunked_loss"),
         PADDED: lambda setting: (plain_side(setting, pack=False), None),
         PACKED: lambda setting: (plain_side(setting, pack=True), None),
@@ -141,9 +147,9 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     task = made[OURS][1]
     refreshes = []
     for _ in range(REFRESHES):
-        began = time.perf_counter()
+        began = setting.clock()
         task.decay.refresh()
-        refreshes.append(time.perf_counter() - began)
+        refreshes.append(setting.clock() - began)
     for _, each in made.values():
         if each is not None:
             each.stream.close()
@@ -170,29 +176,22 @@ def our_side(setting: Setting, *more: str) -> tuple[Side, Any]:
     seed_everything(0)
     task = build_task(options, open_text(options.text, ALONE), ALONE)
     gate = FiniteGate(task.learner, ALONE, options.run.on_nonfinite, options.run.log_interval)
-    plan, taken, useful = plan_of(task), 0, setting.batch_size * (setting.length - 1)
+    plan = StepPlan(backward(task.rules, ALONE.device), task.schedules.write, task.stream.accumulate, task.clip_grad)
+    taken, useful = 0, setting.batch_size * (setting.length - 1)
 
     def on_bad_step(step: int) -> None:
         raise SystemExit(f"step {step} is not finite")
 
     def step() -> float:
         nonlocal taken
-        refreshed, began = task.decay.seconds, time.perf_counter()
+        began = setting.clock()
         micro_batches = weighed([[task.stream.next() for _ in range(task.stream.accumulate)]], ALONE)
         take_steps(task.learner, micro_batches, plan, taken, gate, lambda *_: None, on_bad_step)
         taken += 1
         task.stream._prepared()  # the next batch, which else would be made in another side's turn
-        return useful / (time.perf_counter() - began - (task.decay.seconds - refreshed))
+        return useful / (setting.clock() - began)
 
     return step, task
-
-
-def plan_of(task: Any) -> Any:
-    """The plan of steps as `llama.training` makes it."""
-    from llama.engine import backward
-    from runtime.steps import StepPlan
-
-    return StepPlan(backward(task.rules, ALONE.device), task.schedules.write, task.stream.accumulate, task.clip_grad)
 
 
 def plain_side(setting: Setting, pack: bool, fused: bool = False) -> Side:
@@ -208,7 +207,7 @@ def plain_side(setting: Setting, pack: bool, fused: bool = False) -> Side:
     def step() -> float:
         batch = next(ready)
         useful = int(count(batch["labels"]))
-        began = time.perf_counter()
+        began = setting.clock()
         mask = (batch["labels"] != IGNORED).long()
         with torch.autocast("cpu", dtype=dtype) if dtype is not None else nullcontext():
             loss = model(input_ids=batch["input_ids"], attention_mask=mask, labels=batch["labels"]).loss
@@ -217,7 +216,7 @@ def plain_side(setting: Setting, pack: bool, fused: bool = False) -> Side:
         scheduler.step()
         optimizer.zero_grad()
         loss.item()
-        return useful / (time.perf_counter() - began)
+        return useful / (setting.clock() - began)
 
     return step
 
@@ -229,11 +228,9 @@ def batches(setting: Setting, pack: bool) -> Iterator[Batch]:
         max_length=setting.length, shuffle_buffer=500, pack=pack,
     )  # fmt: skip
     stream = train_stream(options, open_text(options, ALONE), ALONE, seed=0)
-    try:
+    with closing(stream):
         while True:
             yield stream.next()
-    finally:
-        stream.close()
 
 
 def prepared(given: argparse.Namespace, place: Path) -> Setting:
@@ -253,19 +250,18 @@ def prepared(given: argparse.Namespace, place: Path) -> Setting:
             file.writelines(json.dumps({"text": text}) + "\n" for text in own)
     config = json.loads(Path(given.model_config).read_text())
     config["vocab_size"] = max(config["vocab_size"], known.vocab_size)
-    (place / Path(given.model_config).name).write_text(json.dumps(config))
-    path = str(place / Path(given.model_config).name)
-    return Setting(str(place / "en"), path, tokenizer, given.batch_size, given.length, given.amp)
+    path = place / Path(given.model_config).name
+    path.write_text(json.dumps(config))
+    return Setting(str(place / "en"), str(path), tokenizer, given.batch_size, given.length, given.amp)
 
 
 def documents(folder: Path, part: str) -> list[str]:
     """The texts of a part of C4 in a folder, or in en/ below it."""
     found = sorted(folder.rglob(f"c4-{part}.*.json.gz"))
     lines = (line for path in found for line in gzip.open(path, "rt", encoding="utf-8"))
-    texts = [json.loads(line)["text"] for line in lines]
-    if not texts:
+    if not found:
         raise SystemExit(f"error: --data {folder}: holds no c4-{part}.*.json.gz")
-    return texts
+    return [json.loads(line)["text"] for line in lines]
 
 
 def trained_tokenizer(texts: list[str], folder: Path) -> str:
