@@ -1,7 +1,8 @@
 """Useful tokens a second, and peak memory, of our language training steps beside plain loops.
 
     python -m benchmarks.language --data PATH [--model_config llama/configs/llama_stdlib.json] [--tokenizer bpe]
-                                  [--document_tokens 427] [--amp bf16] [--rounds 31] [--clock cpu] [--memory] [--json OUT]
+                                  [--document_tokens 427] [--amp bf16] [--rounds 31] [--clock cpu] [--memory]
+                                  [--json OUT]
 
 --data is a folder in C4's format; tokenizers are bytes, or bpe (8,000 tokens, trained on the data here). Useful tokens
 are those that are predicted: neither pads nor what stands in front of every sequence.

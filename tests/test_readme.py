@@ -32,3 +32,15 @@ def test_the_readmes_options_exist(tmp_path, monkeypatch):
     for name, value in named:
         words = ["--dry_run", "--output_dir", tmp_path, "--decay_interval", "100", f"--{name}", value]
         assert run(*TINY, *words, monkeypatch=monkeypatch) == 0
+
+
+def test_the_readmes_language_commands_are_understood():
+    from main_llama import read_options
+
+    commands = re.findall(r"main_llama.py +(--(?:dataset|model_config|eval)[^`]*)[`\n]", README.replace("\\\n", " "))
+    assert len(commands) == 3
+    options = [read_options(command.split()) for command in commands if "--resume" not in command]
+    assert [each.decay.decay for each in options] == ["alphadecay", "alphadecay"]
+    published = options[1]
+    assert (published.run.amp, published.run.checkpoint_every, published.text.dataset) == ("bf16", 10_000, "c4")
+    assert (published.text.target_eval_tokens, published.text.micro_steps(2)) == (10_000_000, 1)
