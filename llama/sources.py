@@ -133,7 +133,7 @@ class C4Shards(Corpus):
 
 
 class SourceFiles(Corpus):
-    """Files cut into documents of whole lines, so that the shuffle mixes files: one may hold hundreds of steps' text."""
+    """Files cut into documents of whole lines: whole, one could fill hundreds of steps with text of one kind."""
 
     def name_of(self, shard: int, line: int) -> str:
         """The file's path below the root, and the number of the piece."""
