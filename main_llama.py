@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import alphadecay
+from llama.chunked_loss import give_chunked_loss
 from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
-from llama.engine import LanguageRules, evaluate, give_chunked_loss
+from llama.engine import LanguageRules, evaluate
 from llama.models import LanguageModelOptions, build_model, export, vocabulary_size
 from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
 from llama.tokenizers import require_fits

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from llama.sequences import IGNORED, Batch
 from runtime.errors import NonFiniteError
 from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.steps import Backward
-
-CHUNK = 2**23  # logits; 32 MB in float32
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,6 @@ def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LanguageRules) -> T
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in float32, summed over the targets that count."""
     return nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-
-
-def give_chunked_loss(model: Any) -> None:
-    """Let a causal language model return the summed cross-entropy where it is given `targets`, from at most
-    CHUNK logits at once: the backward pass computes them again.
-
-    In the model's own forward, so that what wraps it (DDP, FSDP2) sees the parameters being used.
-    """
-    usual = model.forward
-
-    def part(hidden: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy_sum(model.get_output_embeddings()(hidden), targets)
-
-    def forward(*words: Any, targets: Tensor | None = None, **named: Any) -> Any:
-        if targets is None:
-            return usual(*words, **named)
-        hidden = model.base_model(*words, **named).last_hidden_state
-        rows = max(1, CHUNK // model.config.vocab_size)
-        parts = zip(hidden.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
-        return torch.stack([checkpoint(part, *each, use_reentrant=False) for each in parts]).sum()
-
-    model.forward = forward
 
 
 def count(labels: Tensor) -> Tensor:
