@@ -14,16 +14,17 @@ STDLIB: dict[str, Any] = {
     "tokenizer": "bytes",
     "model_config": "llama/configs/llama_stdlib.json",
     "max_length": 128,
-    "batch_size": 16,
-    "num_training_steps": 400,
-    "warmup_steps": 40,
+    "batch_size": 8,
+    "num_training_steps": 800,
+    "warmup_steps": 80,
     "optimizer": "adamw",
     "lr": 3e-3,
+    "clip_grad": 1.0,
     "weight_decay": 0.1,
-    "decay_interval": 50,
-    "eval_every": 100,
+    "decay_interval": 100,
+    "eval_every": 200,
     "target_eval_tokens": 100_000,
-    "shuffle_buffer": 500,
+    "shuffle_buffer": 2000,
 }
 
 
