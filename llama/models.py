@@ -1,5 +1,6 @@
 """The transformers causal language model of a run: made from a config file, taken from a folder, written to one."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
+import alphadecay
+from llama.chunked import give_summed_loss
+from llama.probes import require_causal, require_plain_head
 from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
 from runtime.options import option
 from runtime.processes import Ranks
 from runtime.sharded import whole
 
+NOT_OF_THE_MODEL = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
 
 @dataclass(frozen=True)
 class LanguageModelOptions:
     """The transformers causal language model."""
 
-    model_config: str = option(
-        "llama/configs/llama_60m.json", "a transformers config.json, or a folder with one", fixed="model"
-    )
+    model_config: str = option("llama/configs/llama_60m.json", "a transformers config.json, or a folder with one")
     init_from: str = option("", "start from the weights of a transformers folder, whose config then counts")
     pure_bf16: bool = option(
         False, "weights, gradients and optimizer state in bfloat16, as published: most decay is rounded away",
@@ -31,9 +35,8 @@ class LanguageModelOptions:
     activation_checkpointing: bool = option(False, "keep less for the backward pass and compute it again")
     fsdp: bool = option(False, "shard weights and optimizer state over processes (FSDP2)", fixed="precision")
     chunked_loss: bool = option(
-        False, "loss from the hidden states in chunks, never all logits at once (torch 2.14 or newer)",
-        fixed="precision",
-    )  # fmt: skip
+        False, "loss from the hidden states in chunks, never all logits at once", fixed="precision"
+    )
     split_qkv: bool = option(
         False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
     )
@@ -44,17 +47,23 @@ class LanguageModelOptions:
 
     CHECKS = (
         (
-            lambda o: not (o.chunked_loss and not hasattr(nn.functional, "linear_cross_entropy")),
-            "--chunked_loss true: this torch has no linear_cross_entropy (2.14 has)",
+            lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),
+            "--export_hf {export_hf}: is a file, or lies below one",
         ),
     )
+
+
+def can_be_folder(path: Path) -> bool:
+    """Whether there is a folder, or one could be made."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists()).is_dir()
 
 
 def build_model(options: LanguageModelOptions) -> nn.Module:
     """The model with fresh weights drawn from torch's global generator, or with those of `init_from`.
 
     Raises:
-        UserError: If the config or the weights cannot be read, or are no causal language model's.
+        UserError: If the config or the weights cannot be read, or are no causal language model's, or the model cannot
+            do what the options ask of it.
     """
     import transformers
 
@@ -69,9 +78,22 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"--model_config {options.model_config}: {_first_line(error)}") from error
     model.config.use_cache = False
+    source = f"--init_from {options.init_from}" if options.init_from else f"--model_config {options.model_config}"
+    require_causal(model.float(), source)
     if options.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(torch.bfloat16) if options.pure_bf16 else model.float()
+    if options.chunked_loss:
+        require_plain_head(model)
+        give_summed_loss(model)
+    if options.pure_bf16:
+        for p in model.parameters():  # buffers, such as the frequencies of positions, stay as transformers loads them
+            p.data = p.data.to(torch.bfloat16)
+    if options.split_qkv:
+        try:
+            alphadecay.split_qkv(model)
+        except ValueError as error:
+            raise UserError(f"--split_qkv: {error}") from error
+    return model
 
 
 def read_config(path: str) -> Any:
@@ -114,6 +136,19 @@ def _loaded(folder: str) -> nn.Module:
 def vocabulary_size(model: nn.Module) -> int:
     """Number of token ids that the model knows."""
     return model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+
+
+def longest(model: nn.Module) -> int | None:
+    """How many tokens a sequence may have; None if the config does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def architecture(model: Any) -> str:
+    """A hash of the config, without what only says where it came from or how it is stored."""
+    values = model.config.to_dict()
+    told = {name: each for name, each in values.items() if name not in NOT_OF_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
