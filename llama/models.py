@@ -81,7 +81,9 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
     source = f"--init_from {options.init_from}" if options.init_from else f"--model_config {options.model_config}"
     require_causal(model.float(), source)
     if options.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Its name since transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if options.chunked_loss:
         require_plain_head(model)
         give_summed_loss(model)
