@@ -98,8 +98,8 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
     return model
 
 
-def read_config(path: str) -> Any:
-    """A transformers config from a JSON file or a folder that holds config.json.
+def read_config(path: str, option: str = "--model_config") -> Any:
+    """A transformers config from a JSON file or a folder that holds config.json, which `option` names.
 
     Raises:
         UserError: If there is none, or it is not of a causal language model.
@@ -111,16 +111,16 @@ def read_config(path: str) -> Any:
     try:
         values = json.loads(where.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--model_config {path}: {error.strerror or error}") from error
+        raise UserError(f"{option} {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"--model_config {path}: no JSON ({error})") from error
+        raise UserError(f"{option} {path}: no JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"--model_config {path}: model_type {kind!r} is no causal language model of transformers")
+        raise UserError(f"{option} {path}: model_type {kind!r} is no causal language model of transformers")
     try:
         return transformers.AutoConfig.for_model(**values)
     except Exception as error:  # transformers' checks raise classes of its own and of huggingface_hub
-        raise UserError(f"--model_config {path}: {_first_line(error)}") from error
+        raise UserError(f"{option} {path}: {_first_line(error)}") from error
 
 
 def _loaded(folder: str) -> nn.Module:
@@ -128,7 +128,7 @@ def _loaded(folder: str) -> nn.Module:
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"--init_from {folder}: no transformers folder, it has no config.json")
-    read_config(folder)
+    read_config(folder, "--init_from")
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception as error:  # see read_config; also safetensors' own for a truncated file
@@ -181,4 +181,6 @@ def flops_per_token(model: nn.Module, length: int) -> float:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
