@@ -7,6 +7,7 @@ import sys
 import pytest
 from test_processes import torchrun
 from test_resume import signal_at
+from texts import write_c4
 from tiny import ROOT, rows
 from tiny_text import TINY_TEXT, changed_config, no_drawing, run_text
 
@@ -53,10 +54,14 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bits(whole, tmp_path, stop):
 @pytest.mark.parametrize("kind", VARIETY)
 def test_whatever_is_trained_resumes_to_the_same_bits_twice_in_a_row(tmp_path, kind):
     left_alone, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_text(*ACCUMULATED, *VARIETY[kind], "--output_dir", left_alone) == 0
+    words = [*ACCUMULATED, *VARIETY[kind]]
+    if kind == "padded":
+        words += ["--dataset", "c4", "--tokenizer", "bytes", "--data_path", write_c4(tmp_path / "c4")]
+    assert run_text(*words, "--output_dir", left_alone) == 0
     for more in (["--max_steps", "2"], ["--resume", "auto", "--max_steps", "5"], ["--resume", "auto"]):
-        assert run_text(*ACCUMULATED, *VARIETY[kind], "--output_dir", parts, *more) == 0
+        assert run_text(*words, "--output_dir", parts, *more) == 0
     assert differences(left_alone, parts) == {}
+    assert (rows(parts / "log.jsonl")[-1]["pad_share"] > 0) == (kind == "padded")
 
 
 def test_dropout_and_split_projections_resume_to_the_same_bits(tmp_path):
