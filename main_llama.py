@@ -13,11 +13,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-import alphadecay
-from llama.chunked_loss import give_chunked_loss
 from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
 from llama.engine import LanguageRules, evaluate
-from llama.models import LanguageModelOptions, build_model, export, vocabulary_size
+from llama.models import LanguageModelOptions, architecture, build_model, export, longest, vocabulary_size
 from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
 from llama.tokenizers import require_fits
 from llama.training import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
@@ -32,6 +30,7 @@ from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
 from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, kept_options
+from runtime.tables import say
 
 OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
 FIXED = drift.fixed_options(OPTION_CLASSES)
@@ -42,6 +41,10 @@ CHECKS = (
     ),
     (lambda o: not (o.pure_bf16 and o.amp != "none"), "--pure_bf16 true: not together with --amp {amp}"),
     (lambda o: not (o.fsdp and o.amp == "fp16"), "--fsdp true: not together with --amp fp16; use bf16"),
+)
+ROUNDED_AWAY = (
+    "warning: --pure_bf16: weights in bfloat16 round most of their decay away (--decay_audit shows how much); "
+    "--dtype bfloat16 keeps float32 weights"
 )
 
 
@@ -70,6 +73,8 @@ def main() -> None:
             return
         start = find_start(options.run, ranks)
         announce(start, options.run, ranks)
+        if options.model.pure_bf16 and ranks.is_main and not options.run.eval:
+            say(ROUNDED_AWAY)
         if options.run.eval:
             evaluate_only(options, start, ranks)
         elif options.run.dry_run:
@@ -85,6 +90,7 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
     seed_everything(options.run.seed)  # the same initial weights on every rank
     task = build_task(options, text, ranks)
     facts = drift.facts(ranks, text.fingerprint() if ranks.is_main else "")
+    facts["architecture"] = architecture(task.learner.plain)
     contract = drift.contract(options.flat(), facts, FIXED)
     drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
@@ -132,19 +138,22 @@ def read_options(argv: Sequence[str]) -> Options:
 
 
 def fitting_model(options: Options, text: TextData) -> nn.Module:
-    """The model, which knows all ids that the tokenizer can give."""
+    """The model, which knows all ids that the tokenizer can give and has positions for whole sequences.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
     model = build_model(options.model)
     require_fits(text.tokenizer, vocabulary_size(model))
-    if options.model.chunked_loss:
-        give_chunked_loss(model)
+    last = longest(model)
+    if last is not None and options.text.max_length > last:
+        raise UserError(f"--max_length {options.text.max_length}: the model has positions for {last} tokens")
     return model
 
 
 def build_task(options: Options, text: TextData, ranks: Ranks) -> LanguageTask:
     """Model, optimizer, decay, stream and rules of a run."""
     plain = fitting_model(options, text).to(ranks.device)
-    if options.model.split_qkv:
-        alphadecay.split_qkv(plain)
     sharded = options.model.fsdp and ranks.count > 1
     model = wrapped(plain, ranks, options.model)
     optimizer = build_optimizer(options.optimizer, options.decay, plain)

@@ -21,7 +21,7 @@ class LanguageRules:
     """How the loss of sequences is computed."""
 
     amp: torch.dtype | None = None  # of mixed precision; None for none
-    chunked: bool = False  # never all logits at once
+    chunked: bool = False  # the model has what `llama.chunked.give_summed_loss` gives it
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -92,26 +92,25 @@ def backward(rules: LanguageRules, device: torch.device) -> Backward:
 def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LanguageRules) -> dict[str, float]:
     """Mean cross-entropy over all validation tokens of all ranks, and the perplexity.
 
-    `perplexity_published` follows the published program: the mean of batch means, times N / (N + 1) for N batches a
-    rank; it is too low, and depends on the size of batches.
+    `perplexity_published` follows the published program: on each rank the sum of batch means divided by their number
+    plus 1, averaged over ranks; it is too low, and depends on the size of batches.
 
     Raises:
         NonFiniteError: If the loss is not finite.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches
+    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches with tokens
     for batch in batches:
         ids, labels = batch["input_ids"].to(ranks.device), batch["labels"].to(ranks.device)
         loss, tokens = loss_sum(model, ids, labels, rules).double(), count(labels)
-        sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), torch.ones_like(loss)])
+        sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), (tokens > 0).double()])
     model.train(was_training)
-    loss, tokens, means, batches_seen = ranks.sum(sums).tolist()
+    published = (ranks.sum(sums[2] / (sums[3] + 1)) / ranks.count).item()
+    loss, tokens, _, _ = ranks.sum(sums).tolist()
     if not math.isfinite(loss):
         raise NonFiniteError(f"the validation loss is {loss:g}")
     mean = loss / tokens
-    each_rank = batches_seen / ranks.count
-    published = means / ranks.count / (each_rank + 1)
     return {
         "loss": mean,
         "perplexity": perplexity(mean),

@@ -1,5 +1,6 @@
 """The transformers causal language model of a run: made from a config file, taken from a folder, written to one."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
+import alphadecay
+from llama.chunked import give_summed_loss
+from llama.probes import require_causal, require_plain_head
 from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
 from runtime.options import option
 from runtime.processes import Ranks
 from runtime.sharded import whole
 
+NOT_OF_THE_MODEL = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
 
 @dataclass(frozen=True)
 class LanguageModelOptions:
     """The transformers causal language model."""
 
-    model_config: str = option(
-        "llama/configs/llama_60m.json", "a transformers config.json, or a folder with one", fixed="model"
-    )
+    model_config: str = option("llama/configs/llama_60m.json", "a transformers config.json, or a folder with one")
     init_from: str = option("", "start from the weights of a transformers folder, whose config then counts")
     pure_bf16: bool = option(
         False, "weights, gradients and optimizer state in bfloat16, as published: most decay is rounded away",
@@ -41,12 +45,25 @@ class LanguageModelOptions:
         None, "of one device, for the model FLOP utilisation; known for common GPUs", above=0
     )
 
+    CHECKS = (
+        (
+            lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),
+            "--export_hf {export_hf}: is a file, or lies below one",
+        ),
+    )
+
+
+def can_be_folder(path: Path) -> bool:
+    """Whether there is a folder, or one could be made."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists()).is_dir()
+
 
 def build_model(options: LanguageModelOptions) -> nn.Module:
     """The model with fresh weights drawn from torch's global generator, or with those of `init_from`.
 
     Raises:
-        UserError: If the config or the weights cannot be read, or are no causal language model's.
+        UserError: If the config or the weights cannot be read, or are no causal language model's, or the model cannot
+            do what the options ask of it.
     """
     import transformers
 
@@ -61,13 +78,28 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"--model_config {options.model_config}: {_first_line(error)}") from error
     model.config.use_cache = False
+    source = f"--init_from {options.init_from}" if options.init_from else f"--model_config {options.model_config}"
+    require_causal(model.float(), source)
     if options.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(torch.bfloat16) if options.pure_bf16 else model.float()
+        # Its name since transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if options.chunked_loss:
+        require_plain_head(model)
+        give_summed_loss(model)
+    if options.pure_bf16:
+        for p in model.parameters():  # buffers, such as the frequencies of positions, stay as transformers loads them
+            p.data = p.data.to(torch.bfloat16)
+    if options.split_qkv:
+        try:
+            alphadecay.split_qkv(model)
+        except ValueError as error:
+            raise UserError(f"--split_qkv: {error}") from error
+    return model
 
 
-def read_config(path: str) -> Any:
-    """A transformers config from a JSON file or a folder that holds config.json.
+def read_config(path: str, option: str = "--model_config") -> Any:
+    """A transformers config from a JSON file or a folder that holds config.json, which `option` names.
 
     Raises:
         UserError: If there is none, or it is not of a causal language model.
@@ -79,16 +111,16 @@ def read_config(path: str) -> Any:
     try:
         values = json.loads(where.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--model_config {path}: {error.strerror or error}") from error
+        raise UserError(f"{option} {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"--model_config {path}: no JSON ({error})") from error
+        raise UserError(f"{option} {path}: no JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"--model_config {path}: model_type {kind!r} is no causal language model of transformers")
+        raise UserError(f"{option} {path}: model_type {kind!r} is no causal language model of transformers")
     try:
         return transformers.AutoConfig.for_model(**values)
     except Exception as error:  # transformers' checks raise classes of its own and of huggingface_hub
-        raise UserError(f"--model_config {path}: {_first_line(error)}") from error
+        raise UserError(f"{option} {path}: {_first_line(error)}") from error
 
 
 def _loaded(folder: str) -> nn.Module:
@@ -96,7 +128,7 @@ def _loaded(folder: str) -> nn.Module:
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"--init_from {folder}: no transformers folder, it has no config.json")
-    read_config(folder)
+    read_config(folder, "--init_from")
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception as error:  # see read_config; also safetensors' own for a truncated file
@@ -106,6 +138,19 @@ def _loaded(folder: str) -> nn.Module:
 def vocabulary_size(model: nn.Module) -> int:
     """Number of token ids that the model knows."""
     return model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+
+
+def longest(model: nn.Module) -> int | None:
+    """How many tokens a sequence may have; None if the config does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def architecture(model: Any) -> str:
+    """A hash of the config, without what only says where it came from or how it is stored."""
+    values = model.config.to_dict()
+    told = {name: each for name, each in values.items() if name not in NOT_OF_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
@@ -136,4 +181,6 @@ def flops_per_token(model: nn.Module, length: int) -> float:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -23,6 +23,7 @@ from runtime.tables import say, table
 FACT_ROOMS = {
     "world_size": "world_size",
     "data": "data",
+    "architecture": "model",
     "threads": "threads",
     "device": "machine",
     "machine": "machine",

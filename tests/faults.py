@@ -27,13 +27,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-import main as program
-import training
-from alphadecay import schedule
+import main
+import main_llama
+import trainer
+from alphadecay.analysis import Measurement
+from llama.training import LanguageTraining
 from runtime import runfolder, selftest, session
 from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.errors import EXIT_PREEMPTED, exit_status
 from runtime.tables import say, table
+from training import Training
 
 PHASES = ("training", "evaluating", "refreshing", "writing")
 LONGEST_DELAY = {"training": 0.1, "evaluating": 0.02, "refreshing": 0.001, "writing": 0.005}  # seconds after it began
@@ -45,7 +48,24 @@ WORDS = (
     "--update_freq 2 --model_ema --model_ema_decay 0.9 --model_ema_eval --checkpoint_every 2 --save_ckpt_num 2 "
     "--resume auto --device cpu"
 ).split()  # 5 optimizer steps an epoch
-GLOBAL_BATCH = 140
+TEXT_WORDS = (
+    f"--dataset stdlib --model_config {Path(__file__).parent / 'tiny_llama.json'} --max_length 32 "
+    "--total_batch_size 16 --num_training_steps 150 --warmup_steps 10 --decay alphadecay --decay_interval 3 "
+    "--clip_grad 1 --eval_every 5 --target_eval_tokens 2000 --shuffle_buffer 50 --checkpoint_every 2 "
+    "--save_ckpt_num 2 --resume auto --device cpu"
+).split()
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is hit: a trainer's `main`, the options of its run, and its global batch without accumulation."""
+
+    main: Callable[[], None]
+    words: Sequence[str]
+    batch: int
+
+
+PROGRAMS = {"main.py": Program(main.main, WORDS, 140), "main_llama.py": Program(main_llama.main, TEXT_WORDS, 8)}
 
 
 @dataclass
@@ -109,7 +129,7 @@ class Run:
         return [found[rank] for rank in sorted(found)]
 
 
-def start(words: Sequence[str], processes: int, log: Path) -> Run:
+def start(name: str, words: Sequence[str], processes: int, log: Path) -> Run:
     """Fork the processes of a run; they append what they print to `log`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -120,13 +140,13 @@ def start(words: Sequence[str], processes: int, log: Path) -> Run:
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            _be_rank(rank, processes, port, words, writer, log)
+            _be_rank(name, rank, processes, port, words, writer, log)
         pids.append(pid)
     os.close(writer)
     return Run(pids, reader)
 
 
-def _be_rank(rank: int, processes: int, port: int, words: Sequence[str], writer: int, log: Path) -> None:
+def _be_rank(name: str, rank: int, processes: int, port: int, words: Sequence[str], writer: int, log: Path) -> None:
     """What a forked process does; never returns."""
     status = 1
     try:
@@ -141,8 +161,8 @@ def _be_rank(rank: int, processes: int, port: int, words: Sequence[str], writer:
         torch.set_num_threads(1)
         if rank == 0:
             report_phases(lambda line: os.write(writer, f"{line}\n".encode()))
-        sys.argv = ["main.py", *words]
-        status = exit_status(program.main)
+        sys.argv = [name, *words]
+        status = exit_status(PROGRAMS[name].main)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -163,17 +183,18 @@ def report_phases(report: Callable[[str], Any]) -> None:
 
         return call
 
-    training.train_one_epoch = announced("training", training.train_one_epoch)
-    training.evaluate_all = announced("evaluating", training.evaluate_all)
-    schedule.analyze = announced("refreshing", schedule.analyze)
+    trainer.take_steps = announced("training", trainer.take_steps)
+    for run in (Training, LanguageTraining):
+        run.evaluate = announced("evaluating", run.evaluate)  # type: ignore[method-assign]
+    Measurement.run = announced("refreshing", Measurement.run)  # type: ignore[method-assign]
     session.write_checkpoint = announced("writing", session.write_checkpoint)
-    counted = training.Training._after_step
+    counted = trainer.Trainer._after_step
 
     def after_step(self: Any, step: int, loss: Any) -> bool:
         report(f"step {step}")
         return counted(self, step, loss)
 
-    training.Training._after_step = after_step  # type: ignore[method-assign]
+    trainer.Trainer._after_step = after_step  # type: ignore[method-assign]
 
 
 def hit_once(run: Run, number: int, phase: str, dice: random.Random) -> tuple[str, int] | None:
@@ -196,7 +217,7 @@ def hit_once(run: Run, number: int, phase: str, dice: random.Random) -> tuple[st
     return met, run.step
 
 
-def hit_until_done(number: int, hits: int, processes: int, seed: int, folder: Path) -> list[list[Any]]:
+def hit_until_done(name: str, number: int, hits: int, processes: int, seed: int, folder: Path) -> list[list[Any]]:
     """Hit a run `hits` times and let it go on each time, then compare with a run that was left alone.
 
     Returns:
@@ -206,11 +227,13 @@ def hit_until_done(number: int, hits: int, processes: int, seed: int, folder: Pa
         SystemExit: If anything is not as it should be.
     """
     dice, met_in, latency = random.Random(seed), Counter(), dict.fromkeys(PHASES, 0)
-    words = [*WORDS, "--batch_size", str(GLOBAL_BATCH // processes)]
+    words = [*PROGRAMS[name].words, "--batch_size", str(PROGRAMS[name].batch // processes)]
     left_alone, hit = folder / "left_alone", folder / "hit"
-    expect([0] * processes, start([*words, "--output_dir", str(left_alone)], processes, folder / "log").statuses())
+    expect(
+        [0] * processes, start(name, [*words, "--output_dir", str(left_alone)], processes, folder / "log").statuses()
+    )
     for turn in range(hits):
-        run = start([*words, "--output_dir", str(hit)], processes, folder / "log")
+        run = start(name, [*words, "--output_dir", str(hit)], processes, folder / "log")
         run.step = find_checkpoint(hit)[0].step if has_checkpoints(hit) else 0
         met = hit_once(run, number, PHASES[turn % len(PHASES)], dice)
         statuses = run.statuses()
@@ -224,7 +247,7 @@ def hit_until_done(number: int, hits: int, processes: int, seed: int, folder: Pa
                 raise SystemExit(f"saved {latency[met[0]]} steps after the signal")
             if not (hit / runfolder.REQUEUE).exists():
                 raise SystemExit("no REQUEUE file was left")
-    expect([0] * processes, start([*words, "--output_dir", str(hit)], processes, folder / "log").statuses())
+    expect([0] * processes, start(name, [*words, "--output_dir", str(hit)], processes, folder / "log").statuses())
     if (hit / runfolder.REQUEUE).exists():
         raise SystemExit("the REQUEUE file is still there")
     different = selftest.differences(left_alone, hit)
@@ -239,9 +262,10 @@ def expect(wanted: Sequence[int], found: Sequence[int]) -> None:
         raise SystemExit(f"exit statuses {found}, not {wanted}")
 
 
-def main() -> None:
+def hit() -> None:
     """Read the options, hit a run, print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--program", choices=tuple(PROGRAMS), default="main.py")
     parser.add_argument("--signal", choices=("KILL", "TERM", "USR1"), default="KILL")
     parser.add_argument("--hits", type=int, default=20)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
@@ -250,7 +274,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faults_"))
     began = time.monotonic()
     number = getattr(signal, f"SIG{options.signal}")
-    rows = hit_until_done(number, options.hits, options.processes, options.seed, folder)
+    rows = hit_until_done(options.program, number, options.hits, options.processes, options.seed, folder)
     say(table(["hit while", "times", "most steps until saved"], rows))
     say(f"{options.hits} x SIG{options.signal}, {options.processes} process(es), {time.monotonic() - began:.0f} s:")
     say("the same bits as the run that was left alone; no line of log or ledger doubled or missing")
@@ -258,4 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    hit()

@@ -162,7 +162,7 @@ def in_this_process(monkeypatch):
 SIGNALLED_IN = {
     "training": ("training.Training._rates", 3),
     "evaluating": ("engine.Precision.put", 13),  # the second batch of the first evaluation
-    "refreshing": ("alphadecay.schedule.analyze", 2),
+    "refreshing": ("alphadecay.analysis.Measurement.run", 2),
     "writing": ("runtime.session.write_checkpoint", 1),
 }
 
