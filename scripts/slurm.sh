@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One run on several nodes under Slurm; it puts itself back into the queue before its time is up. See docs/cluster.md.
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh --data_path /data/imagenet --output_dir runs/first ...
-# Options before the script go to Slurm and count more than the lines below; those behind it go to main.py.
+# Options before the script go to Slurm and count more than the lines below; those behind it go to main.py, or to
+# main_llama.py with PROGRAM=main_llama.py in the environment.
 # Submit it from the repository; the repository, the data and --output_dir must be where all nodes see them.
 # Not run here: only its logic was tried, with stand-ins for Slurm's commands.
 #SBATCH --job-name=alphadecay
@@ -45,7 +46,7 @@ trap : TERM # in case scancel reaches this script too
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
   --rdzv_backend=c10d --rdzv_endpoint="$head_node:$port" --rdzv_id="$SLURM_JOB_ID" \
-  main.py --resume auto "$@" &
+  "${PROGRAM:-main.py}" --resume auto "$@" &
 training=$!
 while true; do # a signal ends `wait` early
   wait "$training" && status=0 || status=$?
