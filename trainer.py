@@ -117,7 +117,11 @@ class Trainer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End what runs beside the training."""
+        """End what runs beside the training, however that ended."""
+
+    def hand_over(self) -> None:
+        """Write what a finished run leaves besides its folder; all ranks come here."""
+        return None
 
     def run(self) -> None:
         """Train to the job's last step; evaluate, log and save in between.
@@ -131,7 +135,9 @@ class Trainer(ABC):
                 self._train()
         except Preempted as signal:
             raise self.keeper.leave(str(signal)) from None
-        self.close()
+        finally:
+            self.close()
+        self.hand_over()
         model = whole_model(self.job.learner.plain)
         if self.session is not None:
             self._finish(self.session, model)

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,9 +47,9 @@ class ShuffledDocuments:
         self.epoch, self.draws = epoch, 0
         self.position, self.line = 0, 0  # where reading goes on: place in the order of shards, line
         self.buffer: list[tuple[str, int, int]] = []  # text, shard, line
-        self.reading: Iterator[Document] | None = self._read()
+        self.reading: Generator[Document, None, None] | None = self._read()
 
-    def _read(self) -> Iterator[Document]:
+    def _read(self) -> Generator[Document, None, None]:
         """This rank's documents of the epoch, from where reading goes on."""
         by_shards = len(self.corpus.shards) >= self.ranks
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.corpus.shards)).tolist()
@@ -90,6 +90,11 @@ class ShuffledDocuments:
                 return
             self.position, self.line = document.position, document.line + 1
             self.buffer.append((document.text, document.shard, document.line))
+
+    def close(self) -> None:
+        """Close the file that is being read."""
+        if self.reading is not None:
+            self.reading.close()
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, as plain values and tensors; texts are compressed."""

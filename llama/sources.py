@@ -6,7 +6,7 @@ import json
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
@@ -187,7 +187,7 @@ def read_documents(
     first_line: int = 0,
     part: int = 0,
     parts: int = 1,
-) -> Iterator[Document]:
+) -> Generator[Document, None, None]:
     """Documents of shards in the given order; lines and files that give none are noted in `bad`.
 
     Args:

@@ -127,8 +127,9 @@ class TextStream:
         self._last.clear()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and close the file that is being read."""
         self._thread.shutdown()
+        self.documents.close()
 
     def _prepared(self) -> Prepared:
         return (self._coming or self._thread.submit(self._prepare)).result()

@@ -152,8 +152,11 @@ class LanguageTraining(Trainer):
         }
 
     def close(self) -> None:
-        """End the stream's thread, and write the transformers folder if one is wanted."""
+        """End the stream's thread."""
         self.task.stream.close()
+
+    def hand_over(self) -> None:
+        """Write the transformers folder if one is wanted."""
         if self.task.export_to is not None:
             export(self.task.learner.plain, self.task.tokenizer, self.task.export_to, self.ranks)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -40,11 +41,12 @@ def validation_sequences(
         return [Tokens(ids, "", 0) for ids in with_end(tokenizer, texts)]
 
     cutter, rows, left = Cutter(more, max_length, pack), [], target_tokens
-    while left and (sequence := cutter.next()) is not None:
-        ids = sequence.ids[:left]
-        rows.append(np.zeros(1 + max_length, dtype=np.int32))
-        rows[-1][0], rows[-1][1 : 1 + len(ids)] = len(ids), ids
-        left -= len(ids)
+    with closing(documents):
+        while left and (sequence := cutter.next()) is not None:
+            ids = sequence.ids[:left]
+            rows.append(np.zeros(1 + max_length, dtype=np.int32))
+            rows[-1][0], rows[-1][1 : 1 + len(ids)] = len(ids), ids
+            left -= len(ids)
     if not rows:
         raise UserError(f"{corpus.label}: no validation document")
     return torch.from_numpy(np.stack(rows))

@@ -15,11 +15,13 @@ from tiny import TINY, run
 from torchvision.datasets import CIFAR10
 
 import main as program
+import main_llama
 from datasets import DataOptions, ImageData, open_images
 from fingerprints import fingerprint
 from runtime import drift
 from runtime.checkpoints import find_checkpoint
 from runtime.processes import Ranks
+from runtime.session import RunOptions
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 FIXED = {
@@ -45,9 +47,25 @@ FREE = {
 }  # fmt: skip
 
 
-def test_every_option_is_fixed_or_known_to_change_no_result():
-    names = {each.name for cls in program.OPTION_CLASSES for each in fields(cls)}
-    assert set(program.FIXED) | FREE == names and set(program.FIXED) & FREE == set()
+# Of language runs, which have the options of the run in common.
+FREE_OF_TEXT = {
+    "dataset", "data_path", "tokenizer",  # the data's fingerprint stands for them
+    "max_bad_lines",  # when to give up
+    "model_config",  # a fact of its own, the architecture, stands for what is in it
+    "init_from",  # where the run began; its weights are the checkpoint's since, its config the architecture
+    "activation_checkpointing",  # computes the same again
+    "export_hf", "peak_tflops",  # what is written and shown
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trainer", "free"),
+    [(program, FREE), (main_llama, FREE_OF_TEXT | {each.name for each in fields(RunOptions)} & FREE)],
+    ids=["vision", "language"],
+)
+def test_every_option_is_fixed_or_known_to_change_no_result(trainer, free):
+    names = {each.name for cls in trainer.OPTION_CLASSES for each in fields(cls)}
+    assert set(trainer.FIXED) | free == names and set(trainer.FIXED) & free == set()
 
 
 def test_rooms_of_options_and_facts_are_those_of_the_documentation():

@@ -1,0 +1,91 @@
+"""Language runs in several processes, started by torchrun: the published command, shards, uneven text."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from test_processes import torchrun
+from test_text_run import PUBLISHED
+from texts import paragraphs, save_tokenizer, write_c4, write_shard
+from tiny import rows
+from tiny_text import TINY_TEXT, changed_config, run_text
+
+from runtime.checkpoints import find_checkpoint
+
+
+def launched(*words, timeout=200):
+    return torchrun(2, *words, program="main_llama.py", timeout=timeout)
+
+
+@pytest.mark.slow
+def test_the_published_command_trains_in_two_processes_as_printed(tmp_path):
+    output, config = tmp_path / "run", changed_config(tmp_path / "model", vocab_size=400)
+    # A small model and batches; all else is as printed.
+    small = ["--model_config", config, "--batch_size", "4", "--total_batch_size", "16", "--max_length", "64"]
+    small += ["--data_path", write_c4(tmp_path / "c4"), "--tokenizer", save_tokenizer(tmp_path / "tokenizer")]
+    done = launched(*shlex.split(PUBLISHED), *small, "--max_steps", "3", "--output_dir", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ledger = rows(output / "decay.jsonl")
+    assert {row["step"] for row in ledger} == {0} and len(ledger) == 14
+    decays = [row["weight_decay"] / 1e-5 for row in ledger]
+    assert min(decays) == pytest.approx(0.6666) and max(decays) == pytest.approx(3)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["step"] == 3 and summary["tokens_seen"] == 3 * 16 * 64 and "perplexity_published" in summary
+
+
+SHARDED = {"DDP": "", "FSDP": "--fsdp", "FSDP in chunks": "--fsdp --chunked_loss", "DDP in chunks": "--chunked_loss"}
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Text whose validation sequences do not divide evenly: one rank has one more batch than the other."""
+    folder = tmp_path_factory.mktemp("uneven")
+    data = write_c4(folder / "c4", shards=2)
+    write_shard(data, "validation", 0, 1, [text[:40] for text in paragraphs()[-9:]])
+    words = [*TINY_TEXT, "--dataset", "c4", "--tokenizer", "bytes", "--data_path", data, "--no-pack"]
+    return folder, [*words, "--max_length", "48", "--total_batch_size", "8", "--clip_grad", "1", "--batch_size"]
+
+
+@pytest.fixture(scope="module")
+def plain(uneven):
+    folder, words = uneven
+    assert launched(*words, "2", "--output_dir", folder / "plain").returncode == 0
+    return folder / "plain"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in SHARDED if kind != "DDP"])
+def test_shards_and_chunks_train_as_whole_copies_and_uneven_text_ends(uneven, plain, tmp_path, kind):
+    _, words = uneven
+    done = launched(*words, "2", *SHARDED[kind].split(), "--output_dir", tmp_path / "run", timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for ours, theirs in zip(rows(tmp_path / "run" / "log.jsonl"), rows(plain / "log.jsonl"), strict=True):
+        assert ours["eval_tokens"] == theirs["eval_tokens"] and ours["tokens_seen"] == theirs["tokens_seen"]
+        for name in ("train_loss", "loss", "perplexity_published"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    ours, theirs = (find_checkpoint(folder)[0].model_weights() for folder in (tmp_path / "run", plain))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_shards_are_exported_and_evaluated_whole(uneven, tmp_path, capsys):
+    _, words = uneven
+    more = ["--fsdp", "--max_steps", "1", "--export_hf", tmp_path / "exported", "--output_dir", tmp_path / "run"]
+    assert launched(*words, "2", *more).returncode == 0
+    assert run_text("--eval", "--resume", tmp_path / "run") == 0
+    first = capsys.readouterr().out.splitlines()[-1]
+    assert run_text("--eval", *words, "2", "--init_from", tmp_path / "exported") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == first
+
+
+@pytest.mark.slow
+def test_fewer_documents_than_processes_are_said_once(tmp_path):
+    write_shard(tmp_path / "c4", "train", 0, 1, paragraphs()[:1])
+    write_shard(tmp_path / "c4", "validation", 0, 1, paragraphs()[1:3])
+    words = [*TINY_TEXT, "--dataset", "c4", "--tokenizer", "bytes", "--data_path", tmp_path / "c4"]
+    done = launched(*words, "--output_dir", tmp_path / "run", timeout=120)
+    assert done.returncode == 1 and done.stderr.count("no training document for process 1 of 2") == 1
+    assert not (tmp_path / "run").exists()
