@@ -12,6 +12,7 @@ from tiny import rows
 from tiny_text import CONFIG, MODULES, TINY_TEXT, no_drawing, run_text, task_of
 
 from llama.models import flops_per_token
+from llama.options import STDLIB
 from main_llama import read_options
 from runtime.checkpoints import find_checkpoint
 
@@ -40,7 +41,7 @@ def test_the_published_command_means_what_the_paper_means():
 
 def test_the_built_in_text_needs_one_option_and_its_defaults_give_way():
     options = read_options(["--dataset", "stdlib"])
-    assert (options.text.tokenizer, options.optimizer.num_training_steps) == ("bytes", 400)
+    assert (options.text.tokenizer, options.optimizer.num_training_steps) == ("bytes", STDLIB["num_training_steps"])
     assert options.model.model_config == "llama/configs/llama_stdlib.json" and options.decay.weight_decay == 0.1
     given = read_options(["--dataset", "stdlib", "--weight_decay", "0.3", "--max_length", "16"])
     assert (given.decay.weight_decay, given.text.max_length, given.optimizer.lr) == (0.3, 16, 3e-3)
@@ -126,8 +127,8 @@ def test_it_takes_as_many_steps_as_it_is_told_and_ends_at_the_lowest_rate(finish
     assert find_checkpoint(finished)[0].step == 6
     state = find_checkpoint(finished)[0].training_state()["optimizer"]["state"]
     assert {float(each["step"]) for each in state.values()} == {6.0}  # AdamW's own count of its steps
-    assert log[-1]["lr"] == pytest.approx(3e-4)  # a tenth of the peak
-    assert log[0]["lr"] == pytest.approx(3e-3)  # the first step behind the warm-up
+    assert log[-1]["lr"] == pytest.approx(1e-4)  # a tenth of the peak
+    assert log[0]["lr"] == pytest.approx(1e-3)  # the first step behind the warm-up
 
 
 def test_a_run_of_one_step_works(tmp_path, quick):
