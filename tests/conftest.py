@@ -1,3 +1,6 @@
+import os
+
 import torch
 
-torch.set_num_threads(2)
+# Parallel test processes share the cores: waiting threads that spin would take them from each other.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
