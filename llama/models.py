@@ -65,8 +65,10 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
         UserError: If the config or the weights cannot be read, or are no causal language model's, or the model cannot
             do what the options ask of it.
     """
-    import transformers
-
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("language models need transformers: pip install '.[llama]'") from None
     transformers.logging.set_verbosity_error()
     model: Any
     if options.init_from:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 from texts import save_tokenizer, write_c4, write_shard
@@ -164,3 +165,10 @@ def test_the_architecture_cannot_change_under_a_run(tmp_path, capsys):
     assert (
         run_text("--resume", tmp_path / "run", "--model_config", CONFIG, "--max_steps", "2") == 0
     )  # the same, elsewhere
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert run_text(*TINY_TEXT, "--output_dir", tmp_path / "run") == 2
+    assert capsys.readouterr().err == "error: language models need transformers: pip install '.[llama]'\n"
+    assert not (tmp_path / "run").exists()
