@@ -65,8 +65,12 @@ def train_one_epoch(
     on_bad_step: Callable[[int], None],
 ) -> None:
     """Take optimizer steps until the batches are used up; see `runtime.steps.take_steps`."""
-    plan = StepPlan(backward(rules, ranks), rules.schedules.write, rules.accumulate, rules.clip_grad)
-    take_steps(learner, batches, plan, first_step, gate, after_step, on_bad_step)
+    take_steps(learner, batches, step_plan(rules, ranks), first_step, gate, after_step, on_bad_step)
+
+
+def step_plan(rules: StepRules, ranks: Ranks) -> StepPlan:
+    """The steps of these rules."""
+    return StepPlan(backward(rules, ranks), rules.schedules.write, rules.accumulate, rules.clip_grad)
 
 
 def backward(rules: StepRules, ranks: Ranks) -> Backward:

@@ -23,14 +23,13 @@ from models import EmaOptions, ModelOptions, build_ema, build_model
 from optim_factory import DecayOptions, VisionOptimizerOptions, build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
 from runtime import drift
-from runtime import options as option_reader
 from runtime.errors import exit_status
 from runtime.learner import Learner, load_weights, restore
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, kept_options
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, read_command
 from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
@@ -124,12 +123,7 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
 
 def read_options(argv: Sequence[str]) -> Options:
     """The options of a command line; where it is silent, those of --config or of the run that --resume names."""
-    values, given = option_reader.parse(OPTION_CLASSES, argv, description=__doc__ or "")
-    kept, folder = kept_options(values)
-    if kept:
-        values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
-        values |= {} if folder is None or "output_dir" in given else {"output_dir": folder}
-    return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
+    return Options(*read_command(OPTION_CLASSES, argv, CHECKS, __doc__ or ""))
 
 
 def build_task(options: Options, ranks: Ranks) -> Task:

@@ -22,14 +22,13 @@ from llama.training import LanguageTask, LanguageTraining, even_batches, sharded
 from optim_factory import build_decay, build_optimizer, schedules_of
 from reports import show_groups
 from runtime import drift
-from runtime import options as option_reader
 from runtime.errors import UserError, exit_status
 from runtime.learner import Learner, load_weights, restore
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, kept_options
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, read_command
 from runtime.tables import say
 
 OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
@@ -127,14 +126,11 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
 def read_options(argv: Sequence[str]) -> Options:
     """The options of a command line; where it is silent, those of --config, of the run that --resume names, or of
     --dataset stdlib."""
-    values, given = option_reader.parse(OPTION_CLASSES, argv, description=__doc__ or "")
-    kept, folder = kept_options(values)
-    if not kept and values["dataset"] == "stdlib":
-        kept = STDLIB
-    if kept:
-        values, _ = option_reader.parse(OPTION_CLASSES, argv, defaults=kept)
-        values |= {} if folder is None or "output_dir" in given else {"output_dir": folder}
-    return Options(*option_reader.build(OPTION_CLASSES, values, CHECKS))
+    return Options(
+        *read_command(
+            OPTION_CLASSES, argv, CHECKS, __doc__ or "", lambda values: STDLIB if values["dataset"] == "stdlib" else {}
+        )
+    )
 
 
 def fitting_model(options: Options, text: TextData) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 
 from alphadecay.schedule import DecaySchedule
 from datasets import ImageData
-from engine import Precision, StepRules, backward, evaluate
+from engine import Precision, StepRules, evaluate, step_plan
 from loaders import Batch, EvalLoader, TrainLoader
 from reports import show_summary
 from runtime.figures import training_curves
@@ -18,7 +18,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import RunOptions, Session
-from runtime.steps import StepPlan, find_bad_values
+from runtime.steps import find_bad_values
 from trainer import Job, Trainer
 
 
@@ -72,8 +72,7 @@ class Training(Trainer):
         told: Preemption,
     ) -> None:
         rules = task.rules
-        plan = StepPlan(backward(rules, ranks), rules.schedules.write, rules.accumulate, rules.clip_grad)
-        job = Job(task.learner, task.decay, plan, rules.schedules, task.last_step)
+        job = Job(task.learner, task.decay, step_plan(rules, ranks), rules.schedules, task.last_step)
         self.task = task
         images = task.train.batches.images_a_step
         super().__init__(job, options, ranks, session, state, told, "img", images, images)

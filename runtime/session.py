@@ -1,7 +1,7 @@
 """A run in its folder: options every trainer has, log, ledger, curves, checkpoints, best figures."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from runtime.checkpoints import (
 )
 from runtime.curves import Curves, Wandb
 from runtime.finite import POLICIES
-from runtime.options import option
+from runtime.options import Check, build, option, parse
 from runtime.processes import Ranks
 from runtime.runfolder import Row
 from runtime.tables import say
@@ -264,22 +264,33 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
         say(f"--resume auto: {start.folder} holds no checkpoint, starting fresh")
 
 
-def kept_options(values: Mapping[str, Any]) -> tuple[Row, str | None]:
-    """The options of the file or run that --config or --resume names, which hold where the command line is silent.
+def read_command(
+    classes: Sequence[type],
+    argv: Sequence[str],
+    checks: Sequence[Check],
+    description: str,
+    presets: Callable[[Row], Row] = lambda values: {},
+) -> list[Any]:
+    """A program's options; where the command line is silent, those of --config or of the run that --resume names.
 
     Args:
-        values: The options as the command line alone has them.
+        classes, argv, checks, description: As for `runtime.options.parse` and `build`.
+        presets: Defaults that follow from the options of the command line, where no stored ones hold.
 
-    Returns:
-        Options by name, and the folder that a resumed run goes on in, if --resume names one.
+    Raises:
+        UserError: For the first word or constraint that does not hold.
     """
+    values, given = parse(classes, argv, description=description)
     source = _stored_config(values)
-    if source is None:
-        return {}, None
-    kept = {name: value for name, value in runfolder.read_config(source).items() if name not in PER_CALL}
+    stored = {} if source is None else runfolder.read_config(source)
+    defaults = {name: value for name, value in stored.items() if name not in PER_CALL} or presets(values)
     if values["config"]:
-        kept.pop("output_dir", None)  # the same run again is another run
-    return kept, str(source) if values["resume"] not in ("", "auto") else None
+        defaults.pop("output_dir", None)  # the same run again is another run
+    if defaults:
+        values, _ = parse(classes, argv, defaults=defaults)
+    if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in given:
+        values["output_dir"] = str(source)
+    return build(classes, values, checks)
 
 
 def _stored_config(values: Mapping[str, Any]) -> Path | None:
