@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from alphadecay.alpha_figures import alpha_by_depth
+from alphadecay.analysis import SpectrumRecord
 from alphadecay.baselines import ALL
 from alphadecay.drawing import print_style
 from alphadecay.figures import decay_by_depth, decay_over_time
 from alphadecay.groups import effective_decay
 from alphadecay.schedule import DecaySchedule
+from alphadecay.sharing import power_sums
 from alphadecay.skeletons import skeleton
 from alphadecay.spectra import NonFiniteWeight
 from alphadecay.spectra_figures import measured_spectra, spectra_by_role
@@ -207,7 +209,8 @@ class Trainer(ABC):
     def _finish(self, session: Session, model: nn.Module) -> None:
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        trained = self.keeper.step * self.samples_a_step
+        decay, trained = self.job.decay, self.keeper.step * self.samples_a_step
+        records, spectra = measured_spectra(model, decay.measuring, **decay.selection)
         summary = self.summary(session, log) | {
             "train_loss": log[-1].get("train_loss") if log else None,
             "bad_steps": self.keeper.bad_steps,
@@ -215,16 +218,18 @@ class Trainer(ABC):
             "seconds": round(session.seconds, 3),
             "samples_per_second": round(trained / self.train_seconds, 3) if self.train_seconds else None,
             "decay_seconds": round(self.decay_seconds, 3),
+            "alpha_by_role": mean_alphas(records),
         }
         with print_style():
-            session.finish(summary, self._figures(model, log, ledger))
+            session.finish(summary, self._figures(records, spectra, log, ledger))
         self.show(summary, ledger)
         say(f"\nrun folder: {session.folder}")
 
-    def _figures(self, model: nn.Module, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
+    def _figures(
+        self, records: Sequence[SpectrumRecord], spectra: Sequence[Any], log: Sequence[Row], ledger: Sequence[Row]
+    ) -> dict[str, Any]:
         """Figures of the run by name."""
         decay = self.job.decay
-        records, spectra = measured_spectra(model, decay.measuring, **decay.selection)
         drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)}
         if log:
             drawn["training"] = self.curves(log)
@@ -242,14 +247,28 @@ def whole_model(plain: nn.Module) -> nn.Module:
     return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
 
 
+def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:
+    """The mean alpha of each role's modules, for roles that have one."""
+    by_role: dict[str, list[float]] = {}
+    for record in records:
+        if record.alpha is not None:
+            by_role.setdefault(record.role, []).append(record.alpha)
+    return {role: sum(alphas) / len(alphas) for role, alphas in by_role.items()}
+
+
 def applied_decay(decay: DecaySchedule) -> Row:
-    """Smallest, largest and mean applied decay, over what is decayed at all, weighted by parameters."""
+    """Smallest, largest and mean applied decay, weighted by parameters, and the norm of the weights.
+
+    All are over what is decayed at all; all ranks must call.
+    """
     groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
     sizes = [sum(p.numel() for p in g["params"]) for g in groups]
     decays = [effective_decay(g) for g in groups]
     mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0
+    weights = [p.detach() for g in groups for p in g["params"]]
     return {
         "weight_decay_mean": mean,
         "weight_decay_min": min(decays, default=0.0),
         "weight_decay_max": max(decays, default=0.0),
+        "weight_norm": float(power_sums(weights, 2).sum().sqrt()) if weights else 0.0,
     }
