@@ -9,6 +9,8 @@ from tiny import ROOT
 
 # Rooms by height; a room may import those below its own, and its own files.
 HEIGHTS = {
+    "compare": 10,
+    "comparison": 9,
     "main": 8,
     "training": 7,
     "trainer": 5,

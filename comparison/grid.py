@@ -1,0 +1,263 @@
+"""From a YAML file to the list of runs, checked as a whole before any of them starts; docs/compare.md: the format."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comparison.cells import Cell, Setting
+from comparison.grid_file import Keys, as_list, as_mapping, check_keys, read_yaml
+from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Metric
+from runtime.errors import UserError
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+TOP: Keys = {
+    **dict.fromkeys(("title", "notes", "baseline"), str),
+    **dict.fromkeys(("seeds", "contrasts"), list),
+    **dict.fromkeys(("strategies", "domains", "slurm"), dict),
+}
+DOMAIN: Keys = {
+    **dict.fromkeys(("program", "metric", "published_from", "notes"), str),
+    **dict.fromkeys(("options", "grid", "strategies", "published"), dict),
+    "search": (dict, list),
+    "seeds": list,
+    "processes": int,
+}
+
+Options = Mapping[str, Any]
+Point = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every strategy is searched over."""
+
+    points: Sequence[Point]
+    joint: bool  # whether the points were listed, not combined from values
+
+    def without(self, own: Options) -> list[Point]:
+        """The points for a strategy that sets some of the options itself: the others' values; of listed points none."""
+        left = [tuple((name, value) for name, value in point if name not in own) for point in self.points]
+        if self.joint and left != list(self.points):
+            return [()]
+        return list(dict.fromkeys(left))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A whole comparison."""
+
+    source: Path
+    title: str
+    notes: str
+    cells: Sequence[Cell]
+    slurm: Options = field(default_factory=dict)  # parameters of submitit
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings in their order."""
+        return list({cell.setting.name: cell.setting for cell in self.cells}.values())
+
+    def of(self, setting: Setting) -> list[Cell]:
+        """The cells of a setting."""
+        return [cell for cell in self.cells if cell.setting.name == setting.name]
+
+
+def read_grid(path: Path) -> Grid:
+    """The comparison that a file describes.
+
+    Raises:
+        UserError: If it cannot be read, has an unknown key, or a cell that its trainer refuses or that is there twice.
+    """
+    content = read_yaml(path)
+    try:
+        check_keys(content, TOP, required=("strategies", "domains"))
+        cells = [
+            cell for name, domain in content["domains"].items() for cell in _domain_cells(str(name), domain, content)
+        ]
+        _check_folders(cells)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Grid(path, content.get("title", path.stem), content.get("notes", ""), cells, content.get("slurm", {}))
+
+
+def _domain_cells(name: str, domain: Any, content: Mapping[str, Any]) -> list[Cell]:
+    where = f"domain {name}"
+    domain = as_mapping(domain, where)
+    check_keys(domain, DOMAIN, required=("program",), where=where)
+    if domain["program"] not in PROGRAMS:
+        raise UserError(f"{where}: program: {domain['program']}: must be one of {', '.join(PROGRAMS)}")
+    strategies = _strategies(content, domain, where)
+    metric = _metric(domain, where)
+    baseline = content.get("baseline", "uniform")
+    contrasts = _contrasts(content.get("contrasts", []), content["strategies"], strategies)
+    search = _search(domain.get("search", {}), where)
+    seeds = _seeds(domain.get("seeds", content.get("seeds", [0])), where)
+    grid = list(_grid_points(domain.get("grid", {}), where))
+    if baseline not in strategies:
+        raise UserError(f"{where}: baseline: {baseline}: no such strategy; there are {', '.join(strategies)}")
+    published = _published(domain.get("published", {}), [label for label, _ in grid], strategies, search, where)
+    cells = []
+    for label, options in grid:
+        setting = Setting(
+            name, label, PROGRAMS[domain["program"]], metric, _processes(domain, where),
+            tuple(dict.fromkeys(option for point in search.points for option, _ in point)), baseline, contrasts,
+            domain.get("published_from", ""), domain.get("notes", ""),
+        )  # fmt: skip
+        base = {**domain.get("options", {}), **options}
+        made = _setting_cells(setting, base, strategies, search, seeds, published.get(label, {}))
+        _check_twins(made)
+        cells += [cell for cell, _ in made]
+    return cells
+
+
+def _setting_cells(
+    setting: Setting, base: Options, strategies: Mapping[str, Options], search: Search, seeds: Sequence[int],
+    published: Mapping[str, Sequence[float | None]],
+) -> list[tuple[Cell, str]]:  # fmt: skip
+    """The cells of a setting, each with all its options as resolved, written down so that twins are seen."""
+    made = []
+    for strategy, own in strategies.items():
+        for index, point in enumerate(search.without(own)):
+            for seed in seeds:
+                options = {**base, **dict(point), **own}
+                figures = published.get(strategy, ())
+                figure = figures[index] if index < len(figures) else None
+                written = tuple((name, str(value)) for name, value in point)
+                made.append(_checked(Cell(setting, strategy, written, seed, options, 0.0, figure)))
+    return made
+
+
+def _checked(cell: Cell) -> tuple[Cell, str]:
+    """The cell with its base decay, and its options as the trainer resolves them."""
+    for name in cell.options:
+        if name.replace("-", "_") in NOT_IN_A_GRID:
+            raise UserError(f"cell {cell.name}: {name}: is not for a grid; compare.py says it")
+    try:
+        options = cell.setting.program.read_options(cell.words())
+    except UserError as error:
+        raise UserError(f"cell {cell.name}: {error}") from error
+    flat = options.flat()
+    metric = cell.setting.metric
+    if metric.needs and not flat[metric.needs]:
+        raise UserError(f"cell {cell.name}: metric: {metric.name}: needs {metric.needs}: true")
+    resolved = json.dumps(flat, sort_keys=True)
+    return Cell(**{**vars(cell), "weight_decay": flat["weight_decay"]}), resolved
+
+
+def _check_twins(made: Sequence[tuple[Cell, str]]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell, resolved in made:
+        if resolved in seen:
+            raise UserError(f"cell {cell.name}: has the same options as {seen[resolved].name}")
+        seen[resolved] = cell
+
+
+def _check_folders(cells: Sequence[Cell]) -> None:
+    seen: dict[Path, Cell] = {}
+    for cell in cells:
+        folder = cell.folder(Path())
+        if folder in seen:
+            raise UserError(f"cell {cell.name}: has the same folder as {seen[folder].name}: {folder}")
+        seen[folder] = cell
+
+
+def _strategies(content: Mapping[str, Any], domain: Mapping[str, Any], where: str) -> dict[str, Options]:
+    """Those of the file, changed or left out (null) by the domain."""
+    found: dict[str, Options] = {
+        str(name): as_mapping(own, f"strategy {name}") for name, own in content["strategies"].items()
+    }
+    for name, own in domain.get("strategies", {}).items():
+        if own is None and name not in found:
+            raise UserError(f"{where}: strategies: {name}: is left out but is none of {', '.join(found)}")
+        if own is None:
+            del found[name]
+        else:
+            found[str(name)] = {**found.get(name, {}), **as_mapping(own, f"{where}: strategy {name}")}
+    if not found:
+        raise UserError(f"{where}: strategies: there is none")
+    return found
+
+
+def _metric(domain: Mapping[str, Any], where: str) -> Metric:
+    metrics = PROGRAMS[domain["program"]].metrics
+    name = domain.get("metric", next(iter(metrics)))
+    if name not in metrics:
+        raise UserError(f"{where}: metric: {name}: must be one of {', '.join(metrics)}")
+    return metrics[name]
+
+
+def _processes(domain: Mapping[str, Any], where: str) -> int:
+    processes = domain.get("processes", 1)
+    if processes < 1:
+        raise UserError(f"{where}: processes: {processes}: must be at least 1")
+    return processes
+
+
+def _seeds(seeds: Sequence[Any], where: str) -> list[int]:
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"{where}: seeds: {seed!r}: is not a whole number of 0 or more")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: seeds: {list(seeds)}: must be some, each one once")
+    return list(seeds)
+
+
+def _contrasts(
+    pairs: Sequence[Any], everywhere: Mapping[str, Any], here: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    """The pairs, but for those with a strategy that this domain leaves out."""
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(f"contrasts: {pair!r}: is no pair of strategies")
+        for name in pair:
+            if name not in everywhere and name not in here:
+                raise UserError(f"contrasts: {name}: no such strategy; there are {', '.join(here)}")
+    return tuple((a, b) for a, b in pairs if a in here and b in here)
+
+
+def _search(search: Any, where: str) -> Search:
+    """A mapping is searched over all combinations of its values; a list holds the points themselves."""
+    if isinstance(search, list):
+        points = [tuple(as_mapping(point, f"{where}: search").items()) for point in search]
+    else:
+        axes = [[(name, v) for v in as_list(values, f"{where}: search: {name}")] for name, values in search.items()]
+        points = list(itertools.product(*axes))
+    return Search(points, isinstance(search, list))
+
+
+def _grid_points(grid: Mapping[str, Any], where: str) -> Iterator[tuple[str, Options]]:
+    """Label and options of each combination. An axis is an option with values, or labels with options."""
+    axes: list[list[tuple[str, Options]]] = []
+    for name, axis in grid.items():
+        if isinstance(axis, Mapping):
+            axes.append([(str(label), as_mapping(o, f"{where}: grid: {name}: {label}")) for label, o in axis.items()])
+        else:
+            axes.append([(f"{name} {v}", {name: v}) for v in as_list(axis, f"{where}: grid: {name}")])
+    for combination in itertools.product(*axes):
+        options: dict[str, Any] = {}
+        for _, each in combination:
+            options |= each
+        yield ", ".join(label for label, _ in combination), options
+
+
+def _published(
+    published: Mapping[str, Any], labels: Sequence[str], strategies: Mapping[str, Options], search: Search,
+    where: str,
+) -> dict[str, dict[str, list[float | None]]]:  # fmt: skip
+    """Published figures by setting and strategy, one a point of the search; without a grid there is one setting."""
+    if labels == [""]:
+        published = {"": published} if published else {}
+    for label, figures in published.items():
+        if label not in labels:
+            raise UserError(f"{where}: published: {label}: is none of {', '.join(labels)}")
+        for strategy, values in as_mapping(figures, f"{where}: published: {label}").items():
+            place = f"{where}: published: {label + ': ' if label else ''}{strategy}"
+            if strategy not in strategies:
+                raise UserError(f"{place}: no such strategy")
+            wanted = len(search.without(strategies[strategy]))
+            if len(as_list(values, place)) != wanted or not all(isinstance(v, int | float | None) for v in values):
+                raise UserError(f"{place}: {values}: must be {wanted} figures, one a point of the search")
+    return {label: dict(figures) for label, figures in published.items()}
