@@ -1,1 +1,189 @@
-"""Placeholder while being written."""
+"""Compare strategies of weight decay over base decays and seeds: runs, then a table, figures and a verdict.
+
+python compare.py --preset quick
+python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/llama_c4 --submit slurm
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from comparison.board import Board, show_cells, show_failures
+from comparison.grid import PRESETS, Grid, read_grid
+from comparison.local import run_here
+from comparison.marks import check_same, claim, forget_failure
+from comparison.results import BROKEN, FINISHED, Run, read_runs
+from comparison.running import places, rehearse
+from runtime.errors import Preempted, RunsFailed, UserError, exit_status
+from runtime.options import build, option, parse
+from runtime.tables import say
+
+NEEDS = ("yaml", "submitit", "rich", "scipy", "statsmodels", "jinja2")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, where it goes, and how many runs go on at once."""
+
+    preset: str | None = option(None, "a comparison that comes along", choices=tuple(PRESETS))
+    config: str = option("", "a YAML file that describes a comparison: docs/compare.md")
+    output_dir: str = option("", "folder of the runs and the report; by default runs/compare_NAME")
+    jobs: int | None = option(
+        None, "runs at once on this machine; by default one a GPU, or as CPU cores allow", minimum=1
+    )
+    threads: int | None = option(None, "CPU threads of a run; by default 1 on a machine without GPUs", minimum=1)
+    retry_failed: bool = option(False, "take up failed runs again")
+    submit: str | None = option(
+        None, "send the runs to a cluster, through submitit; local: as jobs on this machine", choices=("slurm", "local")
+    )
+    dry_run: bool = option(False, "check the comparison, print its runs and their commands, then stop")
+
+    CHECKS = (
+        (
+            lambda o: bool(o.preset) != bool(o.config),
+            f"--preset {{preset}}, --config {{config}}: one of them is needed; presets: {', '.join(PRESETS)}",
+        ),
+        (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster says how many go on at once"),
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs on this machine may use."""
+
+    gpus: Sequence[str]
+    jobs: int
+    threads: int | None  # of a run; None: torch's own choice
+
+
+def main() -> None:
+    """Check the whole comparison, bring its runs to their end, and report."""
+    options = read_options(sys.argv[1:])
+    require_extra()
+    grid = read_grid(PRESETS[options.preset] if options.preset else Path(options.config))
+    root = Path(options.output_dir or f"runs/compare_{grid.source.stem}").absolute()
+    machine = this_machine(options, grid)
+    runs = read_runs(grid, root)
+    check_same(runs, machine.threads)
+    if options.dry_run:
+        show_cells(runs)
+        return
+    prepare(grid, runs, root, machine, options.retry_failed)
+    with ended_by_signals():
+        take_to_the_end(grid, runs, root, machine, options.submit)
+    report(grid, root)
+
+
+def read_options(argv: Sequence[str]) -> CompareOptions:
+    """The options of a command line."""
+    values, _ = parse([CompareOptions], argv, description=__doc__ or "")
+    (options,) = build([CompareOptions], values)
+    return options
+
+
+def require_extra() -> None:
+    """Raise UserError if a package is lacking that comparisons need."""
+    lacking = [name for name in NEEDS if find_spec(name) is None]
+    if lacking:
+        raise UserError(f"compare.py needs {', '.join(lacking)}: pip install '.[compare]'")
+
+
+def this_machine(options: CompareOptions, grid: Grid) -> Machine:
+    """GPUs, runs at once and threads of each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        [each for each in visible.split(",") if each] if visible else list(map(str, range(torch.cuda.device_count())))
+    )
+    threads = options.threads if options.threads or gpus else 1
+    most = max(setting.processes for setting in grid.settings)
+    cores = len(os.sched_getaffinity(0)) // (threads or 1)
+    return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // most), threads)
+
+
+def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry_failed: bool) -> None:
+    """Build one run of each new setting, to see that it can be done; then note in all folders what they are for.
+
+    Raises:
+        UserError: If one cannot be built, or a folder cannot be written.
+    """
+    (place,) = places(1, machine.threads, machine.gpus, max(s.processes for s in grid.settings))
+    for setting in grid.settings:
+        members = [run for run in runs if run.cell.setting.name == setting.name]
+        if not any(run.folder.exists() for run in members):
+            say(f"trying out {setting.name}")
+            rehearse(members, place.environment)
+    claim(runs, machine.threads)
+    shutil.copyfile(grid.source, root / "grid.yaml")
+    for run in runs:
+        if retry_failed and run.state == BROKEN:
+            forget_failure(run)
+
+
+def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, submit: str | None) -> None:
+    """Start or resume what is neither finished nor failed."""
+    todo = [run for run in runs if run.state not in (FINISHED, BROKEN)]
+    most = max(setting.processes for setting in grid.settings)
+    where = places(machine.jobs, machine.threads, machine.gpus, most)
+    say(f"{len(runs)} runs, {len(runs) - len(todo)} of them ended before; into {root}")
+    if not todo:
+        return
+    if submit is None:
+        run_here(todo, where, Board(runs, machine.jobs))
+        return
+    from comparison.cluster import run_on_cluster
+
+    with Board(runs, len(todo)) as board:
+        run_on_cluster(submit, todo, root, grid.slurm if submit == "slurm" else {}, threads_of(machine), board)
+
+
+def threads_of(machine: Machine) -> Mapping[str, str]:
+    """Environment of a cluster's runs: the threads; which GPUs they get the cluster says."""
+    return {} if machine.threads is None else {"OMP_NUM_THREADS": str(machine.threads)}
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the comparison as Ctrl-C does, but with the status of what can go on."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Preempted(f"{signal.Signals(number).name}; the same command goes on")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def report(grid: Grid, root: Path) -> None:
+    """Write report/ and print its table and verdict.
+
+    Raises:
+        RunsFailed: If runs have failed, or were stopped; the report says so too.
+    """
+    from comparison.report import summary_text, write_report
+
+    runs = read_runs(grid, root)
+    found = write_report(grid, runs, root, root / "report")
+    show_failures(runs)
+    say(summary_text(found))
+    say(f"\nreport: {root / 'report' / 'report.html'}")
+    failed = [run for run in runs if run.state == BROKEN]
+    left = [run for run in runs if run.state not in (FINISHED, BROKEN)]
+    if failed or left:
+        again = "--retry_failed takes them up again" if failed else "the same command goes on"
+        raise RunsFailed(f"{len(failed)} runs failed, {len(left)} are not done; {again}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -41,6 +41,10 @@ class SelfTestFailed(Exception):
     """What a self-test was to show does not hold."""
 
 
+class RunsFailed(Exception):
+    """Some of a comparison's runs have no result."""
+
+
 def exit_status(program: Callable[[], None]) -> int:
     """Run a program; print its error as one line on rank 0 and return the process' exit status."""
     try:
@@ -57,7 +61,7 @@ def exit_status(program: Callable[[], None]) -> int:
         return _say(f"preempted: {error}", EXIT_PREEMPTED)
     except RankLost as error:
         return _say(f"stopped: {error}", EXIT_FAILED, any_rank=True)
-    except SelfTestFailed as error:
+    except (SelfTestFailed, RunsFailed) as error:
         return _say(f"failed: {error}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", EXIT_INTERRUPTED)

@@ -1,0 +1,109 @@
+"""The same runs as jobs of a cluster, through submitit: its queue is the scheduler, this only submits and watches."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison.board import Board
+from comparison.marks import note_failure
+from comparison.results import BROKEN, FINISHED, Run
+from comparison.running import PATIENCE, Stopping, run_one
+from runtime import runfolder
+from runtime.errors import EXIT_FAILED, UserError
+
+FOLDER, JOBS = "cluster", "jobs.json"
+LOOK_EVERY = {"slurm": 15.0, "local": 0.5}  # seconds
+
+
+class ClusterRun:
+    """A run as submitit calls it in a job. Before the job's time is up its process saves, and the job comes again."""
+
+    def __init__(self, run: Run, environment: Mapping[str, str]) -> None:
+        self.run, self.environment = run, environment
+        self._stopping: Stopping | None = None
+
+    def __call__(self) -> str:
+        """Train to the end; returns the run's state."""
+        self._stopping = Stopping()
+        try:
+            run_one(self.run, self.environment, self._stopping)
+        except BaseException:  # a cancelled job takes its process along
+            self._end()
+            raise
+        return Run(self.run.cell, self.run.folder).state
+
+    def checkpoint(self) -> Any:
+        """What submitit calls when the job is to be requeued."""
+        import submitit
+
+        self._end()
+        return submitit.helpers.DelayedSubmission(ClusterRun(self.run, self.environment))
+
+    def _end(self) -> None:
+        if self._stopping is not None:
+            self._stopping.stop()
+            self._stopping.wait(PATIENCE)
+
+
+def run_on_cluster(
+    kind: str, runs: Sequence[Run], root: Path, parameters: Mapping[str, Any], environment: Mapping[str, str],
+    board: Board,
+) -> None:  # fmt: skip
+    """Submit the runs that no job is queued or going on for, and watch all until they have ended.
+
+    Args:
+        kind: slurm; local: jobs on this machine, all at once.
+        runs: What is still to do.
+        root: The comparison's folder, where the job's nodes see it too.
+        parameters: submitit's own, such as slurm_partition and timeout_min.
+        environment: Variables for every run.
+        board: Shows what begins and ends.
+
+    Raises:
+        UserError: If submitit refuses.
+    """
+    jobs = _submitted(kind, runs, root, parameters, environment)
+    begun: set[str] = set()
+    left = list(runs)
+    while left:
+        for run in list(left):
+            name, job = run.cell.name, jobs[run.cell.name]
+            done = job.done()
+            if name not in begun and (done or job.state == "RUNNING"):
+                begun.add(name)
+                board.begins(run)
+            if run.state in (FINISHED, BROKEN) or done:
+                if run.state not in (FINISHED, BROKEN):
+                    note_failure(run, EXIT_FAILED, job.stderr() or f"job {job.job_id} ended as {job.state}")
+                left.remove(run)
+                board.ends(run)
+        time.sleep(LOOK_EVERY[kind])
+
+
+def _submitted(
+    kind: str, runs: Sequence[Run], root: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """A job for each run: the one that an earlier call submitted, if it is not done, or a new one."""
+    import submitit
+
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
+    jobs: dict[str, Any] = {}
+    if kind == "slurm":  # local jobs end with the call that submitted them
+        names = [run.cell.name for run in runs if run.cell.name in noted]
+        jobs = {name: submitit.SlurmJob(folder, noted[name]) for name in names}
+        jobs = {name: job for name, job in jobs.items() if not job.done()}
+    new = [run for run in runs if run.cell.name not in jobs]
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=kind)
+        executor.update_parameters(name="alphadecay", **parameters)
+        with executor.batch():
+            submitted = [executor.submit(ClusterRun(run, environment)) for run in new]
+    except (RuntimeError, TypeError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
+        raise UserError(f"--submit {kind}: {error}") from error
+    jobs |= {run.cell.name: job for run, job in zip(new, submitted, strict=True)}
+    runfolder.write_json(folder / JOBS, noted | {name: job.job_id for name, job in jobs.items()})
+    return jobs

@@ -1,0 +1,75 @@
+"""What a comparison notes in a run's folder: which cell it is of, and how it failed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from comparison.results import CELL, FAILED, OUTPUT, Run
+from runtime import runfolder
+from runtime.errors import UserError
+
+LAST_LINES = 12  # of a failed run's output, kept with the reason
+
+
+def note_failure(run: Run, status: int, text: str = "") -> None:
+    """Write down that and how a run failed; `--retry_failed` takes it up again.
+
+    Args:
+        run: The run.
+        status: Its process' exit status; negative: killed by that signal.
+        text: What is known of the reason where the run has no output.
+    """
+    output = run.folder / OUTPUT
+    text = output.read_text(errors="replace") if output.exists() else text
+    lines = [line.split("\r")[-1].rstrip() for line in text.splitlines()]
+    runfolder.write_json(
+        run.folder / FAILED, {"status": status, "lines": [line for line in lines if line][-LAST_LINES:]}
+    )
+
+
+def forget_failure(run: Run) -> None:
+    """Let a failed run be taken up again."""
+    (run.folder / FAILED).unlink(missing_ok=True)
+
+
+def check_same(runs: Sequence[Run], threads: int | None) -> None:
+    """Make sure that folders that were begun before are of the same cells.
+
+    Raises:
+        UserError: If an option is not as it was, or the folder holds something else.
+    """
+    for run in runs:
+        path = run.folder / CELL
+        if not path.exists():
+            if runfolder.holds_run(run.folder):
+                raise UserError(f"cell {run.cell.name}: {run.folder} holds a run that is not this comparison's")
+            continue
+        before, now = json.loads(path.read_text()), identity(run, threads)
+        for name in dict.fromkeys((*before, *now)):
+            if before.get(name) != now.get(name):
+                raise UserError(
+                    f"cell {run.cell.name}: {run.folder} was begun with {name} {before.get(name, 'not given')}, now it "
+                    f"is {now.get(name, 'not given')}; take another --output_dir, or delete that folder"
+                )
+
+
+def claim(runs: Sequence[Run], threads: int | None) -> None:
+    """Note in each run's folder which cell it is of.
+
+    Raises:
+        UserError: If the folders cannot be written.
+    """
+    for run in runs:
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            runfolder.write_json(run.folder / CELL, identity(run, threads))
+        except OSError as error:
+            raise UserError(f"--output_dir {run.folder}: cannot be written: {error}") from error
+
+
+def identity(run: Run, threads: int | None) -> dict[str, Any]:
+    """What makes a cell the one it is: its program and words, as JSON gives them back."""
+    cell = run.cell
+    words = {name: json.loads(json.dumps(value)) for name, value in cell.options.items()}
+    place = {"program": cell.setting.program.script, "processes": cell.setting.processes, "threads": threads}
+    return {**place, "seed": cell.seed, **words}
