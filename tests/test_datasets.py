@@ -10,6 +10,7 @@ from datasets import DataOptions, open_images
 from loaders import EpochBatches, eval_loader, train_loader
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state, seeded
+from transforms import eval_transform, train_transform
 
 OPTIONS = DataOptions(data_set="digits", input_size=32, batch_size=100, num_workers=0, aa="none")
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -105,6 +106,24 @@ def test_evaluation_sees_each_image_on_exactly_one_rank(digits, ranks):
 def test_pixels_are_normalised(digits):
     images = torch.cat([images for images, _ in eval_loader(OPTIONS, digits, rank=0, ranks=1, pin_memory=False)])
     assert abs(images.mean()) < 0.05 and abs(images.std() - 1) < 0.05
+
+
+def is_shift_of(seen, whole, most):
+    """Whether an image is another one shifted by at most so many pixels, its edges filled with black."""
+    size = whole.shape[-1]
+    black = ((0 - 0.305) / 0.348) * torch.ones(3, size + 2 * most, size + 2 * most)
+    black[:, most : most + size, most : most + size] = whole
+    places = [(y, x) for y in range(2 * most + 1) for x in range(2 * most + 1)]
+    return any(torch.allclose(black[:, y : y + size, x : x + size], seen, atol=1e-5) for y, x in places)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_small_images_are_trained_on_whole_at_whatever_size_they_are_asked_for(digits, size):
+    options = DataOptions(data_set="digits", input_size=size, aa="none", color_jitter=0.0, reprob=0.0)
+    trains, validates = train_transform(options, digits), eval_transform(options, digits)
+    image = digits.train[3][0]
+    torch.manual_seed(0)
+    assert all(is_shift_of(trains(image), validates(image), size // 8) for _ in range(20))
 
 
 def draw():
