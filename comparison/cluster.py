@@ -74,8 +74,9 @@ def run_on_cluster(
             if name not in begun and (done or job.state == "RUNNING"):
                 begun.add(name)
                 board.begins(run)
-            if run.state in (FINISHED, BROKEN) or done:
-                if run.state not in (FINISHED, BROKEN):
+            ended = run.state in (FINISHED, BROKEN)
+            if done or (ended and kind == "slurm"):  # its accounting lags behind
+                if not ended:
                     note_failure(run, EXIT_FAILED, job.stderr() or f"job {job.job_id} ended as {job.state}")
                 left.remove(run)
                 board.ends(run)
@@ -97,6 +98,8 @@ def _submitted(
         jobs = {name: submitit.SlurmJob(folder, noted[name]) for name in names}
         jobs = {name: job for name, job in jobs.items() if not job.done()}
     new = [run for run in runs if run.cell.name not in jobs]
+    if not new:
+        return jobs
     try:
         executor = submitit.AutoExecutor(folder, cluster=kind)
         executor.update_parameters(name="alphadecay", **parameters)

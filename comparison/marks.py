@@ -20,8 +20,8 @@ def note_failure(run: Run, status: int, text: str = "") -> None:
         text: What is known of the reason where the run has no output.
     """
     output = run.folder / OUTPUT
-    text = output.read_text(errors="replace") if output.exists() else text
-    lines = [line.split("\r")[-1].rstrip() for line in text.splitlines()]
+    text = output.read_bytes().decode(errors="replace") if output.exists() else text
+    lines = [line.rstrip().split("\r")[-1] for line in text.split("\n")]  # of a bar its last state
     runfolder.write_json(
         run.folder / FAILED, {"status": status, "lines": [line for line in lines if line][-LAST_LINES:]}
     )

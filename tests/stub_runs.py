@@ -1,0 +1,19 @@
+"""Cells whose trainer is `stub_trainer.py`."""
+
+from pathlib import Path
+
+from comparison.cells import Cell, Setting
+from comparison.programs import Metric, Program
+from comparison.results import Run
+
+STUB = Program(str(Path(__file__).parent / "stub_trainer.py"), lambda words: None)
+SETTING = Setting("stub", "", STUB, Metric("acc1", "accuracy in %", True), 1, (), "uniform", ())
+
+
+def stub_run(root: Path, seed: int = 0, strategy: str = "uniform", **options) -> Run:
+    cell = Cell(SETTING, strategy, (), seed, {"steps": 3, **options}, 0.0)
+    return Run(cell, cell.folder(root))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,172 @@
+"""compare.py as its users start it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import ROOT
+
+import compare
+from runtime.errors import exit_status
+
+TINY = """
+seeds: [0, 1]
+strategies:
+  uniform: {decay: uniform}
+  alphadecay: {decay: alphadecay}
+domains:
+  digits:
+    program: main.py
+    search: {weight_decay: [0.3]}
+    options: {data_set: digits, input_size: 16, model: vit_tiny_patch16_224, drop_path: 0.1, batch_size: 240,
+      model_kwargs: {patch_size: 8, embed_dim: 64, depth: 2, num_heads: 2}, epochs: EPOCHS, warmup_epochs: 1, lr: 1e-3,
+      optimizer: adamw, decay_interval: 3, aa: none, num_workers: 0}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Writes the tiny grid with a text in it replaced."""
+
+    def write(old="EPOCHS", new="2"):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(TINY.replace(old, new).replace("EPOCHS", "2"))
+        return path
+
+    return write
+
+
+def call(*words, monkeypatch):
+    """compare.py in this process; its runs are processes all the same."""
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, words)])
+    return exit_status(compare.main)
+
+
+def rows_of(folder):
+    header, *rows = (line.split(",") for line in (folder / "report" / "results.csv").read_text().splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "error: --preset None, --config : one of them is needed; presets: quick, smoke"),
+        (["--preset", "quick", "--config", "x.yaml"], "error: --preset quick, --config x.yaml: one of them is needed"),
+        (["--preset", "quik"], "error: --preset quik: must be one of quick, smoke (did you mean quick?)"),
+        (["--preset", "smoke", "--jobs", "0"], "error: --jobs 0: must be at least 1"),
+        (["--preset", "smoke", "--submit", "slurm", "--jobs", "2"], "error: --jobs 2: with --submit"),
+        (["--preset", "smoke", "--sedes", "2"], "error: unknown option --sedes"),
+        (["--config", "nowhere.yaml"], "error: --config nowhere.yaml: cannot be read"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_writes_nothing(words, said, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    assert call(*words, "--output_dir", folder, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said) and error.count("\n") == 1 and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr: 1e-3", "lr: -1", "cell digits/uniform/weight_decay=0.3/seed0: --lr -1.0: must be above 0"),
+        ("optimizer: adamw", "optimiser: adamw", "unknown option --optimiser; did you mean --optimizer?"),
+        ("vit_tiny_patch16_224", "vit_tinny", "cell digits/alphadecay/weight_decay=0.3/seed0: --model vit_tinny"),
+        ("optimizer: adamw", "optimizer: adamwww", "timm has no such optimizer; close: adamw"),
+        ("embed_dim: 64", "embed_dim: 32", "--decay alphadecay: "),
+    ],
+)
+def test_what_no_run_could_do_is_said_before_any_starts(old, new, said, grid, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    assert call("--config", grid(old, new), "--output_dir", folder, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1 and not folder.exists()
+
+
+def test_a_dry_run_lists_the_runs_with_commands_that_work_and_writes_nothing(grid, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    assert call("--config", grid(), "--output_dir", folder, "--dry_run", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert said.count("(waiting)") == 4 and "4 runs in 1 settings: digits" in said and not folder.exists()
+    command = said.splitlines()[1].split()
+    assert command[1] == str(ROOT / "main.py") and command[-4] == "--output_dir"
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(grid, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    words = ("--config", grid(), "--output_dir", tmp_path / "file" / "out")
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    assert "error: --output_dir" in capsys.readouterr().err
+
+
+def start(path, folder, *words):
+    command = [sys.executable, "compare.py", "--config", str(path), "--output_dir", str(folder), *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights_of(folder):
+    """The final weights of each run, as bytes, by run."""
+    found = {}
+    for path in sorted(folder.glob("runs/**/checkpoints/step_*/model.safetensors")):
+        found[str(path.relative_to(folder).parents[2])] = path.read_bytes()  # the newest comes last
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, grid, tmp_path):
+    path, whole, folder = grid("EPOCHS", "8"), tmp_path / "whole", tmp_path / "out"
+    assert start(path, whole, "--jobs", "2").wait(600) == 0
+    first = start(path, folder, "--jobs", "1")
+    for seed in (0, 1):  # the second run is under way
+        log = folder / f"runs/digits/uniform/weight_decay=0.3/seed{seed}/log.jsonl"
+        while not (log.exists() and log.read_text().count("\n") > 1):
+            assert first.poll() is None
+            time.sleep(0.05)
+    first.send_signal(number)
+    output, _ = first.communicate(timeout=120)
+    expected = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}
+    assert first.returncode == expected[number]
+    if number != signal.SIGKILL:
+        assert "the same command then goes on" in output and "Traceback" not in output
+    kept = (folder / "runs/digits/uniform/weight_decay=0.3/seed0/summary.json").stat().st_mtime_ns
+    second = start(path, folder, "--jobs", "2")
+    output, _ = second.communicate(timeout=600)
+    assert second.returncode == 0 and "4 runs, 1 of them ended before" in output
+    assert (folder / "runs/digits/uniform/weight_decay=0.3/seed0/summary.json").stat().st_mtime_ns == kept
+    assert weights_of(folder) == weights_of(whole) and len(weights_of(whole)) == 4
+    values = [(row["strategy"], row["seed"], row["value"]) for row in rows_of(whole)]
+    assert [(row["strategy"], row["seed"], row["value"]) for row in rows_of(folder)] == values
+
+
+@pytest.mark.slow
+def test_failed_runs_are_listed_reported_and_only_retried_when_asked(grid, tmp_path):
+    path = tmp_path / "bad.yaml"
+    text = grid().read_text().replace("{decay: alphadecay}", "{decay: alphadecay, lr: 1e30}").replace("lr: 1e-3,", "")
+    path.write_text(text)
+    folder = tmp_path / "out"
+    output, _ = (first := start(path, folder)).communicate(timeout=600)
+    assert first.returncode == 1 and "2 runs failed, 0 are not done; --retry_failed" in output
+    assert output.count("failed: digits/alphadecay/weight_decay=0.3/seed") == 2 and "  | stopped: " in output
+    assert [row["state"] for row in rows_of(folder)] == ["finished", "finished", "diverged", "diverged"]
+    log = folder / "runs/digits/alphadecay/weight_decay=0.3/seed0/output.txt"
+    for words, calls in (((), 1), (("--retry_failed",), 2)):
+        assert start(path, folder, *words).wait(600) == 1
+        assert log.read_text().count("$ ") == calls
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_compares_all_strategies_in_both_domains(tmp_path):
+    folder = tmp_path / "smoke"
+    command = [sys.executable, "compare.py", "--preset", "smoke", "--output_dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(folder)
+    assert {(row["domain"], row["state"]) for row in rows} == {("digits", "finished"), ("text", "finished")}
+    assert len(rows) == 2 * (1 + 6 * 2) and len({row["strategy"] for row in rows}) == 7
+    page = (folder / "report" / "report.html").read_text()
+    assert all(row["strategy"] in page and row["strategy"] in done.stdout for row in rows)
+    assert json.loads((folder / rows[0]["folder"] / "summary.json").read_text())["acc1"] == float(rows[0]["value"])
