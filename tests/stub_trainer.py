@@ -31,8 +31,9 @@ while step < options.steps:
     with open(folder / "steps", "a") as file:
         file.write(f"{step}\n")
     if options.fails_at == step and not (options.repaired_by and options.repaired_by.exists()):
-        print("about to fail", flush=True)
-        print(f"error: step {step} is bad", file=sys.stderr)
+        sys.stdout.write("about to fail\n")
+        sys.stdout.flush()
+        sys.stderr.write(f"error: step {step} is bad\n")
         sys.exit(options.status)
     if told and options.deaf != "true":
         checkpoint.write_text(str(step))

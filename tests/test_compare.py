@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
+from test_options import attributes_read
 from tiny import ROOT
 
 import compare
@@ -86,6 +88,12 @@ def test_what_no_run_could_do_is_said_before_any_starts(old, new, said, grid, tm
     assert said in error and error.startswith("error: ") and error.count("\n") == 1 and not folder.exists()
 
 
+def test_without_its_extra_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "find_spec", lambda name: None if name == "rich" else object())
+    assert call("--preset", "smoke", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == "error: compare.py needs rich: pip install '.[compare]'\n"
+
+
 def test_a_dry_run_lists_the_runs_with_commands_that_work_and_writes_nothing(grid, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "out"
     assert call("--config", grid(), "--output_dir", folder, "--dry_run", monkeypatch=monkeypatch) == 0
@@ -100,6 +108,11 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(grid, tmp_path, monkey
     words = ("--config", grid(), "--output_dir", tmp_path / "file" / "out")
     assert call(*words, monkeypatch=monkeypatch) == 2
     assert "error: --output_dir" in capsys.readouterr().err
+
+
+def test_no_option_goes_unread():
+    unread = {each.name for each in fields(compare.CompareOptions)} - attributes_read([ROOT / "compare.py"])
+    assert unread == set()
 
 
 def start(path, folder, *words):
