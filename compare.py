@@ -103,7 +103,8 @@ def this_machine(options: CompareOptions, grid: Grid) -> Machine:
     gpus = (
         [each for each in visible.split(",") if each] if visible else list(map(str, range(torch.cuda.device_count())))
     )
-    threads = options.threads if options.threads or gpus else 1
+    own_choice = options.threads or gpus or options.submit == "slurm"  # whose nodes may have GPUs
+    threads = options.threads if own_choice else 1
     most = max(setting.processes for setting in grid.settings)
     cores = len(os.sched_getaffinity(0)) // (threads or 1)
     return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // most), threads)
