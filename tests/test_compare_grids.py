@@ -19,41 +19,41 @@ SIZES = {"60M": ("60m", 10_000, 1e-3), "135M": ("130m", 20_000, 1e-3), "350M": (
 
 # Written out from the papers' tables: file, setting, strategy, weight decay, figure; None where none is published.
 PUBLISHED = [
-    ("c4_adam", "c4, 60M", "none", 0, 33.23),
-    ("c4_adam", "c4, 60M", "uniform", 1e-5, 32.39),
-    ("c4_adam", "c4, 60M", "awd", 5e-6, 33.74),
-    ("c4_adam", "c4, 60M", "alphadecay", 1e-6, 32.61),
-    ("c4_adam", "c4, 60M", "alphadecay matched", 1e-5, None),
-    ("c4_adam", "c4, 135M", "none", 0, 24.60),
-    ("c4_adam", "c4, 135M", "uniform", 1e-6, 24.14),
-    ("c4_adam", "c4, 135M", "adadecay", 1e-5, 23.20),
-    ("c4_adam", "c4, 135M", "alphadecay", 5e-6, 22.55),
-    ("c4_adam", "c4 large, 350M", "uniform", 5e-6, 16.74),
-    ("c4_adam", "c4 large, 350M", "awd", 1e-6, 18.79),
-    ("c4_adam", "c4 large, 350M", "alphadecay", 1e-5, 17.00),
-    ("c4_adam", "c4 large, 1B", "none", 0, 16.11),
-    ("c4_adam", "c4 large, 1B", "uniform", 1e-5, 15.36),
-    ("c4_adam", "c4 large, 1B", "adadecay", 5e-6, 18.14),
-    ("c4_adam", "c4 large, 1B", "alphadecay", 1e-6, 14.63),
-    ("c4_adamw", "c4, 60M", "none", 0, 32.73),
-    ("c4_adamw", "c4, 60M", "uniform", 0.05, 32.31),
-    ("c4_adamw", "c4, 60M", "adadecay per entry", 0.05, None),
-    ("c4_adamw", "c4, 60M", "alphadecay", 0.1, 31.20),
-    ("c4_adamw", "c4, 135M", "awd", 0.01, 24.41),
-    ("c4_adamw", "c4, 135M", "adadecay", 0.1, 23.18),
-    ("c4_adamw", "c4, 135M", "alphadecay", 0.05, 23.04),
-    ("c4_wide", "adam, 60M", "uniform", 1e-5, 32.39),
-    ("c4_wide", "adam, 60M", "uniform", 2e-5, None),
-    ("c4_wide", "adam, 135M", "alphadecay", 1e-5, 22.76),
-    ("c4_wide", "adamw, 60M", "alphadecay", 0.1, 31.20),
-    ("c4_wide", "adamw, 135M", "uniform", 0.1, 23.32),
-    ("c4_wide", "adamw, 135M", "uniform", 0.5, None),
-    ("imagenet", "imagenet", "none", 0, 65.12),
-    ("imagenet", "imagenet", "uniform", 1e-6, 66.41),
-    ("imagenet", "imagenet", "awd", 5e-6, 65.21),
-    ("imagenet", "imagenet", "adadecay", 1e-6, 66.26),
-    ("imagenet", "imagenet", "alphadecay", 5e-6, 67.40),
-    ("imagenet", "imagenet", "alphadecay", 1e-6, 67.73),
+    ("llama_c4_adam", "c4, 60M", "none", 0, 33.23),
+    ("llama_c4_adam", "c4, 60M", "uniform", 1e-5, 32.39),
+    ("llama_c4_adam", "c4, 60M", "awd", 5e-6, 33.74),
+    ("llama_c4_adam", "c4, 60M", "alphadecay", 1e-6, 32.61),
+    ("llama_c4_adam", "c4, 60M", "alphadecay matched", 1e-5, None),
+    ("llama_c4_adam", "c4, 135M", "none", 0, 24.60),
+    ("llama_c4_adam", "c4, 135M", "uniform", 1e-6, 24.14),
+    ("llama_c4_adam", "c4, 135M", "adadecay", 1e-5, 23.20),
+    ("llama_c4_adam", "c4, 135M", "alphadecay", 5e-6, 22.55),
+    ("llama_c4_adam", "c4 large, 350M", "uniform", 5e-6, 16.74),
+    ("llama_c4_adam", "c4 large, 350M", "awd", 1e-6, 18.79),
+    ("llama_c4_adam", "c4 large, 350M", "alphadecay", 1e-5, 17.00),
+    ("llama_c4_adam", "c4 large, 1B", "none", 0, 16.11),
+    ("llama_c4_adam", "c4 large, 1B", "uniform", 1e-5, 15.36),
+    ("llama_c4_adam", "c4 large, 1B", "adadecay", 5e-6, 18.14),
+    ("llama_c4_adam", "c4 large, 1B", "alphadecay", 1e-6, 14.63),
+    ("llama_c4_adamw", "c4, 60M", "none", 0, 32.73),
+    ("llama_c4_adamw", "c4, 60M", "uniform", 0.05, 32.31),
+    ("llama_c4_adamw", "c4, 60M", "adadecay per entry", 0.05, None),
+    ("llama_c4_adamw", "c4, 60M", "alphadecay", 0.1, 31.20),
+    ("llama_c4_adamw", "c4, 135M", "awd", 0.01, 24.41),
+    ("llama_c4_adamw", "c4, 135M", "adadecay", 0.1, 23.18),
+    ("llama_c4_adamw", "c4, 135M", "alphadecay", 0.05, 23.04),
+    ("llama_c4_wide", "adam, 60M", "uniform", 1e-5, 32.39),
+    ("llama_c4_wide", "adam, 60M", "uniform", 2e-5, None),
+    ("llama_c4_wide", "adam, 135M", "alphadecay", 1e-5, 22.76),
+    ("llama_c4_wide", "adamw, 60M", "alphadecay", 0.1, 31.20),
+    ("llama_c4_wide", "adamw, 135M", "uniform", 0.1, 23.32),
+    ("llama_c4_wide", "adamw, 135M", "uniform", 0.5, None),
+    ("vit_tiny_imagenet", "imagenet", "none", 0, 65.12),
+    ("vit_tiny_imagenet", "imagenet", "uniform", 1e-6, 66.41),
+    ("vit_tiny_imagenet", "imagenet", "awd", 5e-6, 65.21),
+    ("vit_tiny_imagenet", "imagenet", "adadecay", 1e-6, 66.26),
+    ("vit_tiny_imagenet", "imagenet", "alphadecay", 5e-6, 67.40),
+    ("vit_tiny_imagenet", "imagenet", "alphadecay", 1e-6, 67.73),
     ("ablation_assignment", "c4, 60M", "uniform", 5e-6, 32.562),
     ("ablation_assignment", "c4, 60M", "linear", 1e-5, 31.565),
     ("ablation_assignment", "c4, 60M", "sqrt", 1e-6, 33.074),
@@ -74,8 +74,10 @@ PUBLISHED = [
     ("ablation_interval", "c4, 135M", "every 50", 1e-6, 23.468),
     ("ablation_bounds", "c4, 135M", "0.67 to 5", 5e-6, None),
 ]  # fmt: skip
-FIGURES = {"c4_adam": 52, "c4_adamw": 26, "c4_wide": 8, "imagenet": 9, "ablation_assignment": 15, "ablation_metric": 15,
-           "ablation_fit": 18, "ablation_interval": 30, "ablation_bounds": 0}  # fmt: skip
+FIGURES = {
+    "llama_c4_adam": 52, "llama_c4_adamw": 26, "llama_c4_wide": 8, "vit_tiny_imagenet": 9, "ablation_assignment": 15,
+    "ablation_metric": 15, "ablation_fit": 18, "ablation_interval": 30, "ablation_bounds": 0,
+}  # fmt: skip
 
 
 def every_grid(function):
@@ -97,7 +99,7 @@ def test_all_published_figures_are_there(name):
 
 
 @pytest.mark.parametrize(
-    "name, heading", [("c4_adam", "| decay | 60M | 135M | 350M"), ("c4_adamw", "| decay | 60M | 135M |\n")]
+    "name, heading", [("llama_c4_adam", "| decay | 60M | 135M | 350M"), ("llama_c4_adamw", "| decay | 60M | 135M |\n")]
 )
 def test_the_main_tables_are_those_of_the_documentation(name, heading):
     lines = (ROOT / "docs" / "differences.md").read_text().split(heading)[1].split("\n\n")[0].splitlines()
@@ -147,7 +149,7 @@ def test_the_header_says_what_the_file_costs(name):
     cost = re.search(r"^# Cost: (.*?)\.$", header.replace("\n#  ", ""), re.M)[1]
     parts = re.findall(r"(\d+) x ([\d.]+) h \((\w+)", cost)
     if not parts:
-        assert name == "imagenet" and cost.startswith("nothing is published")
+        assert name == "vit_tiny_imagenet" and cost.startswith("nothing is published")
         return
     assert sum(int(runs) * float(hours) for runs, hours, _ in parts) == pytest.approx(float(cost.split()[-2]))
     runs = Counter()
@@ -156,7 +158,7 @@ def test_the_header_says_what_the_file_costs(name):
     assert runs == Counter(cell.setting.label for cell in grid.cells)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name != "imagenet"])
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "vit_tiny_imagenet"])
 def test_language_tables_run_what_the_recipes_run(name):
     for cell in GRIDS[TABLES[name]].cells:
         options = cell.setting.program.read_options(cell.words())
@@ -173,7 +175,7 @@ def test_language_tables_run_what_the_recipes_run(name):
         assert cell.setting.metric.name == "perplexity_published"
         if name not in ("ablation_interval", "ablation_bounds"):
             assert (decay.decay_interval, decay.decay_low) == (500, 0.6666)
-        if optimizer.optimizer == "adam" and name not in ("ablation_bounds", "c4_wide") and cell.point:
+        if optimizer.optimizer == "adam" and name not in ("ablation_bounds", "llama_c4_wide") and cell.point:
             assert decay.decay_high == (3 if decay.weight_decay == 1e-5 else 5)
 
 
@@ -183,7 +185,7 @@ def test_the_imagenet_table_runs_what_the_recipe_runs():
     ]
     words = words.replace("\\\n", " ").replace('"$DATA"', "data/imagenet").replace('"$seed"', "0")
     words = words.replace('"$@"', "--weight_decay 1e-6 --decay alphadecay --decay_low 0.6666 --decay_high 5").split()
-    cells = {(cell.strategy, cell.weight_decay, cell.seed): cell for cell in GRIDS[TABLES["imagenet"]].cells}
+    cells = {(cell.strategy, cell.weight_decay, cell.seed): cell for cell in GRIDS[TABLES["vit_tiny_imagenet"]].cells}
     cell = cells["alphadecay", 1e-6, 0]
     read = cell.setting.program.read_options
     ours, recipe = read(cell.words()).flat(), read(words).flat()
