@@ -235,6 +235,9 @@ def _search(search: Any, where: str) -> Search:
     else:
         axes = [[(n, v) for v in as_list(values, f"{where}: {n}")] for n, values in as_mapping(search, where).items()]
         points = list(itertools.product(*axes))
+    for i, point in enumerate(points):
+        if point in points[:i]:
+            raise UserError(f"{where}: {dict(point)}: is there twice")
     return Search(points, isinstance(search, list))
 
 
