@@ -24,14 +24,11 @@ from comparison.grid_file import read_yaml
 STEPS = 4
 STRATEGIES = read_yaml(PRESETS["quick"])["strategies"] | {
     "alphadecay frozen": {"decay": "alphadecay", "decay_frozen": True},
-    "alphadecay farms": {"decay": "alphadecay", "decay_window": "farms"},
-    "alphadecay by type": {"decay": "alphadecay", "decay_control": "by-type"},
     "adadecay per entry": {"decay": "adadecay", "adadecay_scope": "entry"},
-    "cautious": {"decay": "uniform", "decay_cautious": True},
 }
 RANDOM = {
     "digits": [
-        *"--model_ema false --model_ema_eval false".split(),
+        *"--batch_size 60 --model_ema false --model_ema_eval false".split(),
         *"--aa rand-m9-mstd0.5-inc1 --mixup 0.8 --cutmix 1.0 --drop_path 0.2".split(),
         *"--model_kwargs patch_size=8 embed_dim=64 depth=2 num_heads=2 proj_drop_rate=0.1 attn_drop_rate=0.1".split(),
     ],
