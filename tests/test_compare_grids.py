@@ -7,12 +7,14 @@ from dataclasses import fields
 import pytest
 from tiny import ROOT
 
-from comparison.grid import PRESETS, read_grid
+from compare import read_options
+from comparison.grid import DOMAIN, PRESETS, TOP, read_grid
 from llama.options import LanguageDecayOptions
 from optim_factory import DecayOptions
 
 TABLES = {path.stem: path for path in sorted((ROOT / "scripts" / "compare").glob("*.yaml"))}
 GRIDS = {path: read_grid(path) for path in [*TABLES.values(), *PRESETS.values()]}
+DOCUMENTED = (ROOT / "docs" / "compare.md").read_text()
 DECAY_OPTIONS = {each.name for cls in (DecayOptions, LanguageDecayOptions) for each in fields(cls)}
 SIZES = {"60M": ("60m", 10_000, 1e-3), "135M": ("130m", 20_000, 1e-3), "350M": ("350m", 60_000, 1e-3),
          "1B": ("1b", 90_000, 6e-4)}  # fmt: skip
@@ -191,3 +193,25 @@ def test_the_imagenet_table_runs_what_the_recipe_runs():
     ours, recipe = read(cell.words()).flat(), read(words).flat()
     assert {name for name in ours if ours[name] != recipe[name]} <= {"output_dir", "resume"}
     assert cell.setting.processes == 2 and cells["awd", 1e-6, 0].options["awd_scale"] == 50
+
+
+def test_the_documentations_example_is_read(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTED, re.S)
+    (tmp_path / "example.yaml").write_text(example)
+    grid = read_grid(tmp_path / "example.yaml")
+    runs, settings = len(grid.cells), [setting.label for setting in grid.settings]
+    assert f"{runs} runs" in DOCUMENTED
+    assert settings == [f"epochs {epochs}, {size}" for epochs in (10, 30) for size in ("narrow", "wide")]
+
+
+def test_the_documentation_has_every_key_file_and_command():
+    keys = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", DOCUMENTED, re.M))))
+    assert keys >= {*TOP, *DOMAIN}
+    assert set(re.findall(r"`(\w+)\.yaml`", DOCUMENTED)) == set(TABLES)
+    commands = re.findall(r"^python compare.py ([^#\n]*)", DOCUMENTED, re.M)
+    named = [read_options(command.split()) for command in commands]
+    assert [options.preset or options.config for options in named] == [
+        "smoke",
+        "quick",
+        str(TABLES["llama_c4_adam"].relative_to(ROOT)),
+    ]
