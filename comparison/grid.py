@@ -42,7 +42,7 @@ class Search:
         left = [tuple((name, value) for name, value in point if name not in own) for point in self.points]
         if self.joint and left != list(self.points):
             return [()]
-        return list(dict.fromkeys(left))
+        return [point for i, point in enumerate(left) if point not in left[:i]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _domain_cells(name: str, domain: Any, content: Mapping[str, Any]) -> list[Ce
     strategies = _strategies(content, domain, where)
     metric = _metric(domain, where)
     baseline = content.get("baseline", "uniform")
-    contrasts = _contrasts(content.get("contrasts", []), content["strategies"], strategies)
+    contrasts = _contrasts(content.get("contrasts", []), content, strategies)
     search = _search(domain.get("search", {}), where)
     seeds = _seeds(domain.get("seeds", content.get("seeds", [0])), where)
     grid = list(_grid_points(domain.get("grid", {}), where))
@@ -106,7 +106,7 @@ def _domain_cells(name: str, domain: Any, content: Mapping[str, Any]) -> list[Ce
             tuple(dict.fromkeys(option for point in search.points for option, _ in point)), baseline, contrasts,
             domain.get("published_from", ""), domain.get("notes", ""),
         )  # fmt: skip
-        base = {**domain.get("options", {}), **options}
+        base = {**as_mapping(domain.get("options"), f"{where}: options"), **options}
         made = _setting_cells(setting, base, strategies, search, seeds, published.get(label, {}))
         _check_twins(made)
         cells += [cell for cell, _ in made]
@@ -132,9 +132,11 @@ def _setting_cells(
 
 def _checked(cell: Cell) -> tuple[Cell, str]:
     """The cell with its base decay, and its options as the trainer resolves them."""
-    for name in cell.options:
+    for name, value in cell.options.items():
         if name.replace("-", "_") in NOT_IN_A_GRID:
             raise UserError(f"cell {cell.name}: {name}: is not for a grid; compare.py says it")
+        if value is None:
+            raise UserError(f"cell {cell.name}: {name}: has no value")
     try:
         options = cell.setting.program.read_options(cell.words())
     except UserError as error:
@@ -158,6 +160,8 @@ def _check_twins(made: Sequence[tuple[Cell, str]]) -> None:
 def _check_folders(cells: Sequence[Cell]) -> None:
     seen: dict[Path, Cell] = {}
     for cell in cells:
+        if any(not part.strip(".") for part in cell.parts):
+            raise UserError(f"cell {cell.name}: a name that is empty or of dots alone makes no folder")
         folder = cell.folder(Path())
         if folder in seen:
             raise UserError(f"cell {cell.name}: has the same folder as {seen[folder].name}: {folder}")
@@ -167,15 +171,16 @@ def _check_folders(cells: Sequence[Cell]) -> None:
 def _strategies(content: Mapping[str, Any], domain: Mapping[str, Any], where: str) -> dict[str, Options]:
     """Those of the file, changed or left out (null) by the domain."""
     found: dict[str, Options] = {
-        str(name): as_mapping(own, f"strategy {name}") for name, own in content["strategies"].items()
+        name: as_mapping(own, f"strategy {name}")
+        for name, own in as_mapping(content["strategies"], "strategies").items()
     }
-    for name, own in domain.get("strategies", {}).items():
+    for name, own in as_mapping(domain.get("strategies"), f"{where}: strategies").items():
         if own is None and name not in found:
             raise UserError(f"{where}: strategies: {name}: is left out but is none of {', '.join(found)}")
         if own is None:
             del found[name]
         else:
-            found[str(name)] = {**found.get(name, {}), **as_mapping(own, f"{where}: strategy {name}")}
+            found[name] = {**found.get(name, {}), **as_mapping(own, f"{where}: strategy {name}")}
     if not found:
         raise UserError(f"{where}: strategies: there is none")
     return found
@@ -206,36 +211,45 @@ def _seeds(seeds: Sequence[Any], where: str) -> list[int]:
 
 
 def _contrasts(
-    pairs: Sequence[Any], everywhere: Mapping[str, Any], here: Mapping[str, Any]
+    pairs: Sequence[Any], content: Mapping[str, Any], here: Mapping[str, Any]
 ) -> tuple[tuple[str, str], ...]:
-    """The pairs, but for those with a strategy that this domain leaves out."""
+    """The pairs, but for those with a strategy that this domain leaves out or only another one has."""
+    domains = [domain for domain in content["domains"].values() if isinstance(domain, Mapping)]
+    known = {name: None for part in (content, *domains) for name in part.get("strategies") or {}}
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise UserError(f"contrasts: {pair!r}: is no pair of strategies")
         for name in pair:
-            if name not in everywhere and name not in here:
-                raise UserError(f"contrasts: {name}: no such strategy; there are {', '.join(here)}")
+            if str(name) not in known:
+                raise UserError(f"contrasts: {name}: no such strategy; there are {', '.join(known)}")
     return tuple((a, b) for a, b in pairs if a in here and b in here)
 
 
 def _search(search: Any, where: str) -> Search:
     """A mapping is searched over all combinations of its values; a list holds the points themselves."""
+    where = f"{where}: search"
     if isinstance(search, list):
-        points = [tuple(as_mapping(point, f"{where}: search").items()) for point in search]
+        points = [tuple(as_mapping(point, where).items()) for point in as_list(search, where)]
+        if len({frozenset(dict(point)) for point in points}) > 1 or not points[0]:
+            raise UserError(f"{where}: {search}: every point must say the same options")
     else:
-        axes = [[(name, v) for v in as_list(values, f"{where}: search: {name}")] for name, values in search.items()]
+        axes = [[(n, v) for v in as_list(values, f"{where}: {n}")] for n, values in as_mapping(search, where).items()]
         points = list(itertools.product(*axes))
+    for i, point in enumerate(points):
+        if point in points[:i]:
+            raise UserError(f"{where}: {dict(point)}: is there twice")
     return Search(points, isinstance(search, list))
 
 
 def _grid_points(grid: Mapping[str, Any], where: str) -> Iterator[tuple[str, Options]]:
     """Label and options of each combination. An axis is an option with values, or labels with options."""
     axes: list[list[tuple[str, Options]]] = []
-    for name, axis in grid.items():
-        if isinstance(axis, Mapping):
-            axes.append([(str(label), as_mapping(o, f"{where}: grid: {name}: {label}")) for label, o in axis.items()])
+    for name, axis in as_mapping(grid, f"{where}: grid").items():
+        place = f"{where}: grid: {name}"
+        if isinstance(axis, Mapping) and axis:
+            axes.append([(str(label), as_mapping(o, f"{place}: {label}")) for label, o in axis.items()])
         else:
-            axes.append([(f"{name} {v}", {name: v}) for v in as_list(axis, f"{where}: grid: {name}")])
+            axes.append([(f"{name} {v}", {name: v}) for v in as_list(axis, place)])
     for combination in itertools.product(*axes):
         options: dict[str, Any] = {}
         for _, each in combination:
@@ -249,15 +263,16 @@ def _published(
 ) -> dict[str, dict[str, list[float | None]]]:  # fmt: skip
     """Published figures by setting and strategy, one a point of the search; without a grid there is one setting."""
     if labels == [""]:
-        published = {"": published} if published else {}
-    for label, figures in published.items():
+        published = {"": published}
+    found = {str(label): as_mapping(figures, f"{where}: published: {label}") for label, figures in published.items()}
+    for label, figures in found.items():
         if label not in labels:
             raise UserError(f"{where}: published: {label}: is none of {', '.join(labels)}")
-        for strategy, values in as_mapping(figures, f"{where}: published: {label}").items():
+        for strategy, values in figures.items():
             place = f"{where}: published: {label + ': ' if label else ''}{strategy}"
             if strategy not in strategies:
                 raise UserError(f"{place}: no such strategy")
             wanted = len(search.without(strategies[strategy]))
-            if len(as_list(values, place)) != wanted or not all(isinstance(v, int | float | None) for v in values):
-                raise UserError(f"{place}: {values}: must be {wanted} figures, one a point of the search")
-    return {label: dict(figures) for label, figures in published.items()}
+            if len(as_list(values, place)) != wanted or not all(type(v) in (int, float, type(None)) for v in values):
+                raise UserError(f"{place}: {values}: must be {wanted} figures or null, one a point of the search")
+    return found

@@ -20,23 +20,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses what yaml would silently drop: the first of two equal keys."""
+        """Refuses what yaml would silently drop: the first of two equal keys. What `<<` brings in may be overridden."""
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-            if twice:
-                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} is there twice", problem_mark=node.start_mark)
-            return super().construct_mapping(node, deep)
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+                seen.add(str(key.value))
+            return node
 
     try:
         content = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the 31st of February
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise UserError(f"{path}:{line} {getattr(error, 'problem', None) or error}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}:{line} {problem}") from error
     return as_mapping(content, str(path))
 
 
@@ -61,8 +64,11 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
     """The value, which must be a mapping with text for keys; nothing counts as an empty one."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping):
         raise UserError(f"{where}: {value!r}: must be a mapping of names")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: {key!r}: must be a name; write it in quotes")
     return dict(value)
 
 

@@ -11,7 +11,7 @@ import main_llama
 from runtime.session import PER_CALL
 
 ROOT = Path(__file__).parent.parent
-NOT_IN_A_GRID = {*PER_CALL, "output_dir", "seed"} - {"max_steps"}  # said by compare.py itself
+NOT_IN_A_GRID = {*PER_CALL, "output_dir", "seed", "help"} - {"max_steps"}  # said by compare.py itself
 
 
 @dataclass(frozen=True)
