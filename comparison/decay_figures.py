@@ -131,6 +131,6 @@ def decay_by_role(finding: Finding, looks: Looks) -> Any:
         ax.xaxis.get_major_locator().set_params(integer=True, nbins=3 if len(roles) > 4 else 4)
     _baselines(axes)
     axes[0].set_ylabel("Multiple of base decay,\nmean over depth")
-    figure.supxlabel("Optimizer step", fontsize=8)
+    axes[len(axes) // 2].set_xlabel("Optimizer step")  # a label of the figure would lie on the legend
     legend_below(figure, looks, list(found), markers=False)
     return figure

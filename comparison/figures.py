@@ -59,13 +59,13 @@ def _of_setting(finding: Finding, prefix: str, looks: Looks, folder: Path) -> li
     drawn = []
     for name, title, figure, caption in (
         ("outcome", "Outcome by strategy", outcome(finding, looks),
-         "Left: each strategy at its best base decay, a dot a seed, the bar their mean (a star: the best base decay is at "
-         f"the edge of the search). Right: differences to {baseline}, paired by seed, and below the line those of "
+         "Left: each strategy at its best base decay, a dot a seed, the bar their mean (a star: at the edge of the "
+         f"search). Right: differences to {baseline}, paired by seed, and below the line those of "
          "the other compared pairs. Thick: 95 % interval of Student's t; thin: bootstrap, too narrow for few seeds. "
          "Filled dots are told from 0 after Holm's correction, open ones are not."),
         ("decay", "Metric by decay", metric_by_decay(finding, looks),
          "Mean over seeds, and the range, at every searched base decay; open marks lack seeds. Left of the dashed "
-         "line: no decay. Strategies at one base decay are drawn side by side. Arrows at the margin are means beyond it."),
+         "line: no decay. Strategies at one base decay stand side by side. Arrows at the margin are means beyond it."),
         ("curves", "Learning curves", learning_curves(finding, looks),
          "Each strategy at its best base decay: mean over seeds, in a band from the smallest to the largest. Below: "
          f"minus {baseline} at the same seed and step. Axes leave out what only the first steps reach."),

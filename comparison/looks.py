@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadecay.drawing import DASHES, DOUBLE, MARKERS
+from alphadecay.drawing import DASHES, MARKERS
 from runtime.errors import UserError
 
 DOTS_PER_INCH = 200
-WIDTH_OF_LETTER = 0.062  # inches, of a legend's text
+WIDTH_OF_LETTER = 0.055  # inches, of a legend's text
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,3 @@ def save(figure: Any, folder: Path, name: str) -> None:
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be written: {error}") from error
-
-
-def width_of(panels: int) -> float:
-    """Inches that a figure with so many panels side by side is wide."""
-    return DOUBLE if panels > 1 else DOUBLE * 0.6

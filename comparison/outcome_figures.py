@@ -28,6 +28,10 @@ def outcome(finding: Finding, looks: Looks) -> Any:
         _draw_seeds(left, each, row, looks)
         if each.strategy in finding.with_baseline:
             _draw_difference(right, finding.with_baseline[each.strategy], row, looks[each.strategy].colour)
+        else:
+            right.annotate(
+                "baseline", (0, row), (4, 0), textcoords="offset points", va="center", fontsize=7, color=GREY
+            )
     for row, comparison in enumerate(contrasts, len(tuned)):
         _draw_difference(right, comparison, row, "0.2")
     labels = [_label(each) for each in tuned]
@@ -42,7 +46,7 @@ def outcome(finding: Finding, looks: Looks) -> Any:
     right.axvline(0, color=GREY, lw=0.8, zorder=0)
     direction = "right is better" if metric.higher_is_better else "left is better"
     measure = f" in {unit(metric)}" if unit(metric) else f" in {metric.label}"
-    right.set_xlabel(f"Difference to {plain(finding.setting.baseline)}{measure}\n({direction})")
+    right.set_xlabel(f"Difference{measure}\n({direction})")
     for ax in (left, right):
         ax.grid(True, axis="x")
         ax.tick_params(axis="y", length=0)

@@ -65,7 +65,7 @@ def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Look
         steps = [step for step, _ in points]
         band = [[choose(values) for _, values in points] for choose in (min, max)]
         ax.plot(steps, [fmean(values) for _, values in points], **looks[name].line)
-        ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.1, lw=0)
+        ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.08, lw=0)
         late = [values for step, values in points if step >= EARLY * steps[-1]]
         ends += [end for values in late for end in (min(values), max(values))]
     if not ends:
@@ -92,7 +92,7 @@ def decay_and_norms(finding: Finding, looks: Looks) -> Any:
 
     runs = best_runs(finding)
     figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
-    decays, norms, alphas = figure.subplots(1, 3)
+    decays, norms, alphas = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
     _draw_by(decays, runs, looks, lambda run: curve(run, "weight_decay_mean"))
     _draw_by(norms, runs, looks, lambda run: curve(run, "weight_norm"))
     decays.set(xlabel="Optimizer step", ylabel="Mean applied decay")
