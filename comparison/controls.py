@@ -73,7 +73,8 @@ def _remains(name: str, other: str, baseline: str, before: Comparison, now: Comp
         return f"There are too few seeds to say whether it does as {name} does."
     if before.verdict != BETTER:
         state = {BETTER: "is better than", WORSE: "is worse than", SAME: "is not distinguishable from"}[now.verdict]
-        return f"{name} has no advantage over {baseline} that could remain; {other} {state} {baseline}."
+        lacking = "is not shown to have an" if before.verdict == SAME else "has no"
+        return f"{name} {lacking} advantage over {baseline} that could remain; {other} {state} {baseline}."
     if now.verdict == BETTER:
         return f"The advantage of {name} over {baseline} remains; {other} is better than {baseline} too."
     if now.verdict == WORSE:
@@ -95,7 +96,7 @@ def _direct(comparison: Comparison, finding: Finding) -> str:
     }[comparison.verdict]
     if comparison.verdict == NO_SEED:
         return f"{what}."
-    return f"Compared directly, {what} ({evidence(comparison, finding.setting.metric)})."
+    return f"Compared directly, {what} ({evidence(comparison, finding.decimals)})."
 
 
 def _contrast_words(finding: Finding, contrast: Comparison) -> str:

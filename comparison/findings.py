@@ -9,6 +9,7 @@ from comparison.grid import Grid
 from comparison.results import Run
 from comparison.statistics import BETTER, Comparison, Paired, compare_all, paired
 from comparison.tuning import Point, Tuned, tune
+from comparison.wording import decimals_for
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Finding:
         """The comparison of two strategies, if it is one of the family in this order."""
         pair = (first, second)
         return next((c for c in self.comparisons if (c.paired.first, c.paired.second) == pair), None)
+
+    @cached_property
+    def decimals(self) -> int:
+        """How many the metric and its differences are shown with."""
+        points = [tuned.best for tuned in self.tuned if tuned.best is not None]
+        spreads = [c.paired.sd for c in self.comparisons if c.paired.sd] or [p.sd for p in points if p.sd]
+        return decimals_for(spreads, [value for point in points for value in point.values.values()])
 
     @property
     def winners(self) -> list[str]:

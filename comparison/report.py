@@ -22,7 +22,7 @@ from comparison.tables import (
     strategies_table,
 )
 from comparison.tuning import state_of
-from comparison.wording import NOTHING, counted, listed, number, p_value, short, signed, span
+from comparison.wording import NOTHING, counted, fixed, listed, p_value, short, signed, span
 from comparison.words import verdict
 from runtime.errors import UserError
 from runtime.tables import table
@@ -77,15 +77,20 @@ def _summary_row(finding: Finding, strategy: str) -> list[str]:
     if best is None:
         return [strategy, *[NOTHING] * 7, "no run has finished"]
     base = short(best.weight_decay) + (" *" if tuned.edges else "")
-    figures = [base, short(best.mean_decay), number(best.mean), number(best.sd, 2)]
-    return [strategy, *figures, *_compared(comparison)]
+    figures = [base, short(best.mean_decay), fixed(best.mean, finding.decimals), fixed(best.sd, finding.decimals)]
+    return [strategy, *figures, *_compared(comparison, finding.decimals)]
 
 
-def _compared(comparison: Comparison | None) -> list[str]:
+def _compared(comparison: Comparison | None, decimals: int) -> list[str]:
     if comparison is None:
         return [NOTHING, NOTHING, NOTHING, "baseline"]
     paired = comparison.paired
-    return [signed(paired.mean), span(paired.interval), p_value(comparison.holm), comparison.verdict]
+    return [
+        signed(paired.mean, decimals),
+        span(paired.interval, decimals),
+        p_value(comparison.holm),
+        comparison.verdict,
+    ]
 
 
 def _state_words(runs: Sequence[Run]) -> str:

@@ -9,7 +9,7 @@ from comparison.findings import Finding
 from comparison.results import Run
 from comparison.statistics import BETTER, NO_SEED, WORSE, Comparison
 from comparison.tuning import Point, Tuned, figure_of, mean_of, state_of
-from comparison.wording import NOTHING, number, p_value, seeds, short, signed, span, unit
+from comparison.wording import NOTHING, fixed, number, p_value, seeds, short, signed, span, unit
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def strategies_table(finding: Finding) -> Table:
         "Strategy", "Base decay", "Mean applied decay", "Seeds", f"Mean {metric.name}", "SD", "Worst", "Best",
         *(["Published"] if published else []), "Norm of weights", "Training loss",
     ]  # fmt: skip
-    rows = [_strategy_row(each, metric.higher_is_better, published) for each in finding.tuned]
+    rows = [_strategy_row(each, finding, published) for each in finding.tuned]
     direction = "higher" if metric.higher_is_better else "lower"
     note = (
         f"Each strategy at its best point of the search. {metric.name}: {metric.label}, {direction} is better; mean "
@@ -70,19 +70,19 @@ def strategies_table(finding: Finding) -> Table:
     return Table("Strategies at their best", note, header, rows)
 
 
-def _strategy_row(tuned: Tuned, higher: bool, published: bool) -> list[Cell]:
-    best = tuned.best
+def _strategy_row(tuned: Tuned, finding: Finding, published: bool) -> list[Cell]:
+    best, decimals = tuned.best, finding.decimals
     if best is None:
         width = 10 if published else 9
         return [words(tuned.strategy), words("no run has finished", "doubt"), *[Cell(NOTHING)] * (width - 1)]
     values = list(best.values.values())
     last = [run.log[-1] if run.log else {} for run in best.finished]
     norm, loss = (mean_of([row.get(key) for row in last]) for key in ("weight_norm", "train_loss"))
-    ends = (min(values), max(values)) if higher else (max(values), min(values))
+    ends = (min(values), max(values)) if finding.setting.metric.higher_is_better else (max(values), min(values))
     return [
         words(tuned.strategy), _point_cell(best, bool(tuned.edges)), figure(best.mean_decay, short(best.mean_decay)),
-        _seeds_cell(best), figure(best.mean, number(best.mean)), figure(best.sd, number(best.sd, 2)),
-        *(figure(end, number(end)) for end in ends),
+        _seeds_cell(best), figure(best.mean, fixed(best.mean, decimals)), figure(best.sd, fixed(best.sd, decimals)),
+        *(figure(end, fixed(end, decimals)) for end in ends),
         *([figure(best.published, short(best.published))] if published else []),
         figure(norm, number(norm)), figure(loss, number(loss)),
     ]  # fmt: skip
@@ -115,10 +115,12 @@ def comparisons_table(finding: Finding) -> Table:
         f"these {family}. Detectable: the smallest true difference that so many seeds show with 80 % power at level "
         f"0.05 / {family}, if the spread is the one seen. Seeds needed: to show the difference seen here, likewise."
     )
-    return Table("Tuned against tuned", note, header, [_comparison_row(each) for each in finding.comparisons])
+    return Table(
+        "Tuned against tuned", note, header, [_comparison_row(each, finding.decimals) for each in finding.comparisons]
+    )
 
 
-def _comparison_row(comparison: Comparison) -> list[Cell]:
+def _comparison_row(comparison: Comparison, decimals: int) -> list[Cell]:
     paired = comparison.paired
     kind = {BETTER: "good", WORSE: "bad"}.get(comparison.verdict, "doubt" if comparison.verdict == NO_SEED else "")
     needed = comparison.seeds_needed
@@ -126,8 +128,8 @@ def _comparison_row(comparison: Comparison) -> list[Cell]:
     bootstrap_low = paired.bootstrap[0] if paired.bootstrap else None
     return [
         words(f"{paired.first} - {paired.second}"), words(comparison.verdict, kind),
-        figure(paired.mean, signed(paired.mean)), figure(low, span(paired.interval)),
-        figure(bootstrap_low, span(paired.bootstrap)), figure(paired.count, str(paired.count)),
+        figure(paired.mean, signed(paired.mean, decimals)), figure(low, span(paired.interval, decimals)),
+        figure(bootstrap_low, span(paired.bootstrap, decimals)), figure(paired.count, str(paired.count)),
         figure(paired.p, p_value(paired.p)), figure(comparison.holm, p_value(comparison.holm)),
         figure(comparison.detectable, number(comparison.detectable, 3)), figure(needed, seeds(needed)),
     ]  # fmt: skip
@@ -144,7 +146,8 @@ def equal_table(finding: Finding) -> Table | None:
         low = paired.interval[0] if paired.interval else None
         rows.append([
             words(each.point.strategy), _point_cell(each.point), figure(paired.count, str(paired.count)),
-            figure(paired.mean, signed(paired.mean)), figure(low, span(paired.interval)),
+            figure(paired.mean, signed(paired.mean, finding.decimals)),
+            figure(low, span(paired.interval, finding.decimals)),
             figure(paired.p, p_value(paired.p)),
         ])  # fmt: skip
     note = (
@@ -165,12 +168,13 @@ def points_table(finding: Finding) -> Table:
     for point in points:
         row = [
             words(point.strategy), _point_cell(point), figure(point.mean_decay, short(point.mean_decay)),
-            _seeds_cell(point), figure(point.mean, number(point.mean)), figure(point.sd, number(point.sd, 2)),
+            _seeds_cell(point), figure(point.mean, fixed(point.mean, finding.decimals)),
+            figure(point.sd, fixed(point.sd, finding.decimals)),
         ]  # fmt: skip
         if published:
             there = point.mean is not None and point.published is not None
             gap = point.mean - point.published if there else None  # type: ignore[operator]
-            row += [figure(point.published, short(point.published)), figure(gap, signed(gap))]
+            row += [figure(point.published, short(point.published)), figure(gap, signed(gap, finding.decimals))]
         rows.append(row)
     note = f"All points that were run; {metric.label}."
     if published:

@@ -1,6 +1,7 @@
 """Figures, intervals and lists as a reader has them; the same in the page, in Markdown and in the terminal."""
 
 from collections.abc import Sequence
+from math import floor, log10
 
 from comparison.programs import Metric
 from comparison.statistics import MOST_SEEDS, Comparison, Interval
@@ -22,14 +23,31 @@ def short(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """With its sign."""
-    return number(value, digits) if not value or value < 0 else "+" + number(value, digits)
+def fixed(value: float | None, decimals: int) -> str:
+    """So many decimals, so that a column's points stand below each other."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
 
 
-def span(interval: Interval | None) -> str:
-    """Such as "-0.20 to +1.3"."""
-    return NOTHING if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
+def signed(value: float | None, decimals: int) -> str:
+    """With its sign; what rounds to 0 has none."""
+    if value is None:
+        return NOTHING
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
+def span(interval: Interval | None, decimals: int) -> str:
+    """Such as "-0.20 to +1.30"."""
+    return NOTHING if interval is None else f"{signed(interval[0], decimals)} to {signed(interval[1], decimals)}"
+
+
+def decimals_for(spreads: Sequence[float], values: Sequence[float]) -> int:
+    """Decimals that show a typical spread to two digits; without spreads, values to four."""
+    typical = sorted(spread for spread in spreads if spread > 0)
+    if typical:
+        return min(6, max(0, 1 - floor(log10(typical[len(typical) // 2]))))
+    largest = max(map(abs, values), default=0.0)
+    return min(6, max(0, 3 - floor(log10(largest)))) if largest else 2
 
 
 def p_value(p: float | None) -> str:
@@ -43,11 +61,6 @@ def unit(metric: Metric) -> str:
     """Of a difference in the metric: what its label has behind "in"; of per cents, percentage points."""
     _, _, named = metric.label.rpartition(" in ") if " in " in metric.label else ("", "", "")
     return "percentage points" if named == "%" else named
-
-
-def amount(value: float, metric: Metric) -> str:
-    """A difference without its sign, with its unit."""
-    return f"{number(abs(value), 3)} {unit(metric)}".strip()
 
 
 def seeds(count: int | None) -> str:
@@ -67,12 +80,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def evidence(comparison: Comparison, metric: Metric) -> str:
-    """What a verdict rests on, such as "+0.62 percentage points, 95 % interval +0.21 to +1.0, p 0.012"."""
+def evidence(comparison: Comparison, decimals: int) -> str:
+    """What a verdict rests on, such as "+0.62, 95 % interval +0.21 to +1.03, p 0.012"."""
     paired = comparison.paired
-    words = [f"{signed(paired.mean)} {unit(metric)}".strip()]
+    words = [signed(paired.mean, decimals)]
     if paired.all_equal:
         words.append("the same in every seed")
     elif paired.interval is not None:
-        words += [f"95 % interval {span(paired.interval)}", f"p {p_value(comparison.holm)}"]
+        words += [f"95 % interval {span(paired.interval, decimals)}", f"p {p_value(comparison.holm)}"]
     return ", ".join(words)

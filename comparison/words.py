@@ -1,50 +1,67 @@
 """The verdict on a setting in plain language: every sentence follows from its figures."""
 
-from collections.abc import Sequence
-
 from comparison.controls import controls
 from comparison.findings import Finding
 from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison
 from comparison.tuning import Edge, Tuned
-from comparison.wording import amount, counted, evidence, listed, number, seeds, short
+from comparison.wording import counted, evidence, listed, number, seeds, short, unit
 
 LARGER = 1.05  # times the baseline's mean applied decay, from which a larger total decay is mentioned
 
 
 def verdict(finding: Finding) -> list[str]:
     """Paragraphs: who is better, what it would take to tell, what the controls say, what to be careful about."""
-    parts = [lead(finding), what_it_takes(finding), *controls(finding), *total_decay(finding), *cautions(finding)]
+    parts = [lead(finding), how_much(finding), what_it_takes(finding)]
+    parts += [*controls(finding), *total_decay(finding), *cautions(finding)]
     return [part for part in parts if part]
 
 
 def lead(finding: Finding) -> str:
-    """Which strategies are better, worse or not distinguishable from the baseline, and by how much."""
-    metric, baseline = finding.setting.metric, finding.setting.baseline
+    """Which strategies are better, worse or not distinguishable from the baseline."""
+    baseline = finding.setting.baseline
     if finding.baseline.best is None:
         return f"No run of the baseline, {baseline}, has finished: there is nothing to compare with yet."
-    groups: dict[str, list[Comparison]] = {}
-    for comparison in finding.with_baseline.values():
-        groups.setdefault(comparison.verdict, []).append(comparison)
+    groups = _by_verdict(finding)
+    if not groups:
+        return f"There is no other strategy to compare {baseline} with."
     sentences = []
+    if BETTER not in groups and {SAME, WORSE} & set(groups):
+        sentences.append(f"No strategy is shown to be better than {baseline}.")
     for name, opening in (
         (BETTER, f"Better than {baseline}"),
         (WORSE, f"Worse than {baseline}"),
         (SAME, f"Not distinguishable from {baseline}"),
-        (ONE_SEED, f"One seed only, so that nothing can be said on differences to {baseline}; seen were"),
+        (ONE_SEED, f"One seed only, which says nothing on differences to {baseline}"),
+        (NO_SEED, f"No seed has finished in both {baseline} and the strategy"),
     ):
         if name in groups:
-            each = "; ".join(f"{c.paired.first} ({evidence(c, metric)})" for c in groups[name])
-            sentences.append(f"{opening}: {each}.")
-    if NO_SEED in groups:
-        names = listed([c.paired.first for c in groups[NO_SEED]])
-        sentences.append(f"No seed has finished in both {baseline} and {names}.")
-    if not groups:
-        return f"There is no other strategy to compare {baseline} with."
-    if not groups.get(BETTER) and not groups.get(ONE_SEED):
-        sentences.insert(0, f"No strategy is shown to be better than {baseline}.")
-    direction = "higher" if metric.higher_is_better else "lower"
-    sentences.append(f"Differences are strategy minus {baseline}, of {metric.label}; {direction} is better.")
+            sentences.append(f"{opening}: {', '.join(c.paired.first for c in groups[name])}.")
     return " ".join(sentences)
+
+
+def how_much(finding: Finding) -> str:
+    """By how much strategies differ from the baseline."""
+    metric, baseline = finding.setting.metric, finding.setting.baseline
+    found = [c for c in finding.with_baseline.values() if c.paired.mean is not None]
+    if not found:
+        return ""
+    each = "; ".join(f"{c.paired.first} {evidence(c, finding.decimals)}" for c in found)
+    measure = f"; differences in {unit(metric)}" if unit(metric) else ""
+    direction = "higher" if metric.higher_is_better else "lower"
+    text = f"By how much, as strategy minus {baseline} ({metric.label}, {direction} is better{measure}): {each}."
+    if any(c.paired.interval and c.paired.interval[0] * c.paired.interval[1] > 0 for c in found if c.verdict == SAME):
+        text += (
+            " Intervals are those of one comparison alone: where one leaves out 0 and the verdict is still not "
+            "distinguishable, that is for the number of comparisons, which p is corrected for."
+        )
+    return text
+
+
+def _by_verdict(finding: Finding) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in finding.with_baseline.values():
+        groups.setdefault(comparison.verdict, []).append(comparison)
+    return groups
 
 
 def what_it_takes(finding: Finding) -> str:
@@ -58,11 +75,11 @@ def what_it_takes(finding: Finding) -> str:
     metric = finding.setting.metric
     shown = sorted(c.detectable for c in told if c.detectable is not None)
     counts = sorted({c.paired.count for c in told})
-    sizes = amount(shown[0], metric) if len(shown) == 1 else f"{number(shown[0], 3)} to {amount(shown[-1], metric)}"
+    sizes = " to ".join(number(size, 3) for size in sorted({shown[0], shown[-1]})) + f" {unit(metric)}".rstrip()
     text = (
         f"What it would take to tell: with {listed([counted(n, 'seed') for n in counts], 'or')} and "
-        f"{counted(told[0].family, 'comparison')}, a true difference is shown in {POWER:.0%} of cases only if it is as "
-        f"large as {sizes}{', depending on the strategy' if len(shown) > 1 else ''}."
+        f"{counted(told[0].family, 'comparison')}, a true difference is shown in {100 * POWER:.0f} % of cases only if "
+        f"it is as large as {sizes}{', depending on the strategy' if len(shown) > 1 else ''}."
     )
     open_ones = [c for c in told if c.verdict == SAME and c.seeds_needed]
     if open_ones:
@@ -79,7 +96,7 @@ def total_decay(finding: Finding) -> list[str]:
     """Where a better strategy also has more decay in total than the baseline, that it could be the reason."""
     sentences = []
     base = finding.baseline.best.mean_decay if finding.baseline.best else None
-    reached = max((p.mean_decay or 0.0 for p in finding.baseline.points), default=0.0)
+    reached = max((p.mean_decay or 0.0 for p in finding.baseline.points if p.complete), default=0.0)
     for name in finding.winners:
         best = finding.of(name).best
         own = best.mean_decay if best else None
@@ -91,7 +108,7 @@ def total_decay(finding: Finding) -> list[str]:
         )
         if reached >= own:
             text += (
-                f" {finding.setting.baseline} was searched up to {short(reached)}, where it did not do better, which "
+                f" {finding.setting.baseline} was searched up to {short(reached)} and did best at {short(base)}, which "
                 "speaks against it."
             )
         else:
@@ -142,10 +159,3 @@ def _missing_words(tuned: Tuned) -> list[str]:
     else:
         text += " Points of its search that lack seeds are left out when the best one is chosen."
     return [text]
-
-
-def family_words(comparisons: Sequence[Comparison]) -> str:
-    """What p values are corrected over."""
-    if not comparisons:
-        return ""
-    return f"p values are corrected after Holm over {counted(len(comparisons), 'comparison')} of this setting."
