@@ -1,0 +1,175 @@
+"""The report of a comparison: report.md, report.html, results.csv and figures; and its summary for the terminal."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from comparison.figures import FOLDER, Drawn, draw_all, slug, slugs
+from comparison.findings import Finding, find
+from comparison.grid import Grid
+from comparison.method import STATISTICS, command_of, provenance, searched_words
+from comparison.results import BROKEN, FINISHED, Run, write_csv
+from comparison.statistics import Comparison
+from comparison.tables import (
+    comparisons_table,
+    counts,
+    equal_table,
+    points_table,
+    runs_table,
+    strategies_table,
+)
+from comparison.tuning import state_of
+from comparison.wording import NOTHING, counted, fixed, listed, p_value, short, signed, span
+from comparison.words import verdict
+from runtime.errors import UserError
+from runtime.tables import table
+
+MARKDOWN, PAGE, CSV = "report.md", "report.html", "results.csv"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(grid: Grid, runs: Sequence[Run], root: Path, folder: Path) -> list[Path]:
+    """Write the report of what there is by now.
+
+    Args:
+        grid: The comparison.
+        runs: Its runs, as `read_runs` has them.
+        root: The comparison's folder, which that of each run lies in.
+        folder: Where the report goes; made if need be. The same runs give the same bytes.
+
+    Returns:
+        The page, the Markdown and the table of results, in this order.
+
+    Raises:
+        UserError: If a file cannot be written.
+    """
+    findings = find(grid, runs)
+    figures = draw_all(findings, folder / FOLDER)
+    paths = [folder / name for name in (PAGE, MARKDOWN, CSV)]
+    content = _content(grid, findings, runs, root, figures)
+    try:
+        for path in paths[:2]:
+            path.write_text(_render(path.name, content | {"folder": folder}))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
+    write_csv(paths[2], runs, root)
+    return paths
+
+
+def summary_text(grid: Grid, runs: Sequence[Run]) -> str:
+    """What compare.py prints at the end: for each setting a small table and the verdict's words."""
+    parts = [_state_words(runs)]
+    for finding in find(grid, runs):
+        metric = finding.setting.metric
+        header = ["strategy", "base decay", "mean decay", metric.name, "sd", "difference", "95 % interval", "p (Holm)"]
+        rows = [_summary_row(finding, tuned.strategy) for tuned in finding.tuned]
+        title = f"{finding.setting.name} ({metric.label})"
+        parts.append("\n".join([title, table([*header, "verdict"], rows), "", *verdict(finding)]))
+    return "\n\n".join(parts)
+
+
+def _summary_row(finding: Finding, strategy: str) -> list[str]:
+    tuned = finding.of(strategy)
+    best, comparison = tuned.best, finding.with_baseline.get(strategy)
+    if best is None:
+        return [strategy, *[NOTHING] * 7, "no run has finished"]
+    base = short(best.weight_decay) + (" *" if tuned.edges else "")
+    figures = [base, short(best.mean_decay), fixed(best.mean, finding.decimals), fixed(best.sd, finding.decimals)]
+    return [strategy, *figures, *_compared(comparison, finding.decimals)]
+
+
+def _compared(comparison: Comparison | None, decimals: int) -> list[str]:
+    if comparison is None:
+        return [NOTHING, NOTHING, NOTHING, "baseline"]
+    paired = comparison.paired
+    return [
+        signed(paired.mean, decimals),
+        span(paired.interval, decimals),
+        p_value(comparison.holm),
+        comparison.verdict,
+    ]
+
+
+def _state_words(runs: Sequence[Run]) -> str:
+    found = counts(runs)
+    others = [f"{count} {state}" for state, count in found.items() if state != FINISHED]
+    return f"{found[FINISHED]} of {counted(len(runs), 'run')} finished" + (f"; {listed(others)}" if others else "")
+
+
+def _content(
+    grid: Grid, findings: Sequence[Finding], runs: Sequence[Run], root: Path, figures: Mapping[str, Sequence[Drawn]]
+) -> dict[str, Any]:
+    """What the templates show."""
+    origin = provenance(runs)
+    anchors = slugs([finding.setting.name for finding in findings])
+    return {
+        "title": grid.title,
+        "notes": grid.notes.strip(),
+        "source": grid.source.name,
+        "state": _state_words(runs),
+        "incomplete": counts(runs)[FINISHED] < len(runs),
+        "warnings": origin.warnings,
+        "settings": [_setting(f, anchors[f.setting.name], figures[f.setting.name]) for f in findings],
+        "runs": runs_table(runs, root),
+        "failures": [_failure(run) for run in runs if run.state == BROKEN],
+        "searched": [searched_words(finding) for finding in findings],
+        "statistics": STATISTICS,
+        "origin": {"Commit": origin.commits, "Machine": origin.machines, "Versions": origin.versions},
+        "commands": {finding.setting.name: command_of(finding) for finding in findings},
+    }
+
+
+def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[str, Any]:
+    made = [strategies_table(finding), comparisons_table(finding), equal_table(finding), points_table(finding)]
+    return {
+        "name": finding.setting.name,
+        "notes": finding.setting.notes.strip(),
+        "anchor": f"setting-{anchor}",
+        "verdict": verdict(finding),
+        "tables": [each for each in made if each is not None and each.rows],
+        "figures": figures,
+    }
+
+
+def _failure(run: Run) -> dict[str, Any]:
+    status = run.failure["status"]
+    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    return {"name": run.cell.name, "state": state_of(run), "how": how, "lines": "\n".join(run.failure["lines"])}
+
+
+def _render(name: str, content: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=name == PAGE, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.globals |= {"embedded": _embedded, "slug": slug}
+    environment.filters |= {"row": _markdown_row, "line": _one_line, "fenced": _fenced}
+    return environment.get_template(f"{name}.jinja").render(content)
+
+
+def _embedded(folder: Path, drawn: Drawn) -> str:
+    """A figure as an address that holds it."""
+    content = (folder / FOLDER / f"{drawn.name}.svg").read_bytes()
+    return f"data:image/svg+xml;base64,{b64encode(content).decode()}"
+
+
+def _one_line(text: str) -> str:
+    """Text as Markdown shows it as it is: no markup, no line ends."""
+    for mark in "\\`*_{}[]<>#|~&":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_one_line, cells))} |"
+
+
+def _fenced(text: str) -> str:
+    """A block of text as it is, whatever backticks are in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

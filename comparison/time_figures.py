@@ -1,0 +1,131 @@
+"""Figures of the runs at the best points over optimizer steps: losses, metric, decay, norms; and alpha at the end."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from alphadecay.drawing import DOUBLE, label_log_axis, print_style, say_instead, thinned
+from comparison.findings import Finding
+from comparison.looks import Looks, capitalised, dodged, finite, legend_below, plain
+from comparison.results import Run
+
+EARLY = 0.15  # share of the steps whose values do not stretch the axis: every run falls or climbs steeply there
+Curve = Mapping[int, float]  # by optimizer step
+
+
+def best_runs(finding: Finding) -> dict[str, list[Run]]:
+    """The finished runs of each strategy at its best point."""
+    return {t.strategy: t.best.finished for t in finding.tuned if t.best is not None and t.best.finished}
+
+
+def curve(run: Run, key: str) -> Curve:
+    """A figure of the run's log by step, where it has one."""
+    return {row["step"]: row[key] for row in run.log if finite(row.get(key))}
+
+
+@print_style()
+def learning_curves(finding: Finding, looks: Looks) -> Any:
+    """Training loss and metric over steps, and below them their differences to the baseline, paired by seed."""
+    from matplotlib.figure import Figure
+
+    metric, baseline = finding.setting.metric, finding.setting.baseline
+    runs = best_runs(finding)
+    figure = Figure(figsize=(DOUBLE, 4.2), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for column, (key, label) in enumerate((("train_loss", "training loss in nats"), (metric.name, metric.label))):
+        curves = {name: {run.cell.seed: curve(run, key) for run in each} for name, each in runs.items()}
+        differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
+        differences.pop(baseline, None)
+        _draw_curves(axes[0, column], curves, looks)
+        _draw_curves(axes[1, column], differences, looks)
+        axes[1, column].axhline(0, **looks[baseline].line, lw=0.8)
+        axes[0, column].set_ylabel(capitalised(label))
+        axes[1, column].set_ylabel(f"Difference to {plain(baseline)}")
+        axes[1, column].set_xlabel("Optimizer step")
+    legend_below(figure, looks, list(runs), markers=False)
+    return figure
+
+
+def _minus(curves: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
+    """Differences by seed, at the steps that both have."""
+    return {
+        seed: {step: value - baseline[seed][step] for step, value in each.items() if step in baseline[seed]}
+        for seed, each in curves.items()
+        if seed in baseline
+    }
+
+
+def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks) -> None:
+    """Mean over seeds of each strategy, in a light band from the smallest to the largest."""
+    ends: list[float] = []
+    for name, by_seed in curves.items():
+        points = _gathered(list(by_seed.values()))
+        if not points:
+            continue
+        steps = [step for step, _ in points]
+        band = [[choose(values) for _, values in points] for choose in (min, max)]
+        ax.plot(steps, [fmean(values) for _, values in points], **looks[name].line)
+        ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.08, lw=0)
+        late = [values for step, values in points if step >= EARLY * steps[-1]]
+        ends += [end for values in late for end in (min(values), max(values))]
+    if not ends:
+        say_instead(ax, "nothing to draw")
+        return
+    margin = 0.05 * (max(ends) - min(ends)) or 0.5
+    ax.set_ylim(min(ends) - margin, max(ends) + margin)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(True)
+
+
+def _gathered(curves: Sequence[Curve]) -> Sequence[tuple[int, list[float]]]:
+    """The values of all curves at the steps that every one has."""
+    if not curves:
+        return []
+    steps = sorted(set.intersection(*(set(each) for each in curves)))
+    return thinned([(step, [each[step] for each in curves]) for step in steps])
+
+
+@print_style()
+def decay_and_norms(finding: Finding, looks: Looks) -> Any:
+    """Mean applied decay and norm of all weights over steps, and mean alpha of each role at the end."""
+    from matplotlib.figure import Figure
+
+    runs = best_runs(finding)
+    figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
+    decays, norms, alphas = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
+    _draw_by(decays, runs, looks, lambda run: curve(run, "weight_decay_mean"))
+    _draw_by(norms, runs, looks, lambda run: curve(run, "weight_norm"))
+    decays.set(xlabel="Optimizer step", ylabel="Mean applied decay")
+    norms.set(xlabel="Optimizer step", ylabel="Norm of all weights")
+    shown = [y for line in decays.lines for y in line.get_ydata() if y > 0]
+    if shown and max(shown) > 5 * min(shown):
+        decays.set_yscale("log", nonpositive="mask")
+        decays.set_ylim(min(shown) / 1.3, max(shown) * 1.3)
+        label_log_axis(decays.yaxis, min(shown), max(shown))
+    _draw_alphas(alphas, runs, looks)
+    legend_below(figure, looks, list(runs))
+    return figure
+
+
+def _draw_by(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks, read: Callable[[Run], Curve]) -> None:
+    _draw_curves(ax, {name: {run.cell.seed: read(run) for run in each} for name, each in runs.items()}, looks)
+
+
+def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> None:
+    """Mean over seeds, and the range, of each strategy at each role."""
+    found = {n: [run.summary.get("alpha_by_role") or {} for run in each] for n, each in runs.items()}
+    roles = list(dict.fromkeys(role for each in found.values() for alphas in each for role in alphas))
+    if not roles:
+        say_instead(ax, "no run has alphas")
+        return
+    for index, (name, each) in enumerate(found.items()):
+        look = looks[name]
+        for place, role in enumerate(roles):
+            values = [alphas[role] for alphas in each if finite(alphas.get(role))]
+            if values:
+                x = place + dodged(index, len(found), 0.6)
+                ax.plot([x, x], [min(values), max(values)], color=look.colour, lw=0.8)
+                ax.plot([x], [fmean(values)], color=look.colour, marker=look.marker, ms=3)
+    ax.set_xticks(range(len(roles)), roles, rotation=40, ha="right")
+    ax.set_ylabel("Mean alpha at the end")
+    ax.grid(True, axis="y")

@@ -1,0 +1,161 @@
+"""The verdict on a setting in plain language: every sentence follows from its figures."""
+
+from comparison.controls import controls
+from comparison.findings import Finding
+from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison
+from comparison.tuning import Edge, Tuned
+from comparison.wording import counted, evidence, listed, number, seeds, short, unit
+
+LARGER = 1.05  # times the baseline's mean applied decay, from which a larger total decay is mentioned
+
+
+def verdict(finding: Finding) -> list[str]:
+    """Paragraphs: who is better, what it would take to tell, what the controls say, what to be careful about."""
+    parts = [lead(finding), how_much(finding), what_it_takes(finding)]
+    parts += [*controls(finding), *total_decay(finding), *cautions(finding)]
+    return [part for part in parts if part]
+
+
+def lead(finding: Finding) -> str:
+    """Which strategies are better, worse or not distinguishable from the baseline."""
+    baseline = finding.setting.baseline
+    if finding.baseline.best is None:
+        return f"No run of the baseline, {baseline}, has finished: there is nothing to compare with yet."
+    groups = _by_verdict(finding)
+    if not groups:
+        return f"There is no other strategy to compare {baseline} with."
+    sentences = []
+    if BETTER not in groups and {SAME, WORSE} & set(groups):
+        sentences.append(f"No strategy is shown to be better than {baseline}.")
+    for name, opening in (
+        (BETTER, f"Better than {baseline}"),
+        (WORSE, f"Worse than {baseline}"),
+        (SAME, f"Not distinguishable from {baseline}"),
+        (ONE_SEED, f"One seed only, which says nothing on differences to {baseline}"),
+        (NO_SEED, f"No seed has finished in both {baseline} and the strategy"),
+    ):
+        if name in groups:
+            sentences.append(f"{opening}: {', '.join(c.paired.first for c in groups[name])}.")
+    return " ".join(sentences)
+
+
+def how_much(finding: Finding) -> str:
+    """By how much strategies differ from the baseline."""
+    metric, baseline = finding.setting.metric, finding.setting.baseline
+    found = [c for c in finding.with_baseline.values() if c.paired.mean is not None]
+    if not found:
+        return ""
+    each = "; ".join(f"{c.paired.first} {evidence(c, finding.decimals)}" for c in found)
+    measure = f"; differences in {unit(metric)}" if unit(metric) else ""
+    direction = "higher" if metric.higher_is_better else "lower"
+    text = f"By how much, as strategy minus {baseline} ({metric.label}, {direction} is better{measure}): {each}."
+    if any(c.paired.interval and c.paired.interval[0] * c.paired.interval[1] > 0 for c in found if c.verdict == SAME):
+        text += (
+            " Intervals are those of one comparison alone: where one leaves out 0 and the verdict is still not "
+            "distinguishable, that is for the number of comparisons, which p is corrected for."
+        )
+    return text
+
+
+def _by_verdict(finding: Finding) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in finding.with_baseline.values():
+        groups.setdefault(comparison.verdict, []).append(comparison)
+    return groups
+
+
+def what_it_takes(finding: Finding) -> str:
+    """The smallest differences that could have been shown, and the seeds it takes to show the observed ones."""
+    told = [c for c in finding.comparisons if c.detectable is not None]
+    if not told:
+        spread = any(c.paired.all_equal for c in finding.comparisons)
+        return (
+            "" if spread or finding.baseline.best is None else "At least two seeds are needed to say how sure this is."
+        )
+    metric = finding.setting.metric
+    shown = sorted(c.detectable for c in told if c.detectable is not None)
+    counts = sorted({c.paired.count for c in told})
+    sizes = " to ".join(number(size, 3) for size in sorted({shown[0], shown[-1]})) + f" {unit(metric)}".rstrip()
+    text = (
+        f"What it would take to tell: with {listed([counted(n, 'seed') for n in counts], 'or')} and "
+        f"{counted(told[0].family, 'comparison')}, a true difference is shown in {100 * POWER:.0f} % of cases only if "
+        f"it is as large as {sizes}{', depending on the strategy' if len(shown) > 1 else ''}."
+    )
+    open_ones = [c for c in told if c.verdict == SAME and c.seeds_needed]
+    if open_ones:
+        each = "; ".join(f"{_pair(c)}: {seeds(c.seeds_needed)}" for c in open_ones)
+        text += f" Seeds needed to show differences of the size seen here: {each}."
+    return text
+
+
+def _pair(comparison: Comparison) -> str:
+    return f"{comparison.paired.first} and {comparison.paired.second}"
+
+
+def total_decay(finding: Finding) -> list[str]:
+    """Where a better strategy also has more decay in total than the baseline, that it could be the reason."""
+    sentences = []
+    base = finding.baseline.best.mean_decay if finding.baseline.best else None
+    reached = max((p.mean_decay or 0.0 for p in finding.baseline.points if p.complete), default=0.0)
+    for name in finding.winners:
+        best = finding.of(name).best
+        own = best.mean_decay if best else None
+        if own is None or base is None or own <= LARGER * base:
+            continue
+        text = (
+            f"{name} does better with a larger mean applied decay, {short(own)} against {short(base)} of "
+            f"{finding.setting.baseline}: a larger total decay could explain the difference."
+        )
+        if reached >= own:
+            text += (
+                f" {finding.setting.baseline} was searched up to {short(reached)} and did best at {short(base)}, which "
+                "speaks against it."
+            )
+        else:
+            text += f" {finding.setting.baseline} was searched only up to {short(reached)}."
+        sentences.append(text)
+    return sentences
+
+
+def cautions(finding: Finding) -> list[str]:
+    """What weakens the verdict: edges of the search, runs that are missing, and differences without a spread."""
+    found = []
+    for tuned in finding.tuned:
+        found += [_edge_words(tuned, edge) for edge in tuned.edges]
+        found += _missing_words(tuned)
+    for comparison in finding.comparisons:
+        if comparison.paired.all_equal and comparison.paired.mean:
+            found.append(
+                f"{_pair(comparison)} differ by the same amount in every seed: there is no spread that a test could "
+                "judge it by."
+            )
+    return found
+
+
+def _edge_words(tuned: Tuned, edge: Edge) -> str:
+    side = "largest" if edge.largest else "smallest"
+    what = "base decay" if edge.option == "weight_decay" else edge.option
+    return (
+        f"The best {what} of {tuned.strategy}, {short(edge.value)}, is at the edge of the search, the {side} searched: "
+        "the optimum may lie outside, and the comparison may then change."
+    )
+
+
+def _missing_words(tuned: Tuned) -> list[str]:
+    """Of a strategy whose planned runs have not all finished."""
+    if tuned.complete:
+        return []
+    runs = sum(len(point.runs) for point in tuned.points)
+    states: dict[str, int] = {}
+    for point in tuned.points:
+        for state, count in point.states.items():
+            states[state] = states.get(state, 0) + count
+    others = listed([f"{count} {state}" for state, count in states.items() if state != "finished"])
+    text = f"{tuned.strategy}: of {counted(runs, 'run')}, {others}."
+    if tuned.best is None:
+        text += " No run has finished."
+    elif not tuned.best.complete:
+        text += " No point of its search has all seeds; the best of those with some is taken."
+    else:
+        text += " Points of its search that lack seeds are left out when the best one is chosen."
+    return [text]
