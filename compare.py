@@ -175,9 +175,9 @@ def report(grid: Grid, root: Path) -> None:
     from comparison.report import summary_text, write_report
 
     runs = read_runs(grid, root)
-    found = write_report(grid, runs, root, root / "report")
+    write_report(grid, runs, root, root / "report")
     show_failures(runs)
-    say(summary_text(found))
+    say(summary_text(grid, runs))
     say(f"\nreport: {root / 'report' / 'report.html'}")
     failed = [run for run in runs if run.state == BROKEN]
     left = [run for run in runs if run.state not in (FINISHED, BROKEN)]
