@@ -16,8 +16,8 @@ TABLES = {path.stem: path for path in sorted((ROOT / "scripts" / "compare").glob
 GRIDS = {path: read_grid(path) for path in [*TABLES.values(), *PRESETS.values()]}
 DOCUMENTED = (ROOT / "docs" / "compare.md").read_text()
 DECAY_OPTIONS = {each.name for cls in (DecayOptions, LanguageDecayOptions) for each in fields(cls)}
-SIZES = {"60M": ("60m", 10_000, 1e-3), "135M": ("130m", 20_000, 1e-3), "350M": ("350m", 60_000, 1e-3),
-         "1B": ("1b", 90_000, 6e-4)}  # fmt: skip
+SIZES = {"60M": ("60m", 10_000, 1e-3, 256), "135M": ("130m", 20_000, 1e-3, 128), "350M": ("350m", 60_000, 1e-3, 64),
+         "1B": ("1b", 90_000, 6e-4, 32)}  # fmt: skip
 
 # Written out from the papers' tables: file, setting, strategy, weight decay, figure; None where none is published.
 PUBLISHED = [
@@ -164,13 +164,13 @@ def test_the_header_says_what_the_file_costs(name):
 def test_language_tables_run_what_the_recipes_run(name):
     for cell in GRIDS[TABLES[name]].cells:
         options = cell.setting.program.read_options(cell.words())
-        size, steps, lr = SIZES[cell.setting.label]
+        size, steps, lr, batch_size = SIZES[cell.setting.label]
         assert options.model.model_config == f"llama/configs/llama_{size}.json"
         assert (ROOT / options.model.model_config).exists()
         optimizer, text, decay = options.optimizer, options.text, options.decay
         assert (optimizer.num_training_steps, optimizer.warmup_steps, optimizer.lr) == (steps, steps // 10, lr)
         assert (optimizer.clip_grad, optimizer.min_lr, optimizer.eval_every) == (1.0, None, 1000)
-        assert text.micro_steps(cell.setting.processes) * cell.setting.processes * text.batch_size == 512
+        assert (text.batch_size, text.total_batch_size, cell.setting.processes) == (batch_size, 512, 2)
         assert (text.dataset, text.tokenizer, text.max_length, text.pack) == ("c4", "t5-base", 256, False)
         assert (options.run.amp, options.run.checkpoint_every) == ("bf16", 1000)
         assert decay.decay_norm_bias and not decay.remove_first_layer and decay.awd_scale == 100
