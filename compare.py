@@ -21,7 +21,7 @@ from comparison.board import Board, show_cells, show_failures
 from comparison.grid import PRESETS, Grid, read_grid
 from comparison.local import run_here
 from comparison.marks import check_same, claim, forget_failure
-from comparison.results import BROKEN, FINISHED, Run, read_runs
+from comparison.results import BROKEN, FINISHED, WAITING, Run, read_runs
 from comparison.running import places, rehearse
 from runtime.errors import Preempted, RunsFailed, UserError, exit_status
 from runtime.options import build, option, parse
@@ -45,12 +45,17 @@ class CompareOptions:
     submit: str | None = option(
         None, "send the runs to a cluster, through submitit; local: as jobs on this machine", choices=("slurm", "local")
     )
+    report_only: bool = option(False, "start nothing; report what there is")
     dry_run: bool = option(False, "check the comparison, print its runs and their commands, then stop")
 
     CHECKS = (
         (
             lambda o: bool(o.preset) != bool(o.config),
             f"--preset {{preset}}, --config {{config}}: one of them is needed; presets: {', '.join(PRESETS)}",
+        ),
+        (
+            lambda o: not (o.report_only and o.retry_failed),
+            "--retry_failed true: nothing is started with --report_only",
         ),
         (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster says how many go on at once"),
     )
@@ -77,10 +82,13 @@ def main() -> None:
     if options.dry_run:
         show_cells(runs)
         return
+    if options.report_only:
+        report(grid, root)
+        return
     prepare(grid, runs, root, machine, options.retry_failed)
     with ended_by_signals():
         take_to_the_end(grid, runs, root, machine, options.submit)
-    report(grid, root)
+    require_finished(report(grid, root))
 
 
 def read_options(argv: Sequence[str]) -> CompareOptions:
@@ -166,19 +174,26 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def report(grid: Grid, root: Path) -> None:
-    """Write report/ and print its table and verdict.
+def report(grid: Grid, root: Path) -> list[Run]:
+    """Write report/, print its table and verdict, and return the runs that it is of.
 
     Raises:
-        RunsFailed: If runs have failed, or were stopped; the report says so too.
+        UserError: If no run has begun, or the report cannot be written.
     """
     from comparison.report import summary_text, write_report
 
     runs = read_runs(grid, root)
+    if all(run.state == WAITING for run in runs):
+        raise UserError(f"--output_dir {root}: holds no run of {grid.source}")
     write_report(grid, runs, root, root / "report")
     show_failures(runs)
     say(summary_text(grid, runs))
     say(f"\nreport: {root / 'report' / 'report.html'}")
+    return runs
+
+
+def require_finished(runs: Sequence[Run]) -> None:
+    """Raise RunsFailed if runs have failed, or were stopped by another; the report says so too."""
     failed = [run for run in runs if run.state == BROKEN]
     left = [run for run in runs if run.state not in (FINISHED, BROKEN)]
     if failed or left:

@@ -8,6 +8,7 @@ from comparison.results import CELL, FAILED, OUTPUT, Run
 from runtime import runfolder
 from runtime.errors import UserError
 
+REASONS = ("error: ", "stopped: ")  # how trainers begin the line that says why they end
 LAST_LINES = 12  # of a failed run's output, kept with the reason
 
 
@@ -22,8 +23,10 @@ def note_failure(run: Run, status: int, text: str = "") -> None:
     output = run.folder / OUTPUT
     text = output.read_bytes().decode(errors="replace") if output.exists() else text
     lines = [line.rstrip().split("\r")[-1] for line in text.split("\n")]  # of a bar its last state
+    last = [line for line in lines if line][-LAST_LINES:]
+    said = [line for line in lines if line.startswith(REASONS)][-1:]  # torchrun says more behind it
     runfolder.write_json(
-        run.folder / FAILED, {"status": status, "lines": [line for line in lines if line][-LAST_LINES:]}
+        run.folder / FAILED, {"status": status, "lines": last if set(said) <= set(last) else said + last}
     )
 
 

@@ -48,7 +48,10 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether it failed because loss or gradients were no longer finite."""
-        return self.state == BROKEN and self.failure["status"] == EXIT_NON_FINITE
+        if self.state != BROKEN:
+            return False
+        told_otherwise = self.cell.setting.processes > 1 and (self.folder / runfolder.BAD_STEPS).exists()
+        return self.failure["status"] == EXIT_NON_FINITE or told_otherwise  # torchrun ends with 1 whatever happened
 
     @cached_property
     def summary(self) -> Row:

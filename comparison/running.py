@@ -20,6 +20,7 @@ from typing import IO
 from comparison.marks import note_failure
 from comparison.programs import ROOT
 from comparison.results import BROKEN, FINISHED, OUTPUT, Run
+from runtime import runfolder
 from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
 
 LOCK = ".lock"
@@ -137,9 +138,13 @@ def run_one(run: Run, environment: Mapping[str, str], stopping: Stopping) -> Non
         if run.state in (FINISHED, BROKEN):  # meanwhile, by another
             return
         status = _process(run, environment, stopping, lock)
-        ended = stopping.told.is_set() and status != 0
-        if run.state != FINISHED and not ended and status not in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+        if run.state != FINISHED and not (stopping.told.is_set() or _can_go_on(run, status)):
             note_failure(run, status)
+
+
+def _can_go_on(run: Run, status: int) -> bool:
+    """Whether a run was told to end by another than the comparison; torchrun's own status does not say so."""
+    return status in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (run.folder / runfolder.REQUEUE).exists()
 
 
 def _locked(lock: IO[str], stopping: Stopping) -> bool:

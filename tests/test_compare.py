@@ -61,6 +61,8 @@ def rows_of(folder):
         (["--preset", "smoke", "--jobs", "0"], "error: --jobs 0: must be at least 1"),
         (["--preset", "smoke", "--submit", "slurm", "--jobs", "2"], "error: --jobs 2: with --submit"),
         (["--preset", "smoke", "--sedes", "2"], "error: unknown option --sedes"),
+        (["--preset", "smoke", "--report_only"], "error: --output_dir "),
+        (["--preset", "smoke", "--report_only", "--retry_failed"], "error: --retry_failed true: nothing is started"),
         (["--config", "nowhere.yaml"], "error: --config nowhere.yaml: cannot be read"),
     ],
 )
@@ -153,6 +155,22 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, grid, tmp_pa
     assert weights_of(folder) == weights_of(whole) and len(weights_of(whole)) == 4
     values = [(row["strategy"], row["seed"], row["value"]) for row in rows_of(whole)]
     assert [(row["strategy"], row["seed"], row["value"]) for row in rows_of(folder)] == values
+
+
+@pytest.mark.slow
+def test_runs_of_two_processes_are_compared_and_their_failures_told_apart(grid, tmp_path):
+    text = grid().read_text().replace("program: main.py", "program: main.py\n    processes: 2").replace("[0, 1]", "[0]")
+    text = text.replace("{decay: alphadecay}", "{decay: alphadecay, lr: 1e30}").replace("lr: 1e-3,", "")
+    path, folder = tmp_path / "two.yaml", tmp_path / "out"
+    path.write_text(text.replace("batch_size: 240", "batch_size: 120"))
+    output, _ = (call := start(path, folder)).communicate(timeout=600)
+    assert call.returncode == 1, output
+    assert [(row["strategy"], row["state"]) for row in rows_of(folder)] == [
+        ("uniform", "finished"),
+        ("alphadecay", "diverged"),
+    ]
+    log = (folder / "runs/digits/uniform/weight_decay=0.3/seed0/output.txt").read_text()
+    assert "--nproc_per_node=2" in log and "run folder" in log and "  | stopped: " in output
 
 
 @pytest.mark.slow

@@ -97,3 +97,11 @@ def test_failures_are_shown_with_status_folder_and_last_lines(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"failed: stub/uniform/seed0, exit status 2: {run.folder}\n  | $ command\n  | training 20%\n" in said
     assert said.endswith("  | error: it is bad\n")
+
+
+def test_the_reason_is_kept_whatever_is_said_behind_it(tmp_path):
+    run = stub_run(tmp_path)
+    run.folder.mkdir(parents=True)
+    (run.folder / "output.txt").write_text("stopped: loss is inf\n" + "torchrun talks\n" * 30)
+    note_failure(run, 1)
+    assert run.failure["lines"] == ["stopped: loss is inf", *["torchrun talks"] * 12]

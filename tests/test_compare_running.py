@@ -153,6 +153,14 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
         check_same([run], 1)
 
 
+def test_a_run_that_another_told_to_end_has_not_failed(tmp_path):
+    run = stub_run(tmp_path, steps=4, fails_at=2, status=1)  # as torchrun ends whatever happened
+    run.folder.mkdir(parents=True)
+    (run.folder / "REQUEUE").touch()
+    run_them([run])
+    assert run.state == STARTED
+
+
 @pytest.mark.parametrize(
     ("jobs", "gpus", "gpus_a_run", "expected"),
     [
