@@ -57,21 +57,22 @@ def outcome(finding: Finding, looks: Looks) -> Any:
 
 def _leave_out_far(left: Any, right: Any, finding: Finding, looks: Looks) -> None:
     """Strategies that are far off, and their differences, are arrows at the margin."""
+    higher = finding.setting.metric.higher_is_better
     rows = {each.strategy: row for row, each in enumerate(finding.tuned)}
     values = {t.strategy: list(t.best.values.values()) for t in finding.tuned if t.best is not None}
     ends = {name: (min(each), max(each)) for name, each in values.items()}
     if ends:
-        _shorten(left, ends, {name: fmean(each) for name, each in values.items()}, rows, looks)
+        _shorten(left, ends, {name: fmean(each) for name, each in values.items()}, rows, looks, higher)
     means = {name: c.paired.mean for name, c in finding.with_baseline.items() if c.paired.mean is not None}
     intervals = {name: finding.with_baseline[name].paired.interval or (mean, mean) for name, mean in means.items()}
-    _shorten(right, intervals, means, rows, looks, centre=0.0)
+    _shorten(right, intervals, means, rows, looks, higher, centre=0.0)
 
 
 def _shorten(
     ax: Any, spans: Mapping[str, Interval], means: Mapping[str, float], rows: Mapping[str, int], looks: Looks,
-    centre: float | None = None,
+    higher_is_better: bool, centre: float | None = None,
 ) -> None:  # fmt: skip
-    limits = near(list(spans.values()), median(means.values()) if centre is None else centre)
+    limits = near(list(spans.values()), median(means.values()) if centre is None else centre, higher_is_better)
     if limits is None:
         return
     ax.set_xlim(*limits)
@@ -104,7 +105,7 @@ def _draw_seeds(ax: Any, tuned: Tuned, row: int, looks: Looks) -> None:
         return
     look = looks[tuned.strategy]
     values = list(tuned.best.values.values())
-    ax.plot(values, [row] * len(values), ls="", marker=look.marker, color=look.colour, alpha=0.6, mec="none", ms=4.5)
+    ax.plot(values, [row] * len(values), ls="", marker=look.marker, color=look.colour, alpha=0.8, mec="none", ms=4.5)
     if len(values) > 1:
         ax.plot([tuned.best.mean] * 2, [row - 0.3, row + 0.3], color="0.1", lw=1.3)
 
@@ -165,7 +166,7 @@ def _draw_by_decay(
     points = {s: sorted(((x, p) for x, p in each if x is not None), key=lambda at: at[0]) for s, each in found.items()}
     decays = [x for each in points.values() for x, _ in each]
     zero = decay_axis(ax, decays, exact=name == "weight_decay")
-    wide = 0.05 if name == "weight_decay" else 0.0  # applied decays lie apart by themselves
+    wide = min(0.05, 0.012 * len(tuned)) if name == "weight_decay" else 0.0  # applied decays lie apart by themselves
     low, high = ax.get_xlim()
     for index, (strategy, each) in enumerate(points.items()):
         shift = (high / low) ** dodged(index, len(points), wide)

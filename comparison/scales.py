@@ -8,17 +8,21 @@ from typing import Any
 from comparison.statistics import Interval
 from comparison.wording import number, short
 
-FAR = 6.0  # times the median distance, from which something is drawn at the margin
+FAR = 8.0  # times the median distance, from which something is drawn at the margin
 CLOSE = 0.12  # share of an axis below which two labels would touch
 
 
-def near(spans: Sequence[Interval], centre: float) -> Interval | None:
-    """Ends of an axis that leaves out spans much further from the centre than most; None if there are none such."""
+def near(spans: Sequence[Interval], centre: float, higher_is_better: bool) -> Interval | None:
+    """Ends of an axis that leaves out spans much further on the bad side than most are; None if there are none such."""
     reach = [max(abs(low - centre), abs(high - centre)) for low, high in spans]
+    good = [(low + high > 2 * centre) == higher_is_better for low, high in spans]
     some = [each for each in reach if each > 0]
-    if not some or max(some) <= FAR * median(some):
+    if not some:
         return None
-    kept = [span for span, each in zip(spans, reach, strict=True) if each <= FAR * median(some)]
+    far = max([FAR * median(some), *(each for each, is_good in zip(reach, good, strict=True) if is_good)])
+    if max(some) <= far:
+        return None
+    kept = [span for span, each in zip(spans, reach, strict=True) if each <= far]
     low, high = min([centre, *(span[0] for span in kept)]), max([centre, *(span[1] for span in kept)])
     margin = 0.08 * (high - low)
     return low - margin, high + margin

@@ -39,7 +39,9 @@ def learning_curves(finding: Finding, looks: Looks) -> Any:
         differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
         differences.pop(baseline, None)
         _draw_curves(axes[0, column], curves, looks)
-        _draw_curves(axes[1, column], differences, looks, around_zero=True)
+        _draw_curves(
+            axes[1, column], differences, looks, higher_is_better=key == metric.name and metric.higher_is_better
+        )
         axes[1, column].axhline(0, **looks[baseline].line, lw=0.8)
         axes[0, column].set_ylabel(capitalised(label))
         axes[1, column].set_ylabel(f"Difference to {plain(baseline)}")
@@ -57,10 +59,13 @@ def _minus(curves: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[i
     }
 
 
-def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks, around_zero: bool = False) -> None:
+def _draw_curves(
+    ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks, higher_is_better: bool | None = None
+) -> None:
     """Mean over seeds of each strategy, in a light band from the smallest to the largest.
 
-    The axis holds what comes after the first steps; around 0, only of curves that are not far off.
+    The axis holds what comes after the first steps; of differences, whose direction is then given, only of those that
+    are not far off on the bad side.
     """
     spans: list[Interval] = []
     for name, by_seed in curves.items():
@@ -78,7 +83,8 @@ def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Look
         return
     low, high = min(low for low, _ in spans), max(high for _, high in spans)
     margin = 0.05 * (high - low) or 0.5
-    ax.set_ylim((near(spans, 0.0) if around_zero else None) or (low - margin, high + margin))
+    limits = None if higher_is_better is None else near(spans, 0.0, higher_is_better)
+    ax.set_ylim(*(limits or (low - margin, high + margin)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(True)
 
