@@ -62,13 +62,15 @@ def _of_setting(finding: Finding, prefix: str, looks: Looks, folder: Path) -> li
          "Left: each strategy at its best base decay, a dot a seed, the bar their mean (a star: at the edge of the "
          f"search). Right: differences to {baseline}, paired by seed, and below the line those of "
          "the other compared pairs. Thick: 95 % interval of Student's t; thin: bootstrap, too narrow for few seeds. "
-         "Filled dots are told from 0 after Holm's correction, open ones are not."),
+         "Filled dots are told from 0 after Holm's correction, open ones are not. "
+         "Arrows at the margin are far off."),
         ("decay", "Metric by decay", metric_by_decay(finding, looks),
          "Mean over seeds, and the range, at every searched base decay; open marks lack seeds. Left of the dashed "
          "line: no decay. Strategies at one base decay stand side by side. Arrows at the margin are means beyond it."),
         ("curves", "Learning curves", learning_curves(finding, looks),
          "Each strategy at its best base decay: mean over seeds, in a band from the smallest to the largest. Below: "
-         f"minus {baseline} at the same seed and step. Axes leave out what only the first steps reach."),
+         f"minus {baseline} at the same seed and step. Axes leave out what only the first steps reach, "
+         "and those of differences leave out strategies that are far off."),
         ("norms", "Applied decay, norm of weights, alpha", decay_and_norms(finding, looks),
          "Each strategy at its best base decay: mean over seeds and, as a band or a bar, the range. Steps with no "
          "decay are off a logarithmic axis. A small alpha is a heavy tail."),

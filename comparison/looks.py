@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadecay.drawing import DASHES, MARKERS
+from alphadecay.drawing import DASHES, MARKERS, print_style
 from runtime.errors import UserError
 
 DOTS_PER_INCH = 200
@@ -37,8 +37,12 @@ Looks = Mapping[str, Look]
 
 def looks_of(strategies: Iterable[str]) -> Looks:
     """Looks by strategy; colours come again after 10, with other dashes and markers."""
+    from matplotlib import rcParams
+
+    with print_style():  # by value, as a "C0" would take the palette that holds when the figure is saved
+        colours = rcParams["axes.prop_cycle"].by_key()["color"]
     return {
-        name: Look(f"C{i % 10}", DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+        name: Look(colours[i % len(colours)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(dict.fromkeys(strategies))
     }
 

@@ -1,17 +1,19 @@
 """Figures of what came out: the metric of each strategy, its difference to the baseline, and what the decay did."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import log10
+from statistics import fmean, median
 from typing import Any
 
 from alphadecay.drawing import DOUBLE, print_style, say_instead
 from comparison.findings import Finding
-from comparison.looks import Looks, capitalised, dodged, legend_below, plain
+from comparison.looks import Look, Looks, capitalised, dodged, legend_below, plain
 from comparison.programs import Metric
-from comparison.statistics import BETTER, WORSE, Comparison
+from comparison.scales import CLOSE, FAR, decay_axis, margin_arrow, near
+from comparison.statistics import BETTER, WORSE, Comparison, Interval
 from comparison.tuning import Point, Tuned
 from comparison.wording import number, short, unit
 
-FAR = 6.0  # times the median distance to the best mean, from which a point is drawn at the margin
 GREY = "0.45"
 
 
@@ -28,10 +30,6 @@ def outcome(finding: Finding, looks: Looks) -> Any:
         _draw_seeds(left, each, row, looks)
         if each.strategy in finding.with_baseline:
             _draw_difference(right, finding.with_baseline[each.strategy], row, looks[each.strategy].colour)
-        else:
-            right.annotate(
-                "baseline", (0, row), (4, 0), textcoords="offset points", va="center", fontsize=7, color=GREY
-            )
     for row, comparison in enumerate(contrasts, len(tuned)):
         _draw_difference(right, comparison, row, "0.2")
     labels = [_label(each) for each in tuned]
@@ -41,6 +39,7 @@ def outcome(finding: Finding, looks: Looks) -> Any:
     if contrasts:
         for ax in (left, right):
             ax.axhline(len(tuned) - 0.5, color="0.7", lw=0.6)
+    _leave_out_far(left, right, finding, looks)
     metric = finding.setting.metric
     left.set_xlabel(capitalised(metric.label))
     right.axvline(0, color=GREY, lw=0.8, zorder=0)
@@ -50,9 +49,46 @@ def outcome(finding: Finding, looks: Looks) -> Any:
     for ax in (left, right):
         ax.grid(True, axis="x")
         ax.tick_params(axis="y", length=0)
+    _name_baseline(right, list(finding.tuned).index(finding.baseline))
     if not any(each.best for each in tuned):
         say_instead(left, "no run has finished")
     return figure
+
+
+def _leave_out_far(left: Any, right: Any, finding: Finding, looks: Looks) -> None:
+    """Strategies that are far off, and their differences, are arrows at the margin."""
+    higher = finding.setting.metric.higher_is_better
+    rows = {each.strategy: row for row, each in enumerate(finding.tuned)}
+    values = {t.strategy: list(t.best.values.values()) for t in finding.tuned if t.best is not None}
+    ends = {name: (min(each), max(each)) for name, each in values.items()}
+    if ends:
+        _shorten(left, ends, {name: fmean(each) for name, each in values.items()}, rows, looks, higher)
+    means = {name: c.paired.mean for name, c in finding.with_baseline.items() if c.paired.mean is not None}
+    intervals = {name: finding.with_baseline[name].paired.interval or (mean, mean) for name, mean in means.items()}
+    _shorten(right, intervals, means, rows, looks, higher, centre=0.0)
+
+
+def _shorten(
+    ax: Any, spans: Mapping[str, Interval], means: Mapping[str, float], rows: Mapping[str, int], looks: Looks,
+    higher_is_better: bool, centre: float | None = None,
+) -> None:  # fmt: skip
+    limits = near(list(spans.values()), median(means.values()) if centre is None else centre, higher_is_better)
+    if limits is None:
+        return
+    ax.set_xlim(*limits)
+    for name, mean in means.items():
+        if not limits[0] <= mean <= limits[1]:
+            margin_arrow(ax, mean, rows[name], looks[name].colour)
+
+
+def _name_baseline(ax: Any, row: int) -> None:
+    """Beside the line of no difference, on the side with more room."""
+    low, high = ax.get_xlim()
+    right = high > -low
+    ax.annotate(
+        "baseline", (0, row), (4 if right else -4, 0), textcoords="offset points", va="center", fontsize=7, color=GREY,
+        ha="left" if right else "right",
+    )  # fmt: skip
 
 
 def _label(tuned: Tuned) -> str:
@@ -69,8 +105,9 @@ def _draw_seeds(ax: Any, tuned: Tuned, row: int, looks: Looks) -> None:
         return
     look = looks[tuned.strategy]
     values = list(tuned.best.values.values())
-    ax.plot(values, [row] * len(values), ls="", marker=look.marker, color=look.colour, alpha=0.6, mec="none", ms=4.5)
-    ax.plot([tuned.best.mean] * 2, [row - 0.3, row + 0.3], color="0.1", lw=1.3)
+    ax.plot(values, [row] * len(values), ls="", marker=look.marker, color=look.colour, alpha=0.8, mec="none", ms=4.5)
+    if len(values) > 1:
+        ax.plot([tuned.best.mean] * 2, [row - 0.3, row + 0.3], color="0.1", lw=1.3)
 
 
 def _draw_difference(ax: Any, comparison: Comparison, row: int, colour: str) -> None:
@@ -128,8 +165,8 @@ def _draw_by_decay(
     found = {t.strategy: [(getattr(p, name), p) for p in t.points if p.values] for t in tuned}
     points = {s: sorted(((x, p) for x, p in each if x is not None), key=lambda at: at[0]) for s, each in found.items()}
     decays = [x for each in points.values() for x, _ in each]
-    zero = _decay_axis(ax, decays, exact=name == "weight_decay")
-    wide = 0.03 if name == "weight_decay" else 0.0  # applied decays lie apart by themselves
+    zero = decay_axis(ax, decays, exact=name == "weight_decay")
+    wide = min(0.05, 0.012 * len(tuned)) if name == "weight_decay" else 0.0  # applied decays lie apart by themselves
     low, high = ax.get_xlim()
     for index, (strategy, each) in enumerate(points.items()):
         shift = (high / low) ** dodged(index, len(points), wide)
@@ -140,57 +177,19 @@ def _draw_by_decay(
             _draw_point(ax, x, point, looks[strategy], limit, metric)
 
 
-def _draw_point(ax: Any, x: float, point: Point, look: Any, limit: float | None, metric: Metric) -> None:
-    """Mean and range over seeds; a point beyond the limit is an arrow at the margin with its value."""
+def _draw_point(ax: Any, x: float, point: Point, look: Look, limit: float | None, metric: Metric) -> None:
+    """Mean and range over seeds; a point beyond the limit is an arrow at the margin, its value if it fits."""
     values = list(point.values.values())
     mean = point.mean or 0.0
     if limit is not None and (mean < limit if metric.higher_is_better else mean > limit):
         up = not metric.higher_is_better
         ax.plot([x], [limit], marker="^" if up else "v", color=look.colour, ms=5, clip_on=False, zorder=5)
-        ax.annotate(
-            number(mean, 3), (x, limit), (0, -5 if up else 5), textcoords="offset points", fontsize=6,
-            ha="center", va="top" if up else "bottom", color="0.25",
-        )  # fmt: skip
+        low, high = ax.get_xlim()
+        if all(abs(log10(x / text.xy[0])) > CLOSE * log10(high / low) for text in ax.texts):
+            ax.annotate(
+                number(mean, 3), (x, limit), (0, -5 if up else 5), textcoords="offset points", fontsize=6,
+                ha="center", va="top" if up else "bottom", color="0.25",
+            )  # fmt: skip
         return
     ax.plot([x, x], [min(values), max(values)], color=look.colour, lw=0.9, alpha=0.7)
     ax.plot([x], [mean], marker=look.marker, color=look.colour, mfc=look.colour if point.complete else "white", ms=4)
-
-
-def _decay_axis(ax: Any, decays: Sequence[float], exact: bool) -> float:
-    """A logarithmic axis with a place for 0 to the left of it; returns that place.
-
-    Args:
-        ax: The panel.
-        decays: All that will be drawn, 0 or more.
-        exact: Whether ticks stand at the decays themselves, which are few.
-    """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    positive = sorted({decay for decay in decays if decay > 0}) or [1.0]
-    low, high = positive[0], positive[-1]
-    ax.set_xscale("log")
-    apart = max(3.0, (high / low) ** 0.25)
-    zero = low / apart
-    ticks = positive if exact and len(positive) <= 8 else _powers(low, high)
-    labels = [short(tick) for tick in ticks]
-    margin = max(1.3, (high / low) ** 0.06)
-    if 0 in decays:
-        ax.axvline(low / apart**0.5, color="0.6", lw=0.8, ls=(0, (2, 2)))
-        ticks, labels = [zero, *ticks], ["0", *labels]
-    ax.set_xlim((zero if 0 in decays else low) / margin, high * margin)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter(FixedFormatter(labels))
-    ax.xaxis.set_minor_locator(NullLocator())
-    return zero
-
-
-def _powers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within the range; over wide ranges powers of ten alone."""
-    from math import ceil, floor, log10
-
-    parts = (1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5)
-    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    found = [
-        part * 10.0**power for power in powers for part in parts if low * 0.95 <= part * 10.0**power <= high * 1.05
-    ]
-    return found or [low]

@@ -144,6 +144,12 @@ def smallest_effect(count: int, level: float) -> float:
     return float(optimize.brentq(lambda effect: power_of(effect, count, level) - POWER, 0.0, most))
 
 
+def spread_bounds(count: int) -> Interval:
+    """The 95 % interval of a normal sample's true standard deviation, as multiples of the one seen; count: from 2."""
+    low, high = (stats.chi2.isf(tail, count - 1) for tail in (LEVEL / 2, 1 - LEVEL / 2))
+    return float(((count - 1) / low) ** 0.5), float(((count - 1) / high) ** 0.5)
+
+
 def _detectable(each: Paired, family: int) -> float | None:
     return smallest_effect(each.count, LEVEL / family) * each.sd if each.sd else None
 

@@ -124,6 +124,7 @@ def _comparison_row(comparison: Comparison, decimals: int) -> list[Cell]:
     paired = comparison.paired
     kind = {BETTER: "good", WORSE: "bad"}.get(comparison.verdict, "doubt" if comparison.verdict == NO_SEED else "")
     needed = comparison.seeds_needed
+    needed_text = seeds(needed).replace("more than", ">")
     low = paired.interval[0] if paired.interval else None
     bootstrap_low = paired.bootstrap[0] if paired.bootstrap else None
     return [
@@ -131,7 +132,7 @@ def _comparison_row(comparison: Comparison, decimals: int) -> list[Cell]:
         figure(paired.mean, signed(paired.mean, decimals)), figure(low, span(paired.interval, decimals)),
         figure(bootstrap_low, span(paired.bootstrap, decimals)), figure(paired.count, str(paired.count)),
         figure(paired.p, p_value(paired.p)), figure(comparison.holm, p_value(comparison.holm)),
-        figure(comparison.detectable, number(comparison.detectable, 3)), figure(needed, seeds(needed)),
+        figure(comparison.detectable, fixed(comparison.detectable, decimals)), figure(needed, needed_text),
     ]  # fmt: skip
 
 

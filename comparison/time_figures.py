@@ -8,6 +8,8 @@ from alphadecay.drawing import DOUBLE, label_log_axis, print_style, say_instead,
 from comparison.findings import Finding
 from comparison.looks import Looks, capitalised, dodged, finite, legend_below, plain
 from comparison.results import Run
+from comparison.scales import near
+from comparison.statistics import Interval
 
 EARLY = 0.15  # share of the steps whose values do not stretch the axis: every run falls or climbs steeply there
 Curve = Mapping[int, float]  # by optimizer step
@@ -37,7 +39,9 @@ def learning_curves(finding: Finding, looks: Looks) -> Any:
         differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
         differences.pop(baseline, None)
         _draw_curves(axes[0, column], curves, looks)
-        _draw_curves(axes[1, column], differences, looks)
+        _draw_curves(
+            axes[1, column], differences, looks, higher_is_better=key == metric.name and metric.higher_is_better
+        )
         axes[1, column].axhline(0, **looks[baseline].line, lw=0.8)
         axes[0, column].set_ylabel(capitalised(label))
         axes[1, column].set_ylabel(f"Difference to {plain(baseline)}")
@@ -55,9 +59,15 @@ def _minus(curves: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[i
     }
 
 
-def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks) -> None:
-    """Mean over seeds of each strategy, in a light band from the smallest to the largest."""
-    ends: list[float] = []
+def _draw_curves(
+    ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks, higher_is_better: bool | None = None
+) -> None:
+    """Mean over seeds of each strategy, in a light band from the smallest to the largest.
+
+    The axis holds what comes after the first steps; of differences, whose direction is then given, only of those that
+    are not far off on the bad side.
+    """
+    spans: list[Interval] = []
     for name, by_seed in curves.items():
         points = _gathered(list(by_seed.values()))
         if not points:
@@ -66,13 +76,15 @@ def _draw_curves(ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Look
         band = [[choose(values) for _, values in points] for choose in (min, max)]
         ax.plot(steps, [fmean(values) for _, values in points], **looks[name].line)
         ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.08, lw=0)
-        late = [values for step, values in points if step >= EARLY * steps[-1]]
-        ends += [end for values in late for end in (min(values), max(values))]
-    if not ends:
+        late = [value for step, values in points if step >= EARLY * steps[-1] for value in values]
+        spans.append((min(late), max(late)))
+    if not spans:
         say_instead(ax, "nothing to draw")
         return
-    margin = 0.05 * (max(ends) - min(ends)) or 0.5
-    ax.set_ylim(min(ends) - margin, max(ends) + margin)
+    low, high = min(low for low, _ in spans), max(high for _, high in spans)
+    margin = 0.05 * (high - low) or 0.5
+    limits = None if higher_is_better is None else near(spans, 0.0, higher_is_better)
+    ax.set_ylim(*(limits or (low - margin, high + margin)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(True)
 

@@ -2,10 +2,11 @@
 
 from comparison.controls import controls
 from comparison.findings import Finding
-from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison
+from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison, spread_bounds
 from comparison.tuning import Edge, Tuned
-from comparison.wording import counted, evidence, listed, number, seeds, short, unit
+from comparison.wording import counted, evidence, fixed, listed, number, seeds, short, unit
 
+FEW = 5  # seeds up to which the spread is said to be uncertain
 LARGER = 1.05  # times the baseline's mean applied decay, from which a larger total decay is mentioned
 
 
@@ -75,7 +76,8 @@ def what_it_takes(finding: Finding) -> str:
     metric = finding.setting.metric
     shown = sorted(c.detectable for c in told if c.detectable is not None)
     counts = sorted({c.paired.count for c in told})
-    sizes = " to ".join(number(size, 3) for size in sorted({shown[0], shown[-1]})) + f" {unit(metric)}".rstrip()
+    ends = (fixed(size, finding.decimals) for size in sorted({shown[0], shown[-1]}))
+    sizes = f"{' to '.join(ends)} {unit(metric)}".rstrip()
     text = (
         f"What it would take to tell: with {listed([counted(n, 'seed') for n in counts], 'or')} and "
         f"{counted(told[0].family, 'comparison')}, a true difference is shown in {100 * POWER:.0f} % of cases only if "
@@ -85,6 +87,12 @@ def what_it_takes(finding: Finding) -> str:
     if open_ones:
         each = "; ".join(f"{_pair(c)}: {seeds(c.seeds_needed)}" for c in open_ones)
         text += f" Seeds needed to show differences of the size seen here: {each}."
+    if counts[0] <= FEW:
+        low, high = spread_bounds(counts[0])
+        text += (
+            f" All this is rough: it takes the spread seen for the true one, which with {counts[0]} seeds may be "
+            f"{number(low, 2)} to {number(high, 2)} times as large."
+        )
     return text
 
 

@@ -34,6 +34,7 @@ def test_pure_noise_is_not_distinguishable_and_the_words_say_what_it_takes(tmp_p
     comparison = finding.with_baseline["alphadecay"]
     assert comparison.verdict == SAME and finding.winners == []
     assert "Not distinguishable from uniform: alphadecay" in text and "with 3 seeds and 1 comparison" in text
+    assert "with 3 seeds may be 0.52 to 6.3 times as large" in text
     assert "Seeds needed to show differences of the size seen here: alphadecay and uniform:" in text
 
 
