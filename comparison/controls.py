@@ -62,8 +62,8 @@ def _control_words(finding: Finding, original: Tuned, control: Tuned) -> str:
     if before is not None and now is not None:
         sentences.append(_remains(name, other, baseline, before, now))
     direct = finding.between(name, other) or finding.between(other, name)
-    undecided = f"{name} and {other} were not compared directly."
-    sentences.append(_direct(direct, finding) if direct else undecided)
+    if direct is not None:
+        sentences.append(_direct(direct, finding))
     return " ".join(sentences)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,12 +63,12 @@ class Run:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """One row an evaluation."""
-        return runfolder.read_rows(self.folder / runfolder.LOG)
+        return runfolder.whole_rows(self.folder / runfolder.LOG)
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
         """One row a module and refresh."""
-        return runfolder.read_rows(self.folder / runfolder.LEDGER)
+        return runfolder.whole_rows(self.folder / runfolder.LEDGER)
 
     @cached_property
     def environment(self) -> Row:
@@ -77,8 +78,9 @@ class Run:
 
     @property
     def value(self) -> float | None:
-        """The metric at the end; None before the run has finished."""
-        return self.summary.get(self.cell.setting.metric.name)
+        """The metric at the end; None before the run has finished, and if it is not finite."""
+        value = self.summary.get(self.cell.setting.metric.name)
+        return value if value is not None and math.isfinite(value) else None
 
     @property
     def mean_decay(self) -> float | None:

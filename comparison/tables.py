@@ -8,7 +8,7 @@ from pathlib import Path
 from comparison.findings import Finding
 from comparison.results import Run
 from comparison.statistics import BETTER, NO_SEED, WORSE, Comparison
-from comparison.tuning import Point, Tuned, figure_of, mean_of, state_of
+from comparison.tuning import Point, Tuned, mean_of, state_of
 from comparison.wording import NOTHING, fixed, number, p_value, seeds, short, signed, span, unit
 
 
@@ -188,7 +188,7 @@ def runs_table(runs: Sequence[Run], root: Path) -> Table:
     header = ["Setting", "Strategy", "Point", "Seed", "State", "Value", "Seconds", "Folder"]
     rows = []
     for run in runs:
-        cell, state, value, seconds = run.cell, state_of(run), figure_of(run), run.summary.get("seconds")
+        cell, state, value, seconds = run.cell, state_of(run), run.value, run.summary.get("seconds")
         rows.append([
             words(cell.setting.name), words(cell.strategy), Cell(cell.point_name, float(cell.weight_decay)),
             figure(cell.seed, str(cell.seed)), words(state, "" if state == "finished" else "doubt"),

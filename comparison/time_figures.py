@@ -78,8 +78,9 @@ def _draw_curves(
         ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.08, lw=0)
         late = [value for step, values in points if step >= EARLY * steps[-1] for value in values]
         spans.append((min(late), max(late)))
-    if not spans:
-        say_instead(ax, "nothing to draw")
+    if not spans:  # its steps are shared with other panels
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "nothing to draw", ha="center", va="center", color="0.35", transform=ax.transAxes)
         return
     low, high = min(low for low, _ in spans), max(high for _, high in spans)
     margin = 0.05 * (high - low) or 0.5

@@ -14,15 +14,9 @@ from comparison.results import FINISHED, Run
 DIVERGED, NO_FIGURE = "diverged", "without figure"  # states besides those of results.py
 
 
-def figure_of(run: Run) -> float | None:
-    """The run's metric; None before it has finished, and if it is not finite."""
-    value = run.value
-    return value if value is not None and math.isfinite(value) else None
-
-
 def state_of(run: Run) -> str:
     """The run's state; of failed ones whether it diverged, of finished ones whether they have no finite figure."""
-    if run.state == FINISHED and figure_of(run) is None:
+    if run.state == FINISHED and run.value is None:
         return NO_FIGURE
     return DIVERGED if run.diverged else run.state
 
@@ -56,12 +50,12 @@ class Point:
     @cached_property
     def finished(self) -> list[Run]:
         """Those that have a figure."""
-        return [run for run in self.runs if figure_of(run) is not None]
+        return [run for run in self.runs if run.value is not None]
 
     @cached_property
     def values(self) -> Mapping[int, float]:
         """The metric by seed, of finished runs."""
-        return {run.cell.seed: value for run in self.runs if (value := figure_of(run)) is not None}
+        return {run.cell.seed: value for run in self.runs if (value := run.value) is not None}
 
     @property
     def complete(self) -> bool:

@@ -3,7 +3,7 @@
 from comparison.controls import controls
 from comparison.findings import Finding
 from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison, spread_bounds
-from comparison.tuning import Edge, Tuned
+from comparison.tuning import Tuned
 from comparison.wording import counted, evidence, fixed, listed, number, seeds, short, unit
 
 FEW = 5  # seeds up to which the spread is said to be uncertain
@@ -127,9 +127,8 @@ def total_decay(finding: Finding) -> list[str]:
 
 def cautions(finding: Finding) -> list[str]:
     """What weakens the verdict: edges of the search, runs that are missing, and differences without a spread."""
-    found = []
+    found = _edge_words(finding)
     for tuned in finding.tuned:
-        found += [_edge_words(tuned, edge) for edge in tuned.edges]
         found += _missing_words(tuned)
     for comparison in finding.comparisons:
         if comparison.paired.all_equal and comparison.paired.mean:
@@ -140,13 +139,24 @@ def cautions(finding: Finding) -> list[str]:
     return found
 
 
-def _edge_words(tuned: Tuned, edge: Edge) -> str:
-    side = "largest" if edge.largest else "smallest"
-    what = "base decay" if edge.option == "weight_decay" else edge.option
-    return (
-        f"The best {what} of {tuned.strategy}, {short(edge.value)}, is at the edge of the search, the {side} searched: "
-        "the optimum may lie outside, and the comparison may then change."
-    )
+def _edge_words(finding: Finding) -> list[str]:
+    """A sentence on each option whose best value is at the edge of its search, with the strategies of which it is."""
+    sides: dict[str, dict[tuple[bool, float], list[str]]] = {}
+    for tuned in finding.tuned:
+        for edge in tuned.edges:
+            sides.setdefault(edge.option, {}).setdefault((edge.largest, edge.value), []).append(tuned.strategy)
+    found = []
+    for option, by_side in sides.items():
+        what = "base decay" if option == "weight_decay" else option
+        each = [
+            f"of {listed(names)} the {'largest' if largest else 'smallest'} searched ({short(value)})"
+            for (largest, value), names in sorted(by_side.items())
+        ]
+        found.append(
+            f"The best {what} is at the edge of the search: {'; '.join(each)}. "
+            "The optimum may lie outside, and the comparison may then change."
+        )
+    return found
 
 
 def _missing_words(tuned: Tuned) -> list[str]:

@@ -123,7 +123,7 @@ def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list
     folder.mkdir(parents=True, exist_ok=True)
     lost = []
     for name in ROWS:
-        rows, count = _whole_rows(from_folder / name), counts.get(name, 0)
+        rows, count = whole_rows(from_folder / name), counts.get(name, 0)
         if len(rows) < count:
             lost.append(f"{from_folder / name} has {len(rows)} lines, the checkpoint had seen {count}")
         if not count:
@@ -135,8 +135,8 @@ def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list
     return lost
 
 
-def _whole_rows(path: Path) -> list[Row]:
-    """Rows up to the first line that a crash left half written."""
+def whole_rows(path: Path) -> list[Row]:
+    """Rows up to the first line that is half written: a crash left it so, or the run is still at it."""
     rows: list[Row] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
