@@ -95,7 +95,7 @@ def _direct(comparison: Comparison, finding: Finding) -> str:
         NO_SEED: f"no seed has finished in both {first} and {second}",
     }[comparison.verdict]
     if comparison.verdict == NO_SEED:
-        return f"{what}."
+        return f"{what[0].upper()}{what[1:]}."
     return f"Compared directly, {what} ({evidence(comparison, finding.decimals)})."
 
 

@@ -123,13 +123,14 @@ def _content(
 
 
 def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[str, Any]:
-    made = [strategies_table(finding), comparisons_table(finding), equal_table(finding), points_table(finding)]
+    first, more = [strategies_table(finding), comparisons_table(finding)], [equal_table(finding), points_table(finding)]
     return {
         "name": finding.setting.name,
         "notes": finding.setting.notes.strip(),
         "anchor": f"setting-{anchor}",
         "verdict": verdict(finding),
-        "tables": [each for each in made if each is not None and each.rows],
+        "tables": [each for each in first if each is not None and each.rows],
+        "details": [each for each in more if each is not None and each.rows],
         "figures": figures,
     }
 

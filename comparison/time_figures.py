@@ -100,7 +100,7 @@ def _gathered(curves: Sequence[Curve]) -> Sequence[tuple[int, list[float]]]:
 
 @print_style()
 def decay_and_norms(finding: Finding, looks: Looks) -> Any:
-    """Mean applied decay and norm of all weights over steps, and mean alpha of each role at the end."""
+    """Mean applied decay and norm of the decayed weights over steps, and mean alpha of each role at the end."""
     from matplotlib.figure import Figure
 
     runs = best_runs(finding)
@@ -109,7 +109,7 @@ def decay_and_norms(finding: Finding, looks: Looks) -> Any:
     _draw_by(decays, runs, looks, lambda run: curve(run, "weight_decay_mean"))
     _draw_by(norms, runs, looks, lambda run: curve(run, "weight_norm"))
     decays.set(xlabel="Optimizer step", ylabel="Mean applied decay")
-    norms.set(xlabel="Optimizer step", ylabel="Norm of all weights")
+    norms.set(xlabel="Optimizer step", ylabel="Norm of decayed weights")
     shown = [y for line in decays.lines for y in line.get_ydata() if y > 0]
     if shown and max(shown) > 5 * min(shown):
         decays.set_yscale("log", nonpositive="mask")

@@ -122,6 +122,12 @@ def start(path, folder, *words):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def finish(call, seconds=600):
+    """Its exit status and what it said."""
+    output, _ = call.communicate(timeout=seconds)
+    return call.returncode, output
+
+
 def weights_of(folder):
     """The final weights of each run, as bytes, by run."""
     found = {}
@@ -130,11 +136,20 @@ def weights_of(folder):
     return found
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.replace("EPOCHS", "8"))
+    assert finish(start(path, folder / "out", "--jobs", "2"))[0] == 0
+    return folder / "out"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, grid, tmp_path):
-    path, whole, folder = grid("EPOCHS", "8"), tmp_path / "whole", tmp_path / "out"
-    assert start(path, whole, "--jobs", "2").wait(600) == 0
+def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, whole, grid, tmp_path):
+    path, folder = grid("EPOCHS", "8"), tmp_path / "out"
     first = start(path, folder, "--jobs", "1")
     for seed in (0, 1):  # the second run is under way
         log = folder / f"runs/digits/uniform/weight_decay=0.3/seed{seed}/log.jsonl"
@@ -142,15 +157,13 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, grid, tmp_pa
             assert first.poll() is None
             time.sleep(0.05)
     first.send_signal(number)
-    output, _ = first.communicate(timeout=120)
-    expected = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}
-    assert first.returncode == expected[number]
+    status, output = finish(first, 120)
+    assert status == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     if number != signal.SIGKILL:
         assert "the same command then goes on" in output and "Traceback" not in output
     kept = (folder / "runs/digits/uniform/weight_decay=0.3/seed0/summary.json").stat().st_mtime_ns
-    second = start(path, folder, "--jobs", "2")
-    output, _ = second.communicate(timeout=600)
-    assert second.returncode == 0 and "4 runs, 1 of them ended before" in output
+    status, output = finish(start(path, folder, "--jobs", "2"))
+    assert status == 0 and "4 runs, 1 of them ended before" in output
     assert (folder / "runs/digits/uniform/weight_decay=0.3/seed0/summary.json").stat().st_mtime_ns == kept
     assert weights_of(folder) == weights_of(whole) and len(weights_of(whole)) == 4
     values = [(row["strategy"], row["seed"], row["value"]) for row in rows_of(whole)]
@@ -163,8 +176,8 @@ def test_runs_of_two_processes_are_compared_and_their_failures_told_apart(grid, 
     text = text.replace("{decay: alphadecay}", "{decay: alphadecay, lr: 1e30}").replace("lr: 1e-3,", "")
     path, folder = tmp_path / "two.yaml", tmp_path / "out"
     path.write_text(text.replace("batch_size: 240", "batch_size: 120"))
-    output, _ = (call := start(path, folder)).communicate(timeout=600)
-    assert call.returncode == 1, output
+    status, output = finish(start(path, folder))
+    assert status == 1, output
     assert [(row["strategy"], row["state"]) for row in rows_of(folder)] == [
         ("uniform", "finished"),
         ("alphadecay", "diverged"),
@@ -179,13 +192,13 @@ def test_failed_runs_are_listed_reported_and_only_retried_when_asked(grid, tmp_p
     text = grid().read_text().replace("{decay: alphadecay}", "{decay: alphadecay, lr: 1e30}").replace("lr: 1e-3,", "")
     path.write_text(text)
     folder = tmp_path / "out"
-    output, _ = (first := start(path, folder)).communicate(timeout=600)
-    assert first.returncode == 1 and "2 runs failed, 0 are not done; --retry_failed" in output
+    status, output = finish(start(path, folder))
+    assert status == 1 and "2 runs failed, 0 are not done; --retry_failed" in output
     assert output.count("failed: digits/alphadecay/weight_decay=0.3/seed") == 2 and "  | stopped: " in output
     assert [row["state"] for row in rows_of(folder)] == ["finished", "finished", "diverged", "diverged"]
     log = folder / "runs/digits/alphadecay/weight_decay=0.3/seed0/output.txt"
     for words, calls in (((), 1), (("--retry_failed",), 2)):
-        assert start(path, folder, *words).wait(600) == 1
+        assert finish(start(path, folder, *words))[0] == 1
         assert log.read_text().count("$ ") == calls
 
 
