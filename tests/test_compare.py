@@ -118,8 +118,12 @@ def test_no_option_goes_unread():
 
 
 def start(path, folder, *words):
+    """compare.py, which Ctrl-C reaches even if the tests run in the background."""
     command = [sys.executable, "compare.py", "--config", str(path), "--output_dir", str(folder), *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
 
 
 def finish(call, seconds=600):
