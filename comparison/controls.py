@@ -6,7 +6,7 @@ from typing import Any
 from comparison.findings import Finding
 from comparison.statistics import BETTER, NO_SEED, ONE_SEED, SAME, WORSE, Comparison
 from comparison.tuning import Tuned
-from comparison.wording import evidence
+from comparison.wording import LARGER, evidence, short
 
 CONTROLS = {"decay_budget": "free", "decay_control": "none", "decay_frozen": False}  # and what is no control
 MEANING = {
@@ -96,7 +96,17 @@ def _direct(comparison: Comparison, finding: Finding) -> str:
     }[comparison.verdict]
     if comparison.verdict == NO_SEED:
         return f"{what[0].upper()}{what[1:]}."
-    return f"Compared directly, {what} ({evidence(comparison, finding.decimals)})."
+    told = f"Compared directly, {what} ({evidence(comparison, finding.decimals)})."
+    return told + (_unequal(finding, first, second) if comparison.verdict in (BETTER, WORSE) else "")
+
+
+def _unequal(finding: Finding, first: str, second: str) -> str:
+    """That two strategies also differ in how much they decay in total, if they do."""
+    bests = [finding.of(name).best for name in (first, second)]
+    decays = [best.mean_decay for best in bests if best is not None and best.mean_decay]
+    if len(decays) < 2 or max(decays) <= LARGER * min(decays):
+        return ""
+    return f" Their mean applied decays differ too, {short(decays[0])} and {short(decays[1])}: it may be the amount."
 
 
 def _contrast_words(finding: Finding, contrast: Comparison) -> str:

@@ -7,6 +7,7 @@ from comparison.programs import Metric
 from comparison.statistics import MOST_SEEDS, Comparison, Interval
 
 NOTHING = "-"
+LARGER = 1.05  # times another mean applied decay, from which a larger total decay is mentioned
 
 
 def number(value: float | None, digits: int = 4) -> str:

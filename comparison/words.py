@@ -4,10 +4,9 @@ from comparison.controls import controls
 from comparison.findings import Finding
 from comparison.statistics import BETTER, NO_SEED, ONE_SEED, POWER, SAME, WORSE, Comparison, spread_bounds
 from comparison.tuning import Tuned
-from comparison.wording import counted, evidence, fixed, listed, number, seeds, short, unit
+from comparison.wording import LARGER, counted, evidence, fixed, listed, number, seeds, short, unit
 
 FEW = 5  # seeds up to which the spread is said to be uncertain
-LARGER = 1.05  # times the baseline's mean applied decay, from which a larger total decay is mentioned
 
 
 def verdict(finding: Finding) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 from fake_comparison import IMAGES, STRATEGIES, TEXT, Effects, fill, grid_of
 
 from comparison.findings import find
+from comparison.results import Run
 from comparison.statistics import BETTER, ONE_SEED, SAME, WORSE
 from comparison.words import verdict
 
@@ -104,6 +105,17 @@ def test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does
         _, text = found(folder, Effects(effects), grid)
         assert all(sentence in text for sentence in sentences), text
         assert "alphadecay and alphadecay matched" not in text  # were not compared directly
+
+
+@pytest.mark.parametrize(("shuffled", "told"), [(3.3, True), (4.1, False)])
+def test_a_control_that_decays_less_in_total_is_no_proof_of_where_decay_should_go(
+    tmp_path, monkeypatch, shuffled, told
+):
+    decays = {"alphadecay": 4.2, "alphadecay shuffled": shuffled}
+    monkeypatch.setattr(Run, "mean_decay", property(lambda run: decays.get(run.cell.strategy, 1.0)))
+    _, text = found(tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, CONTROLS, seeds=range(5), contrasts=PAIR))
+    assert "alphadecay is better than alphadecay shuffled" in text
+    assert ("Their mean applied decays differ too, 4.2 and 3.3: it may be the amount." in text) == told
 
 
 def test_the_family_is_every_strategy_with_the_baseline_and_the_contrasts_once(tmp_path):
