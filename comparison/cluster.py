@@ -1,13 +1,16 @@
 """The same runs as jobs of a cluster, through submitit: its queue is the scheduler, this only submits and watches."""
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from comparison.board import Board
 from comparison.marks import note_failure
+from comparison.programs import ROOT
 from comparison.results import BROKEN, FINISHED, Run
 from comparison.running import PATIENCE, Stopping, run_one
 from runtime import runfolder
@@ -103,10 +106,24 @@ def _submitted(
     try:
         executor = submitit.AutoExecutor(folder, cluster=kind)
         executor.update_parameters(name="alphadecay", **parameters)
-        with executor.batch():
+        with _importable(), executor.batch():
             submitted = [executor.submit(ClusterRun(run, environment)) for run in new]
     except (RuntimeError, TypeError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"--submit {kind}: {error}") from error
     jobs |= {run.cell.name: job for run, job in zip(new, submitted, strict=True)}
     runfolder.write_json(folder / JOBS, noted | {name: job.job_id for name, job in jobs.items()})
     return jobs
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Jobs that are submitted within find this project, wherever the command is given."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
