@@ -5,7 +5,6 @@ python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/
 """
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from comparison.board import Board, show_cells, show_failures
 from comparison.grid import PRESETS, Grid, read_grid
 from comparison.local import run_here
 from comparison.marks import check_same, claim, forget_failure
-from comparison.results import BROKEN, FINISHED, WAITING, Run, read_runs
+from comparison.results import BROKEN, FINISHED, WAITING, Run, at_rest, read_runs
 from comparison.running import places, rehearse
 from runtime.errors import Preempted, RunsFailed, UserError, exit_status
 from runtime.options import build, option, parse
@@ -78,7 +77,7 @@ def main() -> None:
     root = Path(options.output_dir or f"runs/compare_{grid.source.stem}").absolute()
     machine = this_machine(options, grid)
     runs = read_runs(grid, root)
-    check_same(runs, machine.threads)
+    check_same(runs, machine.threads, starting=not (options.report_only or options.dry_run))
     if options.dry_run:
         show_cells(runs)
         return
@@ -131,10 +130,21 @@ def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry
             say(f"trying out {setting.name}")
             rehearse(members, place.environment)
     claim(runs, machine.threads)
-    shutil.copyfile(grid.source, root / "grid.yaml")
+    keep_source(grid, root)
     for run in runs:
         if retry_failed and run.state == BROKEN:
             forget_failure(run)
+
+
+def keep_source(grid: Grid, root: Path) -> None:
+    """Copy the grid's file to the comparison, if it is not that copy."""
+    kept = root / "grid.yaml"
+    try:
+        content = grid.source.read_bytes()
+        if not kept.exists() or kept.read_bytes() != content:
+            kept.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--output_dir {root}: cannot be written: {error}") from error
 
 
 def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, submit: str | None) -> None:
@@ -166,7 +176,10 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
         raise Preempted(f"{signal.Signals(number).name}; the same command goes on")
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
+    ]  # nohup
+    before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:
@@ -182,7 +195,7 @@ def report(grid: Grid, root: Path) -> list[Run]:
     """
     from comparison.report import summary_text, write_report
 
-    runs = read_runs(grid, root)
+    runs = at_rest(read_runs(grid, root))
     if all(run.state == WAITING for run in runs):
         raise UserError(f"--output_dir {root}: holds no run of {grid.source}")
     write_report(grid, runs, root, root / "report")

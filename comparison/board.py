@@ -132,7 +132,7 @@ def status_words(status: int) -> str:
 
 def _outcome(run: Run) -> str:
     if run.state == FINISHED:
-        return f"{run.cell.setting.metric.name} {run.value:.4g}"
+        return f"{run.cell.setting.metric.name} {'none' if run.value is None else format(run.value, '.4g')}"
     return "failed, " + status_words(run.failure["status"]) if run.state == BROKEN else "stopped, to be resumed"
 
 

@@ -137,6 +137,8 @@ def _checked(cell: Cell) -> tuple[Cell, str]:
             raise UserError(f"cell {cell.name}: {name}: is not for a grid; compare.py says it")
         if value is None:
             raise UserError(f"cell {cell.name}: {name}: has no value")
+        if not isinstance(value, str | int | float | list | Mapping):
+            raise UserError(f"cell {cell.name}: {name}: {value}: is no text or number; write it in quotes")
     try:
         options = cell.setting.program.read_options(cell.words())
     except UserError as error:
@@ -214,15 +216,16 @@ def _contrasts(
     pairs: Sequence[Any], content: Mapping[str, Any], here: Mapping[str, Any]
 ) -> tuple[tuple[str, str], ...]:
     """The pairs, but for those with a strategy that this domain leaves out or only another one has."""
-    domains = [domain for domain in content["domains"].values() if isinstance(domain, Mapping)]
-    known = {name: None for part in (content, *domains) for name in part.get("strategies") or {}}
+    parts = [part for part in (content, *content["domains"].values()) if isinstance(part, Mapping)]
+    named = [part["strategies"] for part in parts if isinstance(part.get("strategies"), Mapping)]
+    known = {name: None for strategies in named for name in strategies}
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise UserError(f"contrasts: {pair!r}: is no pair of strategies")
         for name in pair:
             if str(name) not in known:
                 raise UserError(f"contrasts: {name}: no such strategy; there are {', '.join(known)}")
-    return tuple((a, b) for a, b in pairs if a in here and b in here)
+    return tuple((str(a), str(b)) for a, b in pairs if str(a) in here and str(b) in here)
 
 
 def _search(search: Any, where: str) -> Search:

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from comparison.results import CELL, FAILED, OUTPUT, Run
+from comparison.results import CELL, FAILED, OUTPUT, Run, read_json
 from runtime import runfolder
 from runtime.errors import UserError
 
 REASONS = ("error: ", "stopped: ")  # how trainers begin the line that says why they end
+TURN = "$ python "  # how the line of a command begins, in the output of several turns
 LAST_LINES = 12  # of a failed run's output, kept with the reason
 
 
@@ -22,6 +23,7 @@ def note_failure(run: Run, status: int, text: str = "") -> None:
     """
     output = run.folder / OUTPUT
     text = output.read_bytes().decode(errors="replace") if output.exists() else text
+    text = "".join(text.rpartition(TURN)[1:])
     lines = [line.rstrip().split("\r")[-1] for line in text.split("\n")]  # of a bar its last state
     last = [line for line in lines if line][-LAST_LINES:]
     said = [line for line in lines if line.startswith(REASONS)][-1:]  # torchrun says more behind it
@@ -35,25 +37,37 @@ def forget_failure(run: Run) -> None:
     (run.folder / FAILED).unlink(missing_ok=True)
 
 
-def check_same(runs: Sequence[Run], threads: int | None) -> None:
+def check_same(runs: Sequence[Run], threads: int | None, starting: bool = True) -> None:
     """Make sure that folders that were begun before are of the same cells.
 
+    Args:
+        runs: All runs.
+        threads: CPU threads of a run; they only count where runs are started.
+        starting: Whether runs are started.
+
     Raises:
-        UserError: If an option is not as it was, or the folder holds something else.
+        UserError: If an option is not as it was, or the folder holds something else or cannot be looked into.
     """
     for run in runs:
-        path = run.folder / CELL
-        if not path.exists():
-            if runfolder.holds_run(run.folder):
-                raise UserError(f"cell {run.cell.name}: {run.folder} holds a run that is not this comparison's")
-            continue
-        before, now = json.loads(path.read_text()), identity(run, threads)
-        for name in dict.fromkeys((*before, *now)):
-            if before.get(name) != now.get(name):
-                raise UserError(
-                    f"cell {run.cell.name}: {run.folder} was begun with {name} {before.get(name, 'not given')}, now it "
-                    f"is {now.get(name, 'not given')}; take another --output_dir, or delete that folder"
-                )
+        try:
+            _check_same(run, threads, starting)
+        except OSError as error:
+            raise UserError(f"cell {run.cell.name}: {run.folder} cannot be looked into: {error}") from error
+
+
+def _check_same(run: Run, threads: int | None, starting: bool) -> None:
+    path = run.folder / CELL
+    if not path.exists():
+        if runfolder.holds_run(run.folder):
+            raise UserError(f"cell {run.cell.name}: {run.folder} holds a run that is not this comparison's")
+        return
+    before, now = read_json(path), identity(run, threads)
+    for name in dict.fromkeys((*before, *now)):
+        if before.get(name) != now.get(name) and (starting or name != "threads"):
+            raise UserError(
+                f"cell {run.cell.name}: {run.folder} was begun with {name} {before.get(name, 'not given')}, now it "
+                f"is {now.get(name, 'not given')}; take another --output_dir, or delete that folder"
+            )
 
 
 def claim(runs: Sequence[Run], threads: int | None) -> None:

@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -31,10 +32,13 @@ class Run:
 
     cell: Cell
     folder: Path
+    kept: str | None = None  # the state that `state` is to stay at
 
     @property
     def state(self) -> str:
-        """finished, failed, started (to be resumed), or waiting."""
+        """finished, failed, started (to be resumed), or waiting; as the folder has it now."""
+        if self.kept is not None:
+            return self.kept
         if (self.folder / runfolder.SUMMARY).exists():
             return FINISHED
         if (self.folder / FAILED).exists():
@@ -44,21 +48,21 @@ class Run:
     @cached_property
     def failure(self) -> Row:
         """Of a failed run: status (exit status; negative: killed by that signal) and lines (the last of its output)."""
-        return json.loads((self.folder / FAILED).read_text())
+        return read_json(self.folder / FAILED)
 
     @property
     def diverged(self) -> bool:
         """Whether it failed because loss or gradients were no longer finite."""
         if self.state != BROKEN:
             return False
-        told_otherwise = self.cell.setting.processes > 1 and (self.folder / runfolder.BAD_STEPS).exists()
-        return self.failure["status"] == EXIT_NON_FINITE or told_otherwise  # torchrun ends with 1 whatever happened
+        # torchrun ends with 1 whatever happened, and tells the status of the process that ended first.
+        told = any(re.match(rf"\s*exitcode\s*: {EXIT_NON_FINITE} ", line) for line in self.failure["lines"])
+        return self.failure["status"] == EXIT_NON_FINITE or (self.cell.setting.processes > 1 and told)
 
     @cached_property
     def summary(self) -> Row:
         """summary.json; empty before the run has finished."""
-        path = self.folder / runfolder.SUMMARY
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(self.folder / runfolder.SUMMARY) if self.state == FINISHED else {}
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -74,7 +78,7 @@ class Run:
     def environment(self) -> Row:
         """Versions, commit, command and machine; empty where nothing has run."""
         path = self.folder / runfolder.CONFIG
-        return json.loads(path.read_text())["environment"] if path.exists() else {}
+        return read_json(path).get("environment", {}) if path.exists() else {}
 
     @property
     def value(self) -> float | None:
@@ -114,8 +118,34 @@ class Run:
 
 
 def read_runs(grid: Grid, root: Path) -> list[Run]:
-    """The grid's runs in their order, as their folders below `root` have them now."""
+    """The grid's runs in their order; their folders are below `root`."""
     return [Run(cell, cell.folder(root)) for cell in grid.cells]
+
+
+def at_rest(runs: Sequence[Run]) -> list[Run]:
+    """The runs as their folders have them now, whatever other processes do to them while a report is written."""
+    found = []
+    for run in runs:
+        kept = replace(run, kept=run.state)
+        if kept.state == BROKEN:
+            kept.failure  # noqa: B018 - read and kept, for another call may take the run up again
+        found.append(kept)
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a run's folder holds.
+
+    Raises:
+        UserError: If it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); without its folder the run begins anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; without its folder the run begins anew")
+    return content
 
 
 def write_csv(path: Path, runs: Sequence[Run], root: Path) -> None:

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from comparison.marks import note_failure
+from comparison.marks import TURN, claim, note_failure
 from comparison.programs import ROOT
-from comparison.results import BROKEN, FINISHED, OUTPUT, Run
+from comparison.results import BROKEN, CELL, FINISHED, OUTPUT, Run
 from runtime import runfolder
 from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
 
-LOCK = ".lock"
+LOCK, THREADS = ".lock", "OMP_NUM_THREADS"
 POLL = 0.5  # seconds between looks at processes and locks
 PATIENCE = 60.0  # seconds a run that was told to end may take to save
 Event = tuple[str, Run]  # "begins" or "ends"
@@ -49,7 +49,7 @@ def places(jobs: int, threads: int | None, gpus: Sequence[str], gpus_a_run: int)
     for i in range(jobs):
         environment = {}
         if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+            environment[THREADS] = str(threads)
         if gpus:
             mine = [gpus[(i * gpus_a_run + j) % len(gpus)] for j in range(min(gpus_a_run, len(gpus)))]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
@@ -98,7 +98,9 @@ class Stopping:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def run_all(runs: Sequence[Run], where: Sequence[Place], stopping: Stopping, events: "queue.Queue[Event]") -> None:
+def run_all(
+    runs: Sequence[Run], where: Sequence[Place], stopping: Stopping, events: "queue.Queue[Event]"
+) -> list[UserError]:
     """Take all runs to their end, `len(where)` at a time, in their order; returns when none is going on any more.
 
     Args:
@@ -106,24 +108,30 @@ def run_all(runs: Sequence[Run], where: Sequence[Place], stopping: Stopping, eve
         where: The places.
         stopping: When it is told, no further run begins and those going on save and end.
         events: Gets ("begins", run) and ("ends", run).
+
+    Returns:
+        What kept runs from starting, or their end from being noted.
     """
+    errors: list[UserError] = []
     free: queue.Queue[Place] = queue.Queue()
     for place in where:
         free.put(place)
 
     def go(run: Run) -> None:
         place = free.get()
-        try:
-            if not stopping.told.is_set():
-                events.put(("begins", run))
+        if not stopping.told.is_set():
+            events.put(("begins", run))
+            try:
                 run_one(run, place.environment, stopping)
-                events.put(("ends", run))
-        finally:
-            free.put(place)
+            except (OSError, UserError) as error:
+                errors.append(UserError(f"cell {run.cell.name}: {error}"))
+            events.put(("ends", run))
+        free.put(place)
 
     with ThreadPoolExecutor(len(where), thread_name_prefix="run") as pool:
         for job in [pool.submit(go, run) for run in runs]:
             job.result()
+    return errors
 
 
 def run_one(run: Run, environment: Mapping[str, str], stopping: Stopping) -> None:
@@ -137,6 +145,10 @@ def run_one(run: Run, environment: Mapping[str, str], stopping: Stopping) -> Non
             return
         if run.state in (FINISHED, BROKEN):  # meanwhile, by another
             return
+        if not (run.folder / CELL).exists():  # the folder was deleted meanwhile
+            threads = environment.get(THREADS)
+            claim([run], int(threads) if threads else None)
+        (run.folder / runfolder.REQUEUE).unlink(missing_ok=True)  # of an earlier turn
         status = _process(run, environment, stopping, lock)
         if run.state != FINISHED and not (stopping.told.is_set() or _can_go_on(run, status)):
             note_failure(run, status)
@@ -163,7 +175,7 @@ def _process(run: Run, environment: Mapping[str, str], stopping: Stopping, lock:
     """The exit status of the run's process; negative: killed by that signal."""
     command = run.cell.command(run.folder)
     with open(run.folder / OUTPUT, "a") as output:
-        output.write(f"$ {' '.join(command)}\n")
+        output.write(f"{TURN}{' '.join(command[1:])}\n")
         output.flush()
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output,

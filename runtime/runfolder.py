@@ -1,6 +1,7 @@
 """The folder a run leaves behind: config.json, log.jsonl, decay.jsonl, tensorboard/, checkpoints/, summary.json."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -93,7 +94,10 @@ def library_versions() -> dict[str, str | None]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is never half there."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave it empty under its name
     temporary.replace(path)
 
 

@@ -13,6 +13,7 @@ parser.add_argument("--output_dir", type=Path)
 for name in ("seed", "steps", "fails_at", "status"):
     parser.add_argument(f"--{name}", type=int, default=0)
 parser.add_argument("--deaf", default="false")
+parser.add_argument("--requeue", default="false")
 parser.add_argument("--repaired_by", type=Path)
 parser.add_argument("--resume")
 parser.add_argument("--dry_run", action="store_true")
@@ -31,6 +32,8 @@ while step < options.steps:
     with open(folder / "steps", "a") as file:
         file.write(f"{step}\n")
     if options.fails_at == step and not (options.repaired_by and options.repaired_by.exists()):
+        if options.requeue == "true":
+            (folder / "REQUEUE").touch()
         sys.stdout.write("about to fail\n")
         sys.stdout.flush()
         sys.stderr.write(f"error: step {step} is bad\n")

@@ -112,6 +112,23 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(grid, tmp_path, monkey
     assert "error: --output_dir" in capsys.readouterr().err
 
 
+def test_a_comparison_goes_on_from_the_file_it_kept(grid, tmp_path):
+    described = compare.read_grid(grid())
+    compare.keep_source(described, tmp_path)
+    kept = tmp_path / "grid.yaml"
+    compare.keep_source(compare.read_grid(kept), tmp_path)
+    assert kept.read_bytes() == described.source.read_bytes()
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with compare.ended_by_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_no_option_goes_unread():
     unread = {each.name for each in fields(compare.CompareOptions)} - attributes_read([ROOT / "compare.py"])
     assert unread == set()

@@ -1,6 +1,7 @@
 """Comparisons that cannot be run: one line that says where the mistake is, before anything starts."""
 
 import copy
+import datetime
 import re
 
 import pytest
@@ -149,6 +150,17 @@ def test_seeds_are_whole_numbers_each_one_once(refusal, seeds, words):
 ])  # fmt: skip
 def test_what_is_named_exists(refusal, grid, words):
     assert refusal(grid).startswith(words)
+
+
+@pytest.mark.parametrize("strategies", [[{"a": 1}], 5])
+def test_strategies_of_another_domain_have_the_form_of_their_key_too(refusal, strategies):
+    grid = changed((("domains", "other"), {"program": "main.py", "strategies": strategies}))
+    assert "domain other: strategies: " in refusal(grid)
+
+
+def test_a_date_is_no_value_of_an_option(refusal):
+    said = refusal(changed(((*DIGITS, "options", "wandb_name"), datetime.date(2026, 1, 1))))
+    assert "wandb_name: 2026-01-01: is no text or number; write it in quotes" in said
 
 
 def test_a_contrast_may_be_of_strategies_that_only_one_domain_has(read):

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from stub_runs import lines, stub_run
 from tiny import ROOT
 
-from comparison import running
-from comparison.marks import check_same, claim, forget_failure
-from comparison.results import BROKEN, FINISHED, STARTED, WAITING
+from comparison import local, running
+from comparison.board import Board
+from comparison.local import run_here
+from comparison.marks import check_same, claim, forget_failure, note_failure
+from comparison.results import BROKEN, FINISHED, STARTED, WAITING, at_rest
 from comparison.running import Stopping, places, run_all, run_one
 from runtime.errors import UserError
 
@@ -141,6 +144,7 @@ def test_a_folder_keeps_to_the_cell_it_was_begun_for(tmp_path):
         check_same([stub_run(tmp_path, steps=4)], 1)
     with pytest.raises(UserError, match="was begun with threads 1, now it is 2"):
         check_same([stub_run(tmp_path, steps=3)], 2)
+    check_same([stub_run(tmp_path, steps=3)], 2, starting=False)
     with pytest.raises(UserError, match="was begun with status not given, now it is 7"):
         check_same([stub_run(tmp_path, steps=3, status=7)], 1)
 
@@ -154,11 +158,93 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
 
 
 def test_a_run_that_another_told_to_end_has_not_failed(tmp_path):
-    run = stub_run(tmp_path, steps=4, fails_at=2, status=1)  # as torchrun ends whatever happened
+    run = stub_run(tmp_path, steps=4, fails_at=2, status=1, requeue=True)  # as torchrun ends whatever happened
+    run_them([run])
+    assert run.state == STARTED and (run.folder / "REQUEUE").exists()
+
+
+def test_a_mark_of_an_earlier_turn_hides_no_failure(tmp_path):
+    run = stub_run(tmp_path, steps=4, fails_at=2, status=2)
     run.folder.mkdir(parents=True)
     (run.folder / "REQUEUE").touch()
     run_them([run])
-    assert run.state == STARTED
+    assert run.state == BROKEN
+
+
+def test_the_reason_of_an_earlier_turn_is_not_that_of_this_one(tmp_path):
+    run = stub_run(tmp_path, steps=4, fails_at=2, status=2)
+    run_them([run])
+    forget_failure(run)
+    note_failure(run, -9)
+    assert "error: step 2 is bad" in run.failure["lines"]
+    with open(run.folder / "output.txt", "a") as output:
+        output.write("$ python again\nkilled here\n")
+    forget_failure(run)
+    run = stub_run(tmp_path)
+    note_failure(run, -9)
+    assert run.failure["lines"] == ["$ python again", "killed here"]
+
+
+def test_a_folder_that_cannot_be_worked_in_is_an_error_of_that_run_alone(tmp_path):
+    bad, good = stub_run(tmp_path, 0), stub_run(tmp_path, 1)
+    bad.folder.parent.mkdir(parents=True)
+    bad.folder.touch()
+    with pytest.raises(UserError, match="^cell stub/uniform/seed0: .*(File exists|Not a directory)"):
+        run_here([bad, good], places(1, 1, [], 1), Board([bad, good], 1))
+    assert good.state == FINISHED
+
+
+def test_runs_are_told_to_stop_although_nobody_reads_what_is_said(tmp_path, monkeypatch):
+    class Broken(Board):
+        def begins(self, run):
+            until(lambda: len(lines(run.folder / "steps")) > 2)
+            raise BrokenPipeError
+
+    def broken(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(local, "say", broken)
+    run = stub_run(tmp_path, steps=400)
+    with pytest.raises(BrokenPipeError):
+        run_here([run], places(1, 1, [], 1), Broken([run], 1))
+    assert run.state == STARTED and (run.folder / "checkpoints").exists()
+
+
+def test_a_deleted_folder_is_of_its_cell_again(tmp_path):
+    run = stub_run(tmp_path)
+    run_them([run])
+    check_same([run], 1)
+    assert run.state == FINISHED
+
+
+@pytest.mark.parametrize("name", ["cell.json", "summary.json", "failed.json"])
+def test_a_file_that_is_no_json_is_named(tmp_path, name):
+    run = stub_run(tmp_path)
+    claim([run], 1)
+    (run.folder / name).write_text("")
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        check_same([run], 1)
+        at_rest([run])[0].row(tmp_path)
+
+
+def test_a_report_is_of_one_moment(tmp_path):
+    run = stub_run(tmp_path)
+    run.folder.mkdir(parents=True)
+    (kept,) = at_rest([run])
+    run_them([run])
+    assert (run.state, run.value) == (FINISHED, 90) and (kept.state, kept.value) == (WAITING, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "diverged"), [("  exitcode  : 3 (pid: 7)", True), ("  exitcode  : 1 (pid: 7)", False)]
+)
+def test_of_several_processes_the_first_that_ended_says_whether_the_run_diverged(tmp_path, line, diverged):
+    run = stub_run(tmp_path)
+    run = replace(run, cell=replace(run.cell, setting=replace(run.cell.setting, processes=2)))
+    run.folder.mkdir(parents=True)
+    (run.folder / "bad_steps.jsonl").write_text("{}\n")  # of a step that was skipped
+    note_failure(run, 1, f"Root Cause (first observed failure):\n{line}\n")
+    assert run.diverged == diverged
 
 
 @pytest.mark.parametrize(
