@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from comparison.results import CELL, FAILED, OUTPUT, Run, read_json
+from comparison.results import CELL, FAILED, OUTPUT, Run
 from runtime import runfolder
 from runtime.errors import UserError
 
@@ -61,7 +61,7 @@ def _check_same(run: Run, threads: int | None, starting: bool) -> None:
         if runfolder.holds_run(run.folder):
             raise UserError(f"cell {run.cell.name}: {run.folder} holds a run that is not this comparison's")
         return
-    before, now = read_json(path), identity(run, threads)
+    before, now = runfolder.read_json(path, "a cell"), identity(run, threads)
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name) and (starting or name != "threads"):
             raise UserError(

@@ -1,7 +1,6 @@
 """What the runs of a comparison left: their state, figures, logs and ledgers; one row a run in results.csv."""
 
 import csv
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -48,7 +47,7 @@ class Run:
     @cached_property
     def failure(self) -> Row:
         """Of a failed run: status (exit status; negative: killed by that signal) and lines (the last of its output)."""
-        return read_json(self.folder / FAILED)
+        return runfolder.read_json(self.folder / FAILED, "a failure")
 
     @property
     def diverged(self) -> bool:
@@ -62,7 +61,7 @@ class Run:
     @cached_property
     def summary(self) -> Row:
         """summary.json; empty before the run has finished."""
-        return read_json(self.folder / runfolder.SUMMARY) if self.state == FINISHED else {}
+        return runfolder.read_json(self.folder / runfolder.SUMMARY, "a summary") if self.state == FINISHED else {}
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -78,7 +77,7 @@ class Run:
     def environment(self) -> Row:
         """Versions, commit, command and machine; empty where nothing has run."""
         path = self.folder / runfolder.CONFIG
-        return read_json(path).get("environment", {}) if path.exists() else {}
+        return runfolder.read_config(path).get("environment", {}) if path.exists() else {}
 
     @property
     def value(self) -> float | None:
@@ -131,21 +130,6 @@ def at_rest(runs: Sequence[Run]) -> list[Run]:
             kept.failure  # noqa: B018 - read and kept, for another call may take the run up again
         found.append(kept)
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file of a run's folder holds.
-
-    Raises:
-        UserError: If it is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); without its folder the run begins anew") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; without its folder the run begins anew")
-    return content
 
 
 def write_csv(path: Path, runs: Sequence[Run], root: Path) -> None:

@@ -57,14 +57,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read.
     """
-    path = folder / CONFIG if folder.is_dir() else folder
+    return read_json(folder / CONFIG if folder.is_dir() else folder, "a run's configuration")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        what: It is to be, for the error.
+
+    Raises:
+        UserError: If it cannot be read, or is no JSON object.
+    """
     try:
-        config = json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a run's configuration: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no run's configuration: it holds no JSON object")
-    return config
+        raise UserError(f"{path} cannot be read as {what}: {error}") from error
+    return content
 
 
 def write_config(folder: Path, options: Mapping[str, Any]) -> None:

@@ -222,7 +222,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path, name):
     run = stub_run(tmp_path)
     claim([run], 1)
     (run.folder / name).write_text("")
-    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+    with pytest.raises(UserError, match=f"{name} cannot be read as a"):
         check_same([run], 1)
         at_rest([run])[0].row(tmp_path)
 
