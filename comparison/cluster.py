@@ -79,7 +79,7 @@ def run_on_cluster(
                 board.begins(run)
             ended = run.state in (FINISHED, BROKEN)
             if done or (ended and kind == "slurm"):  # its accounting lags behind
-                if not ended:
+                if not ended and not (run.folder / runfolder.REQUEUE).exists():  # else it was told to end
                     note_failure(run, EXIT_FAILED, job.stderr() or f"job {job.job_id} ended as {job.state}")
                 left.remove(run)
                 board.ends(run)
