@@ -7,7 +7,7 @@ python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -112,9 +112,8 @@ def this_machine(options: CompareOptions, grid: Grid) -> Machine:
     )
     own_choice = options.threads or gpus or options.submit == "slurm"  # whose nodes may have GPUs
     threads = options.threads if own_choice else 1
-    most = max(setting.processes for setting in grid.settings)
     cores = len(os.sched_getaffinity(0)) // (threads or 1)
-    return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // most), threads)
+    return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // grid.processes), threads)
 
 
 def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry_failed: bool) -> None:
@@ -123,7 +122,7 @@ def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry
     Raises:
         UserError: If one cannot be built, or a folder cannot be written.
     """
-    (place,) = places(1, machine.threads, machine.gpus, max(s.processes for s in grid.settings))
+    (place,) = places(1, machine.threads, machine.gpus, grid.processes)
     for setting in grid.settings:
         members = [run for run in runs if run.cell.setting.name == setting.name]
         if not any(run.folder.exists() for run in members):
@@ -150,23 +149,18 @@ def keep_source(grid: Grid, root: Path) -> None:
 def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, submit: str | None) -> None:
     """Start or resume what is neither finished nor failed."""
     todo = [run for run in runs if run.state not in (FINISHED, BROKEN)]
-    most = max(setting.processes for setting in grid.settings)
-    where = places(machine.jobs, machine.threads, machine.gpus, most)
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them ended before; into {root}")
     if not todo:
         return
     if submit is None:
+        where = places(machine.jobs, machine.threads, machine.gpus, grid.processes)
         run_here(todo, where, Board(runs, machine.jobs))
         return
     from comparison.cluster import run_on_cluster
 
+    (node,) = places(1, machine.threads, (), 1)  # which GPUs a run gets the cluster says
     with Board(runs, len(todo)) as board:
-        run_on_cluster(submit, todo, root, grid.slurm if submit == "slurm" else {}, threads_of(machine), board)
-
-
-def threads_of(machine: Machine) -> Mapping[str, str]:
-    """Environment of a cluster's runs: the threads; which GPUs they get the cluster says."""
-    return {} if machine.threads is None else {"OMP_NUM_THREADS": str(machine.threads)}
+        run_on_cluster(submit, todo, root, grid.slurm if submit == "slurm" else {}, node.environment, board)
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class Grid:
         """The settings in their order."""
         return list({cell.setting.name: cell.setting for cell in self.cells}.values())
 
+    @property
+    def processes(self) -> int:
+        """The largest number of processes of a run."""
+        return max(setting.processes for setting in self.settings)
+
     def of(self, setting: Setting) -> list[Cell]:
         """The cells of a setting."""
         return [cell for cell in self.cells if cell.setting.name == setting.name]
