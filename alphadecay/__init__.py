@@ -15,6 +15,7 @@ from alphadecay.groups import param_groups as param_groups
 from alphadecay.qkv import merge_qkv as merge_qkv
 from alphadecay.qkv import split_qkv as split_qkv
 from alphadecay.replay import Replay as Replay
+from alphadecay.step_hooks import attached as attached
 
 __all__ = [
     "AWD",
@@ -28,6 +29,7 @@ __all__ = [
     "UniformDecay",
     "analyze",
     "assign",
+    "attached",
     "merge_qkv",
     "param_groups",
     "split_qkv",

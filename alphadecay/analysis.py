@@ -1,5 +1,6 @@
 """From a model to one record a weight matrix."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +57,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
 }
 OnRecord = Callable[[SpectrumRecord, np.ndarray], None]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
+STEEP = 20.0  # of a steeper tail's logarithms, rounding in float32 is more than 1e-5
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
 FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
 
@@ -81,7 +83,7 @@ class Measuring:
 
     def window_of(self, matrix: Matrix) -> WindowShape | None:
         """The shape of a matrix' windows; None where it is measured as a whole."""
-        return farms_window(*matrix.weight.shape[:2]) if isinstance(self.window, str) else self.window
+        return farms_window(*matrix.form[1:]) if isinstance(self.window, str) else self.window
 
 
 def analyze(
@@ -112,8 +114,9 @@ def analyze(
         filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked;
             this depends on the weights' scale.
         exclude: Globs over module names that stay out, such as "blocks.0.*".
-        include: "stem", "head" or both: they take part as well.
-        min_eigenvalues: Matrices with fewer stay out.
+        include: Any of "stem", "head" and "frozen": they take part as well. A model of which nothing is trained is
+            analysed as if "frozen" was given.
+        min_eigenvalues: Matrices with fewer stay out; at least 1.
         process_group: Ranks that share the work; all of them must call, and all get the same records. They may hold
             the same model, shards of its weights (FSDP2), or other parts of it (pipeline parallel): the records
             are those of all. None: this process does everything.
@@ -121,34 +124,41 @@ def analyze(
             to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
 
     Raises:
-        ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
+        TypeError: If `model` is no module.
+        ValueError: For an unknown fit, window or name in `include`, a string where a list is expected, a glob that
+            matches nothing, or a weight that is not finite or on the meta device (named).
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"analyze takes a model (torch.nn.Module), got {type(model).__name__}; files of weights are "
+                        "analysed by `python -m alphadecay analyze FILE`")  # fmt: skip
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
-    return Measurement(model, measuring, exclude, include, min_eigenvalues, process_group).run(on_record=on_record)
+    matrices = find_matrices(model, exclude, min_eigenvalues, include)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        matrices = find_matrices(model, exclude, min_eigenvalues, (*include, "frozen"))
+    return Measurement(matrices, measuring, process_group).run(on_record=on_record)
 
 
 class Measurement:
     """What `analyze` does in two parts: what needs the model as it is now, and the rest, which takes the time.
 
     Args:
-        model, measuring, exclude, include, min_eigenvalues, process_group: As in `analyze`.
+        matrices: Those of the model; measured are the ones that take part.
+        measuring: How.
+        process_group: As in `analyze`.
         copied: Copy the weights that this rank measures to CPU memory, so that `run` may come later, in a thread.
+
+    Raises:
+        ValueError: If a weight is on the meta device.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        measuring: Measuring,
-        exclude: Sequence[str] = (),
-        include: Sequence[str] = (),
-        min_eigenvalues: int = MIN_EIGENVALUES,
-        process_group: Any = None,
-        *,
-        copied: bool = False,
+        self, matrices: Sequence[Matrix], measuring: Measuring, process_group: Any = None, *, copied: bool = False
     ) -> None:
-        self.measuring = measuring
-        self.matrices = find_matrices(model, exclude, min_eigenvalues, include)
-        taking_part = [m for m in self.matrices if not m.reason]
+        self.measuring, self.matrices = measuring, matrices
+        taking_part = [m for m in matrices if not m.reason]
+        for m in taking_part:
+            if m.weight.is_meta:
+                raise ValueError(f"{m.name} {m.shape}: its weight is on the meta device, which holds no values")
         self.group = process_group if process_group and dist.get_world_size(process_group) > 1 else None
         self.gradient_norms = gradient_norms(taking_part)
         mine = taking_part if self.group is None else shared_out(taking_part, self.group)
@@ -197,11 +207,11 @@ def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.nd
     """
     window, weight = measuring.window_of(matrix), whole(matrix.weight)
     try:
-        fitted, tail, note = fitted_spectrum(weight, measuring, window)
+        fitted, tail, note = fitted_spectrum(weight, measuring, window, matrix.groups)
         eigs = fitted
         if window is not None:
-            quick = quick_eigenvalues(weight)
-            eigs = eigenvalues(weight) if quick is None else quick
+            quick = quick_eigenvalues(weight, groups=matrix.groups)
+            eigs = eigenvalues(weight, groups=matrix.groups) if quick is None else quick
     except NonFiniteWeight as error:
         raise NonFiniteWeight(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
     zeros = tails.count_zeros(eigs)
@@ -224,15 +234,15 @@ def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.nd
 
 
 def fitted_spectrum(
-    weight: Tensor, measuring: Measuring, window: WindowShape | None
+    weight: Tensor, measuring: Measuring, window: WindowShape | None, groups: int = 1
 ) -> tuple[np.ndarray, tails.TailFit | None, str]:
     """Eigenvalues, the fit to their tail or None, and why there is none; in float32 where that is accurate enough."""
-    quick = None if measuring.fit in tails.LOOK_AT_SMALLEST else quick_eigenvalues(weight, window)
+    quick = None if measuring.fit in tails.LOOK_AT_SMALLEST else quick_eigenvalues(weight, window, groups)
     if quick is not None:
         tail, _ = fit_tail(quick, measuring)
         if tail is not None and _accurate(quick, tail):
             return quick, tail, ""
-    eigs = eigenvalues(weight, window)
+    eigs = eigenvalues(weight, window, groups)
     return eigs, *fit_tail(eigs, measuring)
 
 
@@ -249,12 +259,10 @@ def _accurate(eigs: np.ndarray, tail: tails.TailFit) -> bool:
     """Whether float32 can tell the tail, which was clearly the best, and whether half of the eigenvalues are zero."""
     noise = len(eigs) * np.finfo(np.float32).eps * eigs[-1]
     begins_high = tail.xmin >= FLOAT64_BELOW * eigs[-1] and tail.margin > CLEAR_MARGIN
-    return begins_high and eigs[(len(eigs) - 1) // 2] > noise
+    return begins_high and tail.alpha < STEEP and eigs[(len(eigs) - 1) // 2] > noise
 
 
 def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:
     """A record that only says what the matrix is, and why nothing was measured."""
-    weight = matrix.weight
-    return SpectrumRecord(
-        matrix.name, matrix.role, tuple(weight.shape), weight.numel(), matrix.eigenvalue_count, note=note
-    )
+    parameters = math.prod(matrix.shape) if matrix.shape else 0
+    return SpectrumRecord(matrix.name, matrix.role, matrix.shape, parameters, matrix.eigenvalue_count, note=note)

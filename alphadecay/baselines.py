@@ -8,11 +8,12 @@ from torch import nn
 
 from alphadecay.adaptive import AlphaDecay
 from alphadecay.analysis import SpectrumRecord
+from alphadecay.groups import ALL
+from alphadecay.matrices import MIN_EIGENVALUES
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import power_sums
 from alphadecay.spectra import NonFiniteWeight
 
-ALL = "(all)"  # the name of what holds for every module alike
 KEPT = 0.1  # share of the old value in AWD's average
 SMALL = 1e-8  # added to the norm of the weights, as published
 
@@ -21,6 +22,7 @@ class UniformDecay(DecaySchedule):
     """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds."""
 
     kind = "uniform"
+    adaptive = False
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         return [], {}
@@ -93,6 +95,7 @@ class AWD(DecaySchedule):
         *,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        min_eigenvalues: int = MIN_EIGENVALUES,
         cautious: bool = False,
         on_refresh: Callable[[DecaySchedule], None] | None = None,
     ) -> None:
@@ -100,8 +103,9 @@ class AWD(DecaySchedule):
             raise ValueError(f"scale must be a number above 0, got {scale}")
         self.scale = scale
         super().__init__(
-            model, optimizer, 1, exclude=exclude, include=include, cautious=cautious, on_refresh=on_refresh
-        )
+            model, optimizer, 1, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues, cautious=cautious,
+            on_refresh=on_refresh,
+        )  # fmt: skip
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
         groups = self.optimizer.param_groups

@@ -8,7 +8,9 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     decay_multiplier    what an adaptive kind writes
     decay_step          optimizer steps taken
     decay_as            only where it is: module whose multiplier holds here too
+    decay_members       only where it is: modules that share the group, which has the mean of their multipliers
     decay_kind          the kind of decay that wrote the multiplier; empty before its first refresh
+    decay_measured      only in saved states: score and measures of the last refresh, as plain values
     weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
 """
 
@@ -20,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from alphadecay.matrices import Matrix, find_matrices, plain_name, unwrap
+from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices, plain_name, unwrap
 
 Group = dict[str, Any]
 
+ALL = "(all)"  # the name of what holds for every module alike
 POSITION_PARTS = (
     "pos_embed",
     "position_embed",
@@ -34,7 +37,6 @@ POSITION_PARTS = (
     "pos_emb",
 )
 TOKEN_ENDINGS = ("_token", "_tokens")
-WRAPPED = ("_base_optimizer", "_optimizer", "optimizer")  # where timm, Lightning and Accelerate keep the optimizer
 
 
 def param_groups(
@@ -45,6 +47,7 @@ def param_groups(
     batchnorm: bool = False,
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
+    min_eigenvalues: int = MIN_EIGENVALUES,
 ) -> list[Group]:
     """Groups for any torch optimizer, every trainable parameter in exactly one.
 
@@ -59,13 +62,15 @@ def param_groups(
             published program does.
         exclude: Globs over module names that get no group of their own.
         include: "stem", "head" or both: they get groups of their own as well.
+        min_eigenvalues: Matrices with fewer get no group of their own; at least 1.
 
     Raises:
-        ValueError: If the decay is negative or not finite, or the model has nothing to train.
+        ValueError: If the decay is negative or not finite, or the model has nothing to train; or as `analyze` for
+            what it selects by.
     """
     if not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
-    own = {id(m.weight): m.name for m in find_matrices(model, exclude, include=include) if not m.reason}
+    own = {id(m.weight): m.name for m in find_matrices(model, exclude, min_eigenvalues, include) if not m.reason}
     undecayed = set() if norm_bias else _undecayed_names(unwrap(model))
     pairs = _batchnorm_pairs(unwrap(model)) if norm_bias and batchnorm else {}
     labels = {f"(batch norm of {name})": name for name in own.values()}
@@ -131,28 +136,8 @@ def _undecayed_names(model: nn.Module) -> set[str]:
     return names
 
 
-def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer that really steps, inside timm's Lookahead, Accelerate's and Lightning's wrappers.
-
-    Wrappers never call step hooks of their own, or call them on other occasions.
-
-    Raises:
-        ValueError: If it is no torch optimizer, or ZeroRedundancyOptimizer.
-    """
-    while True:
-        inner = next((vars(optimizer)[n] for n in WRAPPED if n in getattr(optimizer, "__dict__", {})), None)
-        if not isinstance(inner, Optimizer):
-            break
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"{type(optimizer).__name__} is no torch optimizer; pass the one that it wraps")
-    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
-        raise ValueError("ZeroRedundancyOptimizer keeps groups of its own on each rank; FSDP2 shards the state instead")
-    return optimizer
-
-
 def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
-    """Give each matrix that takes part a group of its own, in place; the rest stays where it was.
+    """Give each matrix that takes part, or may later, a group of its own, in place; the rest stays where it was.
 
     A new group has all options of the one it comes from, and the state of its parameter is kept, so that the
     optimizer computes the same as before. An optimizer that draws random numbers draws them parameter by parameter:
@@ -164,24 +149,55 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
             Nothing is changed then.
     """
     matrices = list(matrices)
-    by_id = {id(m.weight): m for m in matrices if not m.reason}
-    _check_holds_all(optimizer, by_id)
+    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    _check_holds_some(optimizer, matrices)
     _check_holds_no_other(optimizer, matrices)
     if any("weight_decay" not in group for group in optimizer.param_groups):
         raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
     draws = any(isinstance(value, torch.Generator | random.Random) for value in vars(optimizer).values())
     split = [_parts(group["params"], by_id, draws) for group in optimizer.param_groups]
-    if any(len(parts) > 1 for parts in split) and _has_scheduler(optimizer):
+    if any(len(parts) > 1 for parts in split) and has_scheduler(optimizer):
         raise ValueError(
             "build AlphaDecay before the scheduler: it has to split the optimizer's groups "
             "(if there is no scheduler, a loaded state brought 'initial_lr': delete it from each group)"
         )
     groups: list[Group] = []
-    for index, (group, parts) in enumerate(zip(optimizer.param_groups, split, strict=True)):
-        labels = _labels(group, parts, by_id, f"(rest of group {index})")
-        pieces = [group] if len(parts) == 1 else [_part(group, part) for part in parts]
+    for group, parts, rest in zip(optimizer.param_groups, split, _rest_labels(optimizer), strict=True):
+        labels = _labels(group, parts, by_id, rest)
+        pieces = [group] if len(parts) == 1 else [_part(group, *each) for each in zip(parts, labels, strict=True)]
         groups += [_labelled(piece, label) for piece, label in zip(pieces, labels, strict=True)]
     optimizer.param_groups[:] = groups  # in place: wrappers share this list
+
+
+def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
+    """Label groups that were added since `split_groups` without splitting them: a scheduler counts groups.
+
+    One that holds more than a matrix lists the matrices in it as its members.
+    """
+    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    for group, rest in zip(optimizer.param_groups, _rest_labels(optimizer), strict=True):
+        if "decay_name" in group:
+            continue
+        members = [by_id[id(p)].name for p in group["params"] if id(p) in by_id]
+        alone = len(members) == len(group["params"]) == 1
+        _labelled(group, members[0] if alone else rest)
+        if members and not alone:
+            group["decay_members"] = members
+
+
+def _rest_labels(optimizer: Optimizer) -> list[str]:
+    """For each group the label of what is no matrix with a group of its own."""
+    later = any("decay_name" in group for group in optimizer.param_groups)
+    number = len({group["decay_name"] for group in optimizer.param_groups if _was_added(group)}) if later else -1
+    labels = []
+    for group in optimizer.param_groups:
+        number += "decay_name" not in group
+        labels.append(group.get("decay_name", f"(added group {number})" if later else f"(rest of group {number})"))
+    return labels
+
+
+def _was_added(group: Group) -> bool:
+    return group.get("decay_name", "").startswith("(added group")
 
 
 def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: bool) -> list[list[int]]:
@@ -213,11 +229,13 @@ def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], rest
     return labels
 
 
-def _part(group: Group, positions: list[int]) -> Group:
+def _part(group: Group, positions: list[int], label: str) -> Group:
     """A group of some parameters with their names and all options; a tensor (lr) is not shared with other parts."""
     options = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+    options.pop("decay_members", None)
     per_parameter = {key: [group[key][i] for i in positions] for key in ("params", "param_names") if key in group}
-    return options | per_parameter
+    own_name = {"name": f"{group['name']}: {label}"} if "name" in group else {}  # loggers want names to be unique
+    return options | per_parameter | own_name
 
 
 def _labelled(group: Group, name: str) -> Group:
@@ -225,14 +243,15 @@ def _labelled(group: Group, name: str) -> Group:
     for key, value in _group([], name, float(group["weight_decay"])).items():
         group.setdefault(key, value)
     group["decay_name"] = name
+    group.setdefault("name", name)  # by which Lightning's LearningRateMonitor calls a group
     return group
 
 
-def _check_holds_all(optimizer: Optimizer, by_id: dict[int, Matrix]) -> None:
+def _check_holds_some(optimizer: Optimizer, matrices: list[Matrix]) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [m.name for key, m in by_id.items() if key not in held]
-    if missing and len(missing) == len(by_id):
-        raise ValueError(f"the optimizer holds none of the model's weight matrices ({missing[0]}, ...)")
+    taking_part = [m for m in matrices if not m.reason]
+    if taking_part and not any(id(m.weight) in held for m in matrices if m.may_take_part):
+        raise ValueError(f"the optimizer holds none of the model's weight matrices ({taking_part[0].name}, ...)")
 
 
 def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
@@ -249,6 +268,6 @@ def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
             )
 
 
-def _has_scheduler(optimizer: Optimizer) -> bool:
+def has_scheduler(optimizer: Optimizer) -> bool:
     """Learning-rate schedulers of torch and timm note the initial rate in every group, and never take it back."""
     return any("initial_lr" in group for group in optimizer.param_groups)

@@ -1,22 +1,28 @@
 """The ledger of a run: one row a module and refresh, and one a module and audit, as plain values."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from alphadecay.analysis import SpectrumRecord
-from alphadecay.audit import DecayAudit
-from alphadecay.baselines import ALL
-from alphadecay.groups import Group, effective_decay
+from alphadecay.groups import ALL, Group, effective_decay
 from alphadecay.roles import role_of
-from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import is_sharded, power_sums
+
+if TYPE_CHECKING:  # both have a log
+    from alphadecay.audit import DecayAudit
+    from alphadecay.schedule import DecaySchedule
 
 Row = Mapping[str, Any]
 
 
-def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
+def ledger_rows(schedule: "DecaySchedule") -> list[dict[str, Any]]:
     """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
 
     Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), kind (of
@@ -30,13 +36,15 @@ def ledger_rows(schedule: DecaySchedule) -> list[dict[str, Any]]:
         return [common | _row_for_all(schedule, schedule.optimizer.param_groups)]
     rows = []
     for group in schedule.own_groups:
+        if is_lazy(group["params"][0]):
+            continue
         record = records.get(group["decay_name"])
         norm, note = _norm(group["params"][0].detach(), record), record.note if record else ""
         rows.append(common | _row(group, schedule.scores.get(group["decay_name"]), norm, None, note))
     return rows
 
 
-def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
+def audit_rows(audit: "DecayAudit") -> list[dict[str, Any]]:
     """What an audit found: rows with the keys of `ledger_rows`, one a module for all kinds of decay.
 
     They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
@@ -49,6 +57,42 @@ def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
         {"step": each.step} | common | _row(groups[each.name], None, each.weight_norm, each.figures, "")
         for each in audit.records
     ]
+
+
+class DecayLog:
+    """A file of lines of JSON to which each refresh of a schedule is added; only the first of several processes writes.
+
+    Args:
+        path: Of the file; folders on the way are made.
+        append: Go on with a file that is there. Its lines from the first refresh's step on are replaced.
+
+    Raises:
+        ValueError: If the file is there and `append` is not set, or it cannot be written.
+    """
+
+    def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
+        self.path, self._begun = Path(path), False
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+            return
+        if self.path.exists() and not append:
+            raise ValueError(f"{self.path} is there already: take another name, or append=True to go on with it")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open("a").close()
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def write(self, schedule: "DecaySchedule") -> None:
+        """Add the rows of a refresh; all ranks must call."""
+        rows = ledger_rows(schedule)
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+            return
+        if not self._begun:
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] < schedule.step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+            self._begun = True
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def refreshes(rows: Sequence[Row]) -> list[Row]:
@@ -72,7 +116,7 @@ def _row(
     }
 
 
-def _row_for_all(schedule: DecaySchedule, groups: Sequence[Group]) -> dict[str, Any]:
+def _row_for_all(schedule: "DecaySchedule", groups: Sequence[Group]) -> dict[str, Any]:
     decayed = next((group for group in groups if group["static_multiplier"]), groups[0])
     weights = [p.detach() for group in groups for p in group["params"]]
     sharded = any(is_sharded(weight) for weight in weights)

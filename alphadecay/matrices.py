@@ -1,15 +1,21 @@
 """Find the weight matrices of a model: their names, their roles, and why some of them take no part."""
 
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from alphadecay.qkv import is_split, part_name
 from alphadecay.roles import role_of
 
 MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
+INCLUDABLE = ("stem", "head", "frozen")
+FROZEN, LAZY = "frozen", "not initialised yet (lazy)"  # reasons that training may take away
 
 # Names by which models that declare nothing about themselves call their input and output layers.
 STEM_NAMES = frozenset({"patch_embed", "patch_embedding", "conv_stem", "stem"})
@@ -27,15 +33,33 @@ class Matrix:
     weight: Tensor  # the parameter, or its whole value where that is sharded over ranks
     reason: str  # why it takes no part; empty when it does
     kind: str  # "linear", "conv2d" or "other"
+    groups: int = 1  # of a grouped convolution: as many matrices a kernel position
+    place: tuple[nn.Module, str] | None = None  # the module that holds the weight, and under which name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight; empty while it is not initialised."""
+        return () if isinstance(self.weight, UninitializedParameter) else tuple(self.weight.shape)
+
+    @property
+    def form(self) -> tuple[int, int, int]:
+        """Number, rows and columns of the matrices of which the weight consists."""
+        if self.kind == "other" or not self.shape:
+            return 0, 0, 0
+        rows, columns, *kernel = self.shape
+        positions = kernel[0] * kernel[1] if kernel else 1
+        return positions * self.groups, rows // self.groups, columns
 
     @property
     def eigenvalue_count(self) -> int:
-        """Length of the spectrum: the smaller side, times the kernel positions of a convolution."""
-        if self.kind == "other":
-            return 0
-        rows, columns, *kernel = self.weight.shape
-        positions = kernel[0] * kernel[1] if kernel else 1
-        return min(rows, columns) * positions
+        """Length of the spectrum: the smaller side, times the kernel positions and groups of a convolution."""
+        count, rows, columns = self.form
+        return count * min(rows, columns)
+
+    @property
+    def may_take_part(self) -> bool:
+        """Whether it takes part, or will once it is trained or initialised."""
+        return self.reason in ("", FROZEN, LAZY)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -62,44 +86,82 @@ def find_matrices(
 ) -> list[Matrix]:
     """Every weight of two or more dimensions in the order of the model, each with the reason if it stays out.
 
-    A Linear, a transformers Conv1D or a Conv2d takes part unless it is the model's stem or head, tied, frozen,
-    has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. "stem" or "head" in `include`
-    lets that one take part as well. A fused qkv is one matrix, unless `split_qkv` made it three. All other weights of
-    two or more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...) are listed with the reason.
+    A Linear, a transformers Conv1D or a Conv2d takes part unless it is the model's stem or head, tied, frozen, not yet
+    initialised, depthwise, has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. "stem", "head"
+    or "frozen" in `include` lets those take part as well. A fused qkv is one matrix, unless `split_qkv` made it three.
+    All other weights of two or more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...) are listed with
+    the reason.
 
     Raises:
-        ValueError: If a glob in `exclude` matches no module of the model.
+        ValueError: If `exclude` or `include` is no list of names, `include` holds an unknown one, a glob in `exclude`
+            matches no module of the model, or `min_eigenvalues` is no whole number of at least 1.
     """
+    _check_selection(exclude, include, min_eigenvalues)
     model = unwrap(model)
     stems, heads = _declared_ends(model)
     owners = _owners(model)
     matrices = []
-    for module_name, parameter_name, module, weight in _weights(model):
-        kind = _kind(module, parameter_name)
-        name = module_name if kind != "other" else f"{module_name}.{parameter_name}".lstrip(".")
-        matrix = Matrix(name, role_of(name), weight, "", kind)
+    for name, parameter_name, module, weight in _weights(model):
+        kind = "other" if isinstance(weight, UninitializedParameter) else _kind(module, parameter_name)
+        groups = module.groups if isinstance(module, nn.Conv2d) and kind == "conv2d" else 1
+        matrix = Matrix(name, role_of(name), weight, "", kind, groups, (module, parameter_name))
         reason = (
-            _reason_by_type(module, parameter_name, weight, kind)
+            _reason_by_type(matrix, module, parameter_name)
             or _reason_by_place(name, stems, heads, include)
-            or _reason_by_weight(matrix, owners[id(weight)], min_eigenvalues)
             or next((f"excluded by {glob!r}" for glob in exclude if fnmatchcase(name, glob)), "")
+            or _reason_by_weight(matrix, owners[id(weight)], min_eigenvalues, include)
         )
-        matrices.append(Matrix(name, matrix.role, weight, reason, kind))
+        matrices.append(replace(matrix, reason=reason))
     for glob in exclude:
         if not any(fnmatchcase(matrix.name, glob) for matrix in matrices):
             raise ValueError(f"exclude={glob!r} matches no weight matrix of the model")
     return matrices
 
 
+def _check_selection(exclude: Sequence[str], include: Sequence[str], min_eigenvalues: int) -> None:
+    for argument, names in (("exclude", exclude), ("include", include)):
+        if isinstance(names, str):
+            raise ValueError(f"{argument}={names!r}: give a list of names, such as [{names!r}]")
+    for name in include:
+        if name not in INCLUDABLE:
+            raise ValueError(f"include={name!r} is unknown; choose from {', '.join(INCLUDABLE)}")
+    whole_number("min_eigenvalues", min_eigenvalues, "eigenvalues")
+
+
+def whole_number(argument: str, value: Any, unit: str) -> int:
+    """The value as an int; ValueError, which names the argument, unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{argument} must be a whole number of {unit}, at least 1; got {value!r}")
+    return operator.index(value)
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Parameter]]:
-    """(module name, parameter name, module, weight) of each weight once, biases and norms left out."""
+    """(name, parameter name, module, weight) of each weight once, biases and norms left out."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, weight in module.named_parameters(recurse=False):
-            if weight.ndim >= 2 and id(weight) not in seen:
-                seen.add(id(weight))
-                name = part_name(module_name, parameter_name) if is_split(module) else module_name
+            lazy = isinstance(weight, UninitializedParameter)
+            if id(weight) in seen or (parameter_name != "weight" if lazy else weight.ndim < 2):
+                continue
+            seen.add(id(weight))
+            name = _name(module_name, parameter_name, module)
+            if name is not None:
                 yield plain_name(name), parameter_name, module, weight
+
+
+def _name(module_name: str, parameter_name: str, module: nn.Module) -> str | None:
+    """The name of the module whose weight a parameter is, or of the parameter; None of a mere scale of a weight."""
+    if is_split(module):
+        return part_name(module_name, parameter_name)
+    if isinstance(module, ParametrizationList):
+        sizes = {name: each.numel() for name, each in module.named_parameters(recurse=False)}
+        owner, _, of = module_name.rpartition(".parametrizations.")
+        largest = sizes[parameter_name] == max(sizes.values())
+        return (owner if of == "weight" else f"{owner}.{of}".lstrip(".")) if largest else None
+    if parameter_name == "weight_g" and "weight_v" in module._parameters:
+        return None
+    of_module = parameter_name in ("weight", "weight_orig", "weight_v")
+    return module_name if of_module and _takes_products(module) else f"{module_name}.{parameter_name}".lstrip(".")
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -110,25 +172,61 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
+def _takes_products(module: nn.Module) -> bool:
+    """Whether it is a Linear, transformers' transposed one or a Conv2d."""
+    kinds = {kind.__name__ for kind in type(module).__mro__}  # FSDP2 makes a class of its own of each
+    return isinstance(module, nn.Linear | nn.Conv2d) or "Conv1D" in kinds
+
+
 def _kind(module: nn.Module, parameter_name: str) -> str:
     if is_split(module):
         return "linear"
-    if parameter_name != "weight":
+    if parameter_name != "weight" or not _takes_products(module):
         return "other"
-    kinds = {kind.__name__ for kind in type(module).__mro__}  # FSDP2 makes a class of its own of each
-    if isinstance(module, nn.Linear) or "Conv1D" in kinds:  # transformers' transposed Linear
-        return "linear"
-    return "conv2d" if isinstance(module, nn.Conv2d) else "other"
+    return "conv2d" if isinstance(module, nn.Conv2d) else "linear"
 
 
-def _reason_by_type(module: nn.Module, parameter_name: str, weight: nn.Parameter, kind: str) -> str:
+def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
+    if isinstance(matrix.weight, UninitializedParameter):
+        return LAZY if _takes_products(module) else f"of {_article(module)}"
     if isinstance(module, nn.Embedding):
         return "embedding"
     if parameter_name == "in_proj_weight":
         return "in_proj_weight holds q, k and v in one parameter"
-    if weight.ndim == 3 and weight.shape[0] > 1 and parameter_name != "weight":
+    if (computed := _how_computed(module, parameter_name)) is not None:
+        return computed
+    if len(matrix.shape) == 3 and matrix.shape[0] > 1 and parameter_name != "weight":
         return "3-D weight (experts?)"
-    return "no weight of a Linear, Conv1D or Conv2d" if kind == "other" else ""
+    if type(module).__name__ == "UnknownGroups":
+        return "convolution in groups whose number a file of weights does not tell"
+    if matrix.kind == "other" and (parameter_name != "weight" or type(module).__name__ in ("Module", "Skeleton")):
+        return "no weight of a Linear, Conv1D or Conv2d"
+    if matrix.kind == "other":
+        return f"of {_article(module)}; measured are Linear, transformers' Conv1D and Conv2d"
+    if not (matrix.weight.is_floating_point() or matrix.weight.is_complex()):
+        return f"{str(matrix.weight.dtype).removeprefix('torch.')}: no floating-point weight"
+    if matrix.groups > 1 and min(matrix.form[1:]) == 1:
+        return f"depthwise convolution: {matrix.groups} groups of one channel have no spectrum"
+    return ""
+
+
+def _how_computed(module: nn.Module, parameter_name: str) -> str | None:
+    """What the module's weight is computed from where it is no parameter itself; None where it is one."""
+    if isinstance(module, ParametrizationList) and not is_split(module):
+        return f"computed by a parametrization ({', '.join(type(each).__name__.lstrip('_') for each in module)})"
+    base, _, suffix = parameter_name.rpartition("_")
+    if suffix == "orig" and f"{base}_mask" in module._buffers:
+        return f"pruned: the {base} is {base}_orig x {base}_mask"
+    if suffix == "orig" and f"{base}_u" in module._buffers:
+        return f"computed by spectral_norm from {base}_orig"
+    if suffix == "v" and f"{base}_g" in module._parameters:
+        return f"computed by weight_norm from {base}_g and {base}_v"
+    return None
+
+
+def _article(module: nn.Module) -> str:
+    kind = type(module).__name__.removeprefix("FSDP")
+    return f"{'an' if kind[:1] in 'AEIOU' else 'a'} {kind}"
 
 
 def _reason_by_place(
@@ -143,14 +241,12 @@ def _reason_by_place(
     return ""
 
 
-def _reason_by_weight(matrix: Matrix, names: list[str], min_eigenvalues: int) -> str:
-    if not matrix.weight.requires_grad:
-        return "frozen"
+def _reason_by_weight(matrix: Matrix, names: list[str], min_eigenvalues: int, include: Sequence[str]) -> str:
     if len(names) > 1:
         return f"tied: {' = '.join(names)}"
     if matrix.eigenvalue_count < min_eigenvalues:
         return f"{matrix.eigenvalue_count} eigenvalues, fewer than {min_eigenvalues}"
-    return ""
+    return "" if matrix.weight.requires_grad or "frozen" in include else FROZEN
 
 
 def _declared_ends(model: nn.Module) -> tuple[frozenset[str] | None, frozenset[str] | None]:

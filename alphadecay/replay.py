@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from alphadecay.analysis import SpectrumRecord
-from alphadecay.baselines import ALL, AdaDecayPerEntry
+from alphadecay.baselines import AdaDecayPerEntry
+from alphadecay.groups import ALL
+from alphadecay.matrices import MIN_EIGENVALUES
 from alphadecay.schedule import DecaySchedule
 
 Multipliers = dict[str, float]  # by module
@@ -45,13 +47,15 @@ class Replay(DecaySchedule):
         mean: bool = False,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        min_eigenvalues: int = MIN_EIGENVALUES,
         cautious: bool = False,
         on_refresh: Callable[[DecaySchedule], None] | None = None,
     ) -> None:
         rows = read_ledger(Path(ledger))
         super().__init__(
-            model, optimizer, 1, exclude=exclude, include=include, cautious=cautious, on_refresh=on_refresh
-        )
+            model, optimizer, 1, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues, cautious=cautious,
+            on_refresh=on_refresh,
+        )  # fmt: skip
         self._rows = changes(rows)
         self.same_for_all = ALL in rows[0]
         own = {group["decay_name"] for group in self.optimizer.param_groups}
@@ -68,8 +72,13 @@ class Replay(DecaySchedule):
             what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
             raise ValueError(f"{ledger} is the ledger of another model or selection: it has {what}")
 
+    @property
+    def next_refresh(self) -> int | None:
+        """Before which step the ledger has the next change; None: it has no more."""
+        return min((step for step in self._rows if step >= self.step), default=None)
+
     def _act(self, step: int) -> None:
-        if step in self._rows or not self._wrote_multipliers:
+        if step in self._rows or not self._wrote_multipliers or self._due:
             self.refresh()
 
     def _measure(self) -> tuple[list[SpectrumRecord], Multipliers]:

@@ -1,18 +1,27 @@
 """The one writer of `weight_decay` in an optimizer: when it acts and where it writes; the maths is elsewhere."""
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
 from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
-from alphadecay.analysis import Measuring, SpectrumRecord
+from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
 from alphadecay.entries import EntryDecay
-from alphadecay.groups import Group, effective_decay, innermost, split_groups
-from alphadecay.matrices import find_matrices
+from alphadecay.groups import Group, effective_decay
+from alphadecay.ledger import DecayLog
+from alphadecay.matrices import MIN_EIGENVALUES, whole_number
+from alphadecay.membership import Membership, shared_multipliers
+from alphadecay.records import SpectrumRecords
+from alphadecay.saved_state import checked_state, note_measured, take_measured
+from alphadecay.step_hooks import StepHooks, chain_of, innermost, refuse_second
 from alphadecay.twins import decouples_decay
+from alphadecay.wording import description, no_base_decay, overwritten
 
 
 class StepWatcher(Protocol):
@@ -41,6 +50,7 @@ class DecaySchedule(ABC):
     Attributes:
         kind: What the groups call this kind of decay.
         metric: What its scores are.
+        adaptive: Whether multipliers differ from 1.
         same_for_all: Whether all modules have the same multiplier.
         by_entry: Whether entries of one weight are decayed by different amounts, beyond `cautious`.
         takes_over: Whether a state of another kind may be loaded; the next step then refreshes. Set it before loading.
@@ -55,6 +65,7 @@ class DecaySchedule(ABC):
 
     kind = ""
     metric = "score"
+    adaptive = True
     same_for_all = False
     by_entry = False
     takes_over = False
@@ -68,40 +79,48 @@ class DecaySchedule(ABC):
         *,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        min_eigenvalues: int = MIN_EIGENVALUES,
+        ranking: str = "optimizer",
         cautious: bool = False,
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"interval must be at least 1 optimizer step, got {interval}")
-        self.model, self.interval, self.on_refresh = model, interval, on_refresh
-        self.selection: dict[str, Any] = {"exclude": tuple(exclude), "include": tuple(include)}
+        self.interval = whole_number("interval", interval, "optimizer steps")
+        self.model, self.on_refresh = model, on_refresh
+        self.selection = {"exclude": exclude, "include": include, "min_eigenvalues": min_eigenvalues}
         self.optimizer: Optimizer = innermost(optimizer)
-        self.records: list[SpectrumRecord] = []
+        refuse_second(self.optimizer)
+        self.records = SpectrumRecords()
         self.scores: dict[str, float] = {}
         self.measured_at = 0
         self.seconds = 0.0
         self.watchers: list[StepWatcher] = []
-        matrices = find_matrices(model, **self.selection)
-        if all(m.reason for m in matrices):
-            listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
-            raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
         self.cautious = cautious
-        self._entries = EntryDecay(cautious, self.by_entry) if cautious or self.by_entry else None
-        if self._entries and not decouples_decay(self.optimizer):
-            kind = "cautious" if cautious else self.kind
+        self._entries = self._entry_decay()
+        self._membership = Membership(model, self.optimizer, self.selection, ranking)
+        self._log: DecayLog | None = None
+        self._said: set[str] = set()
+        self._due = False
+        for group in self.optimizer.param_groups:  # another kind was attached before and detached
+            if group["decay_kind"] != self.kind:
+                group["decay_kind"] = ""
+        self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
+        wrappers = [each for each in chain_of(optimizer) if each is not self.optimizer]
+        self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
+        waiting = [m for m in self._membership.matrices if m.may_take_part]
+        if all(m.reason for m in waiting):
+            self._warn_once("none yet", f"no weight matrix takes part yet ({waiting[0].name}: {waiting[0].reason})")
+
+    def _entry_decay(self) -> EntryDecay | None:
+        """What applies the decay where no scalar of a group can."""
+        if not (self.cautious or self.by_entry):
+            return None
+        if not decouples_decay(self.optimizer):
+            kind = "cautious" if self.cautious else self.kind
             raise ValueError(
                 f"{kind} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
                 f"AdamW; {type(self.optimizer).__name__} does not (with these options)"
             )
-        split_groups(self.optimizer, matrices)
-        for group in self.optimizer.param_groups:  # another kind was attached before and detached
-            if group["decay_kind"] != self.kind:
-                group["decay_kind"] = ""
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._on_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-            self.optimizer.register_load_state_dict_pre_hook(self._check_state),
-        ]
+        return EntryDecay(self.cautious, self.by_entry)
 
     @property
     def step(self) -> int:
@@ -109,36 +128,64 @@ class DecaySchedule(ABC):
         return self.optimizer.param_groups[0]["decay_step"]
 
     @property
+    def next_refresh(self) -> int | None:
+        """Before which step, counted from 0, the next refresh is due by itself; None: never."""
+        return -(-self.step // self.interval) * self.interval if self._wrote_multipliers else self.step
+
+    @property
     def multipliers(self) -> dict[str, float]:
-        """The adaptive multiplier of each module that has a group of its own."""
-        return {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
+        """The adaptive multiplier of each module that has a group of its own, or shares one that was added."""
+        own = {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
+        return own | shared_multipliers(self.optimizer.param_groups)
 
     @property
     def own_groups(self) -> list[Group]:
         """The groups that hold one module's weight and nothing else."""
         return [group for group in self.optimizer.param_groups if not group["decay_name"].startswith("(")]
 
+    def __repr__(self) -> str:
+        return description(self)
+
     def refresh(self) -> None:
         """Measure now and write the new decays; called by itself when due."""
         began = time.perf_counter()
+        self._find_members()
+        self._due = False
         self.measured_at = self.step
-        self.records, multipliers = self._measure()
-        self._take(multipliers)
+        records, multipliers = self._measure()
+        self._took(records, multipliers, began)
+
+    def _took(self, records: Sequence[SpectrumRecord], multipliers: Mapping[str, float], began: float) -> None:
+        """Write what was measured, and tell of it."""
+        notes = self._membership.notes()
+        self.records = SpectrumRecords(replace(r, note=r.note or notes.get(r.name, "")) for r in records)
+        for group in self.optimizer.param_groups:
+            group["decay_multiplier"] = self._membership.multiplier_of(group, multipliers)
+            group["decay_kind"] = self.kind
+        self._write()
         self.seconds += time.perf_counter() - began
+        if self._log is not None:
+            self._log.write(self)
         if self.on_refresh is not None:
             self.on_refresh(self)
 
-    def _take(self, multipliers: Mapping[str, float]) -> None:
-        for group in self.optimizer.param_groups:
-            group["decay_multiplier"] = multipliers.get(group.get("decay_as", group["decay_name"]), 1.0)
-            group["decay_kind"] = self.kind
-        self._write()
+    def log_to(self, path: str | PathLike[str], append: bool = False) -> None:
+        """Write every refresh from now on to a file, as lines of JSON: the log that `Replay` reads.
+
+        Args:
+            path: Of the file. With several processes only the first of the group of all writes.
+            append: Go on with a file that is there: its lines from the first refresh's step on are replaced.
+
+        Raises:
+            ValueError: If the file is there and `append` is not set, or it cannot be written.
+        """
+        self._log = DecayLog(path, append)
 
     def detach(self) -> None:
         """Stop acting on the optimizer; every group keeps the decay it has now."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._entries = [], None
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks, self._entries = None, None
         self._write()
 
     @abstractmethod
@@ -150,46 +197,26 @@ class DecaySchedule(ABC):
         """Whether they are this kind's; states from before kinds were noted count as such."""
         return self.optimizer.param_groups[0].get("decay_kind", self.kind) == self.kind
 
-    def _on_step(self, _: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Act before the step, or in its closure: gradients exist only after that (Lightning)."""
-        given = "closure" if "closure" in options else 1
-        closure = options.get("closure") if given == "closure" else (args[1] if len(args) > 1 else None)
-        if not callable(closure):
-            self._before_step()
-            return None
-        acting = self._acting_closure(closure)
-        if given == "closure":
-            return args, options | {"closure": acting}
-        return (args[0], acting, *args[2:]), options
-
-    def _acting_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, after whose first call the decays are written; optimizers read them only then."""
-        due = True
-
-        def acting() -> Any:
-            nonlocal due
-            loss = closure()
-            if due:
-                due = False
-                self._before_step()
-            return loss
-
-        return acting
-
-    def _before_step(self) -> None:
-        if _will_be_skipped(self.optimizer):
-            return
-        step = self.step
+    def before_step(self) -> None:
+        """Refresh if it is time, and write the decays; called by the optimizer's hooks."""
+        self.loaded()
+        self._find_members()
+        groups, step = self.optimizer.param_groups, self.step
+        if self._written is not None and len(self._written) == len(groups):
+            self._warn_once("overwritten", overwritten(groups, self._written))
         self._act(step)
         self._write()
-        for group in self.optimizer.param_groups:
+        if self.adaptive:
+            self._warn_once("no decay", no_base_decay(groups, type(self).__name__))
+        for group in groups:
             group["decay_step"] = step + 1
         if self._entries:
-            self._entries.remember(self.optimizer.param_groups)
+            self._entries.remember(groups)
         for watcher in self.watchers:
             watcher.before_update(step)
 
-    def _after_step(self, *_: Any) -> None:
+    def after_step(self) -> None:
+        """Apply what decay the optimizer could not; called by its hooks."""
         if self._entries:
             self._entries.apply(self.optimizer)
         for watcher in self.watchers:
@@ -197,45 +224,58 @@ class DecaySchedule(ABC):
 
     def _act(self, step: int) -> None:
         """Refresh before step `step` if it is time."""
-        if step % self.interval == 0 or not self._wrote_multipliers:
+        if step % self.interval == 0 or not self._wrote_multipliers or self._due:
             self.refresh()
+
+    def _find_members(self) -> None:
+        """Take in what was added, unfrozen, initialised or pruned since the last step; a refresh is due then."""
+        if self._membership.changed():
+            self._due |= self._membership.update()
+            self._written = None
+
+    def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        """Refuse a state of other groups or another kind of decay; called by the optimizer's hooks."""
+        self._find_members()
+        checked = checked_state(self.optimizer.param_groups, state, self.kind, self.takes_over)
+        self.records, self.scores, self._written = SpectrumRecords(), {}, None
+        return checked
+
+    def loaded(self) -> None:
+        """Take over what a loaded state says of its last refresh."""
+        measured = take_measured(self.optimizer.param_groups)
+        if not measured:
+            return
+        self.measured_at = next(iter(measured.values()))["at"]
+        self.scores = {name: each["score"] for name, each in measured.items() if each["score"] is not None}
+        self.records = self._records({name: each["record"] for name, each in measured.items()})
+
+    def _records(self, measured: Mapping[str, Mapping[str, Any]]) -> SpectrumRecords:
+        """Records of all matrices: those of plain values where there are some."""
+        return SpectrumRecords(
+            SpectrumRecord(**measured[m.name]) if m.name in measured else record_without_measures(m, m.reason)
+            for m in self._membership.matrices
+        )
+
+    def settle(self) -> None:
+        """Note what the last refresh found in the groups, for a state that is saved."""
+        note_measured(self.optimizer.param_groups, self.records, self.scores, self.measured_at)
+
+    def saved(self) -> None:
+        """The state was saved: live groups do not hold those notes."""
+        take_measured(self.optimizer.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which write no log."""
+        self.settle()
+        self.saved()
+        return vars(self) | {"_log": None}
+
+    def _warn_once(self, what: str, sentence: str) -> None:
+        if sentence and what not in self._said:
+            self._said.add(what)
+            warnings.warn(sentence, stacklevel=2)
 
     def _write(self) -> None:
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0.0 if self._entries else effective_decay(group)
-
-    def _check_state(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        ours = [(g["decay_name"], len(g["params"])) for g in self.optimizer.param_groups]
-        theirs = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
-        if ours != theirs:
-            raise ValueError(_mismatch(ours, theirs))
-        others = {g.get("decay_kind", self.kind) for g in state["param_groups"]} - {self.kind, ""}
-        if not others:
-            return None
-        if not self.takes_over:
-            raise ValueError(
-                f"this optimizer state was saved under {', '.join(sorted(others))} decay, and {self.kind} decay is "
-                "attached. Attach the kind that saved it; or set `takes_over = True` on the attached one before "
-                "loading, to go on with it from here."
-            )
-        return state | {"param_groups": [group | {"decay_kind": ""} for group in state["param_groups"]]}
-
-
-def _will_be_skipped(optimizer: Optimizer) -> bool:
-    """Whether GradScaler lets a fused optimizer skip this step: it then still calls `step`, and the hooks."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf.item())
-
-
-def _mismatch(ours: list[tuple[str, int]], theirs: list[tuple[str | None, int]]) -> str:
-    if all(name is None for name, _ in theirs):
-        return (
-            "this optimizer state has no decay names in its groups: it was saved without alphadecay. "
-            "Load it into the optimizer before constructing AlphaDecay or UniformDecay."
-        )
-    different = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-    where = f"group {different[0][0]!r} was saved where {different[1][0]!r} is now" if different else "some lack"
-    return (
-        f"this optimizer state has {len(theirs)} groups, the optimizer {len(ours)}; {where}. Build the optimizer "
-        "and the decay schedule as in the run that saved it: same model, same groups, same order."
-    )
+        self._written = [group["weight_decay"] for group in self.optimizer.param_groups]

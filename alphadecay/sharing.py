@@ -67,9 +67,9 @@ def turns_of(owners: Mapping[str, int], ranks: int) -> list[list[tuple[int, str]
 
 def cost(matrix: Matrix) -> float:
     """Multiplications in units that rank matrices: the Gram product and the cubic eigenvalue solver."""
-    rows, columns = sorted(matrix.weight.shape[:2])
-    positions = matrix.eigenvalue_count / rows
-    return positions * (rows * rows * columns + 4.0 * rows**3)
+    count, *sides = matrix.form
+    rows, columns = sorted(sides)
+    return count * (rows * rows * columns + 4.0 * rows**3)
 
 
 class Snapshots:
@@ -84,7 +84,7 @@ class Snapshots:
         for matrix in matrices:
             weight = matrix.weight.detach()
             if weight.is_cuda:
-                copy = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
+                copy = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=True)
                 copy.copy_(weight, non_blocking=True)
                 self._copied = torch.cuda.Event()
                 self._copied.record()
@@ -116,14 +116,21 @@ def local_part(tensor: Any) -> Tensor:
 def power_sums(tensors: Sequence[Any], order: int) -> Tensor:
     """Sums of the magnitudes of each tensor's entries to the power of 1 or 2, on the device.
 
-    Ranks that hold shards of a tensor must all call, and get the sum over the whole one.
+    Ranks that hold shards of a tensor must all call, and get the sum over the whole one. Entries that a sparse tensor
+    does not hold are 0.
 
     Returns:
         Shape (number of tensors,), at least float32.
     """
-    local = [local_part(tensor) for tensor in tensors]
+    local = [_magnitudes(local_part(tensor)) for tensor in tensors]
     dtype = torch.promote_types(local[0].dtype, torch.float32)
     return joined(torch.stack(torch._foreach_norm(local, order, dtype=dtype)) ** order, tensors)
+
+
+def _magnitudes(tensor: Tensor) -> Tensor:
+    """What has the same sums of powers of magnitudes: real, and dense."""
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return values.abs() if values.is_complex() else values
 
 
 def joined(sums: Tensor, tensors: Sequence[Any]) -> Tensor:
@@ -148,7 +155,7 @@ def gradient_norms(matrices: Sequence[Matrix]) -> dict[str, float]:
     for matrix in matrices:
         gradient = matrix.weight.grad
         if gradient is not None:
-            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+            norm = torch.linalg.vector_norm(_magnitudes(gradient.detach()), dtype=torch.float32)
             norms[matrix.name] = float(whole(norm))
     return norms
 

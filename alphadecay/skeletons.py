@@ -37,7 +37,13 @@ class Skeleton(nn.Module):
     pretrained_cfg: dict[str, Any] | None = None
 
 
-def skeleton(tensors: Mapping[str, Tensor], ends: dict[str, Any] | None = None) -> Skeleton:
+class UnknownGroups(nn.Module):
+    """A convolution in groups whose number is not known: its spectra cannot be told apart."""
+
+
+def skeleton(
+    tensors: Mapping[str, Tensor], ends: dict[str, Any] | None = None, groups: Mapping[str, int] | None = None
+) -> Skeleton:
     """Modules with these weights, on which `alphadecay.analyze` says the same as on the model they are of.
 
     A weight of two dimensions is an embedding's, by its name, or a Linear's, or a Conv1D's where only its columns are
@@ -47,19 +53,23 @@ def skeleton(tensors: Mapping[str, Tensor], ends: dict[str, Any] | None = None) 
     Args:
         tensors: By name, as in a state dict. Those of fewer than two dimensions tell only the kind of their module.
         ends: "first_conv" and "classifier" as in timm's pretrained_cfg, where they are known.
+        groups: Of each convolution by name, where they are known. Else one whose input is narrower than the output of
+            the convolution before it, by a whole factor, is of unknown groups, and takes no part.
     """
     weights = {name: tensor for name, tensor in tensors.items() if tensor.ndim >= 2 and not _is_buffer(name, tensor)}
     root = Skeleton()
     if ends is None and {"conv1.weight", "fc.weight"} <= set(weights):
         ends = RESNET_ENDS
     root.pretrained_cfg = ends
+    if groups is None:
+        groups = _guessed_groups(weights)
     embeddings = [w for name, w in weights.items() if _is_embedding(name, tensors)]
     for name in sorted(weights, key=_place):
         owner, _, leaf = name.rpartition(".")
         weight = weights[name]
         if owner.split(".")[-1] in HEAD_NAMES and any(_equal(weight, each) for each in embeddings):
             continue
-        module = _module_at(root, owner, name, tensors)
+        module = _module_at(root, owner, name, tensors, groups.get(owner, 1))
         module.register_parameter(leaf, nn.Parameter(weight))
     for module in root.modules():
         if any(hasattr(module, name) for name in INTERLEAVED):
@@ -95,27 +105,47 @@ def _place(name: str) -> tuple[Any, ...]:
     return part_of_model, block, ROLES.index(role) if role in ROLES else len(ROLES), parts[end:]
 
 
-def _module_at(root: nn.Module, owner: str, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _guessed_groups(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Groups of convolutions by shapes: all of one input channel a group, 0 where they are unknown."""
+    groups: dict[str, int] = {}
+    before: dict[str, int] = {}  # output channels of the convolution before, by block
+    for name in sorted((name for name, weight in weights.items() if weight.ndim == 4), key=_place):
+        owner = name.rpartition(".")[0]
+        block = owner.removesuffix(".conv").rpartition(".")[0]
+        out, inputs, *kernel = weights[name].shape
+        wider = before.get(block, inputs)
+        if inputs == 1:
+            groups[owner] = out
+        elif max(kernel) > 1 and wider > inputs and wider % inputs == 0 and out % (wider // inputs) == 0:
+            groups[owner] = 0
+        before[block] = out
+    return groups
+
+
+def _module_at(root: nn.Module, owner: str, name: str, tensors: Mapping[str, Tensor], groups: int) -> nn.Module:
     """The module that owns a parameter; it and those around it are made where they are missing."""
     module = root
     parts = owner.split(".") if owner else []
     for i, part in enumerate(parts):
         child = module._modules.get(part)
         if child is None:
-            child = _module_for(name, tensors) if i == len(parts) - 1 else nn.Module()
+            child = _module_for(name, tensors, groups) if i == len(parts) - 1 else nn.Module()
             module.add_module(part, child)
         module = child
     return module
 
 
-def _module_for(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _module_for(name: str, tensors: Mapping[str, Tensor], groups: int) -> nn.Module:
     """A module of the kind that has such a weight."""
     owner, _, leaf = name.rpartition(".")
     weight = tensors[name]
     if leaf != "weight" or weight.ndim not in (2, 4):
         return nn.Module()
     if weight.ndim == 4:
-        return nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False, device="meta")  # type: ignore[arg-type]
+        if not groups or len(weight) % groups:
+            return UnknownGroups()
+        out, inputs, height, width = weight.shape
+        return nn.Conv2d(inputs * groups, out, (height, width), groups=groups, bias=False, device="meta")
     if _is_embedding(name, tensors):
         return nn.Embedding(len(weight), weight.shape[1], device="meta")
     bias = tensors.get(f"{owner}.bias")

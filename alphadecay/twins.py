@@ -15,7 +15,9 @@ from alphadecay.groups import OWN_KEYS, Group
 TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
 TOLERANCE = 0.05  # of the decay of a trial's last step: orders of decay and update differ by less
 UNTRIED = (AttributeError, RuntimeError, TypeError, ValueError)  # what optimizers raise that cannot step on a copy
-VARYING = OWN_KEYS | {"param_names", "lr", "initial_lr", "lr_scale", "decay_next"}
+VARYING = OWN_KEYS | {
+    "param_names", "lr", "initial_lr", "lr_scale", "name", "decay_next", "decay_members", "decay_measured",
+}  # fmt: skip
 
 
 def twin_of(optimizer: Optimizer) -> Optimizer:
@@ -150,7 +152,7 @@ def _copied(optimizer: Optimizer, attributes: dict[str, Any], memo: dict[int, An
     """An optimizer of the same class with copies of attributes; hooks and a wrapped `step` stay behind."""
     twin = object.__new__(type(optimizer))
     for name, value in attributes.items():
-        if name == "step" or name in ("found_inf", "grad_scale"):
+        if name in ("step", "__getstate__", "found_inf", "grad_scale"):
             continue
         if "hooks" in name:
             value = OrderedDict()

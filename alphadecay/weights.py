@@ -100,7 +100,7 @@ def _from_path(what: str, path: Path, ema: bool) -> Source:
     if not any(tensor.ndim >= 2 for tensor in found.values()):
         raise BadInput(f"{what}: holds no weight matrix")
     description = str(files[0]) if len(files) == 1 else f"{files[0].parent}, {len(files)} shards"
-    model = skeleton(found, _declared_ends(files[0].parent))
+    model = skeleton(found, *_declared(files[0].parent))
     if _config(files[0].parent / "config.json").get("model_type") in MIXED_HEADS:
         for module in model.modules():
             module.multi_query = True  # type: ignore[assignment]  # what split_qkv goes by
@@ -198,8 +198,8 @@ def _check_manifest(file: Path, found: str) -> None:
         raise BadInput(f"{file}: is broken: its SHA-256 is not the manifest's")
 
 
-def _declared_ends(folder: Path) -> dict[str, Any] | None:
-    """Stem and head as timm declares them, for a run of a timm model or a folder that timm saved."""
+def _declared(folder: Path) -> tuple[dict[str, Any] | None, dict[str, int] | None]:
+    """Stem and head, and the groups of convolutions, of the timm model of a run or of a folder that timm saved."""
     run = folder.resolve().parent.parent
     for path, key in ((folder / "config.json", "architecture"), (run / "config.json", "model")):
         name = _config(path).get(key)
@@ -208,8 +208,11 @@ def _declared_ends(folder: Path) -> dict[str, Any] | None:
 
             if timm.is_model(name) and (config := timm.get_pretrained_cfg(name)) is not None:
                 declared = config.to_dict()
-                return {key: declared[key] for key in ("first_conv", "classifier") if key in declared}
-    return None
+                with torch.device("meta"):
+                    modules = dict(timm.create_model(name).named_modules())
+                groups = {name: each.groups for name, each in modules.items() if isinstance(each, nn.Conv2d)}
+                return {key: declared[key] for key in ("first_conv", "classifier") if key in declared}, groups
+    return None, None
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from alphadecay.ledger import audit_rows, ledger_rows, refreshes
 from runtime.selftest import differences, first_difference, leaves
 
 LR, DECAY = 1e-3, 0.1
+ENTRIES = {"proj": 64 * 64, "fc1": 64 * 256, "fc2": 256 * 64}  # of block_model's weights
 
 
 def setup(optimizer=torch.optim.AdamW, kind=alphadecay.UniformDecay, dtype=torch.float32, every=1, **options):
@@ -263,8 +264,15 @@ def test_weights_of_low_precision_swallow_decay_and_it_is_said_once(dtype):
 
 
 def test_a_fused_kernel_rounds_once_and_keeps_decay_on_average():
-    records, said = heard(optimizer=torchs("AdamW", fused=True), dtype=torch.bfloat16)
-    assert all(r.swallowed > 0.9 and r.kept == pytest.approx(1, abs=0.3) for r in records) and said == []
+    # Adam's first two steps move all entries by nearly the learning rate, so they round alike: in the second, a fifth
+    # is still lost on every release. From the third on each entry is a draw that moves by a whole unit in its last
+    # place or not at all, so what is kept scatters as a sum of as many draws as entries moved, times 1.3 for their
+    # unequal sizes; four such deviations are allowed.
+    records, said = heard(optimizer=torchs("AdamW", fused=True), dtype=torch.bfloat16, steps=4)
+    assert all(r.swallowed > 0.9 for r in records) and said == []
+    moved = sum((1 - r.swallowed) * ENTRIES[r.name.split(".")[-1]] for r in records)
+    due = sum(r.unrounded_norm**2 for r in records)
+    assert sum(r.kept * r.unrounded_norm**2 for r in records) / due == pytest.approx(1, abs=4 * 1.3 / moved**0.5)
 
 
 @pytest.mark.parametrize("optimizer", [torchs("AdamW"), torchs("Adam", fused=True), torchs("SGD")])

@@ -19,7 +19,8 @@ def on_ranks(what, ranks, folder):
         for rank in range(ranks)
     ]
     outputs = [process.communicate(timeout=180) for process in started]
-    assert [process.returncode for process in started] == [0] * ranks, outputs[0][1][-2000:]
+    codes = [process.returncode for process in started]
+    assert codes == [0] * ranks, [said[-2000:] for code, (_, said) in zip(codes, outputs, strict=True) if code]
     return [json.loads(said) for said, _ in outputs]
 
 

@@ -6,7 +6,7 @@ import torch
 from recipes import draw, gaussian, model_of
 
 import alphadecay
-from alphadecay.spectra import as_matrices, eigenvalues, farms_window, window_count, windows
+from alphadecay.spectra import CONV_NORM, as_matrices, eigenvalues, farms_window, window_count, windows
 from alphadecay.tails import fit_median
 
 SHAPES = [(64, 64), (64, 256), (192, 192), (576, 192), (192, 768), (256, 1024), (512, 512), (768, 3072)]
@@ -61,7 +61,7 @@ def test_windows_are_never_larger_than_the_matrix_and_reach_its_ends(shape, wind
 def test_a_convolution_is_cut_by_kernel_position():
     weight = draw("gaussian", [128, 64, 3, 3], 0)
     side, _ = farms_window(128, 64)
-    each = [eigenvalues(position, (side, side)) for position in as_matrices(weight)]
+    each = [CONV_NORM * eigenvalues(position, (side, side)) for position in as_matrices(weight)]
     assert eigenvalues(weight, (side, side)) == pytest.approx(np.sort(np.concatenate(each)), rel=1e-9)
     assert len(each) == 9 and record(weight).alpha > 1
 
