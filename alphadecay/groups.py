@@ -14,12 +14,14 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
 """
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices, plain_name, unwrap
@@ -256,11 +258,11 @@ def _check_holds_some(optimizer: Optimizer, matrices: list[Matrix]) -> None:
 
 def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
     """Raise ValueError if the optimizer lacks q, k, v or the fused qkv, and holds what they were before."""
-    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)}
     known = {id(m.weight) for m in matrices}
     outside = {p.numel() for key, p in held.items() if p.ndim == 2 and key not in known}
     for m in matrices:
-        size = m.weight.numel()
+        size = math.prod(m.shape)
         if not m.reason and id(m.weight) not in held and outside & {3 * size, size // 3}:
             raise ValueError(
                 f"the optimizer lacks {m.name} and holds a weight that is no longer the model's: call split_qkv "

@@ -195,19 +195,24 @@ def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> s
         return "in_proj_weight holds q, k and v in one parameter"
     if (computed := _how_computed(module, parameter_name)) is not None:
         return computed
-    if len(matrix.shape) == 3 and matrix.shape[0] > 1 and parameter_name != "weight":
-        return "3-D weight (experts?)"
-    if type(module).__name__ == "UnknownGroups":
-        return "convolution in groups whose number a file of weights does not tell"
-    if matrix.kind == "other" and (parameter_name != "weight" or type(module).__name__ in ("Module", "Skeleton")):
-        return "no weight of a Linear, Conv1D or Conv2d"
     if matrix.kind == "other":
-        return f"of {_article(module)}; measured are Linear, transformers' Conv1D and Conv2d"
+        return _reason_of_other(matrix, module, parameter_name)
     if not (matrix.weight.is_floating_point() or matrix.weight.is_complex()):
         return f"{str(matrix.weight.dtype).removeprefix('torch.')}: no floating-point weight"
     if matrix.groups > 1 and min(matrix.form[1:]) == 1:
         return f"depthwise convolution: {matrix.groups} groups of one channel have no spectrum"
     return ""
+
+
+def _reason_of_other(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
+    if len(matrix.shape) == 3 and matrix.shape[0] > 1 and parameter_name != "weight":
+        return "3-D weight (experts?)"
+    kind = type(module).__name__
+    if kind == "UnknownGroups":
+        return "convolution in groups whose number a file of weights does not tell"
+    if parameter_name != "weight" or kind in ("Module", "Skeleton"):
+        return "no weight of a Linear, Conv1D or Conv2d"
+    return f"of {_article(module)}; measured are Linear, transformers' Conv1D and Conv2d"
 
 
 def _how_computed(module: nn.Module, parameter_name: str) -> str | None:

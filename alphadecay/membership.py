@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alphadecay.groups import Group, has_scheduler, label_added_groups, split_groups
-from alphadecay.matrices import Matrix, find_matrices
+from alphadecay.matrices import Matrix, find_matrices, unwrap
+from alphadecay.sharing import is_sharded
 
 ELSEWHERE = "not in this optimizer"
 RANKINGS = ("optimizer", "model")
@@ -37,6 +38,7 @@ class Membership:
         if ranking not in RANKINGS:
             raise ValueError(f"ranking={ranking!r} is unknown; choose from {', '.join(RANKINGS)}")
         self.model, self.optimizer, self.selection, self.ranking = model, optimizer, dict(selection), ranking
+        self._homes: dict[str, tuple[nn.Module, str] | None] = {}
         matrices = find_matrices(model, **self.selection)
         if not any(m.may_take_part for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
@@ -46,14 +48,25 @@ class Membership:
 
     def _note(self, matrices: Sequence[Matrix]) -> None:
         groups = self.optimizer.param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        sharded = {group["decay_name"] for group in groups if any(is_sharded(p) for p in group["params"])}
+        for m in matrices:
+            if id(m.weight) in held:
+                self._homes[m.name] = m.place
+        # FSDP2 puts the whole weight in the place of the sharded one that the optimizer holds.
+        ours = [m for m in matrices if id(m.weight) in held or (m.name in sharded and self._is_home(m))]
         labels = {group["decay_name"] for group in groups}
-        shared = {name for group in groups for name in group.get("decay_members", ())}
-        self.elsewhere = {m.name for m in matrices if not m.reason} - labels - shared
+        placed = {m.name for m in ours} & (labels | _members(groups))
+        self.elsewhere = {m.name for m in matrices if not m.reason} - placed
         out = self.elsewhere if self.ranking == "optimizer" else set()
         self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in out else m for m in matrices]
-        watched = [m for m in matrices if m.name in labels | shared]
-        self._places = [(m, m.place, m.weight.requires_grad, type(m.weight)) for m in watched]
+        self._places = [(m, m.place, m.weight.requires_grad, type(m.weight)) for m in ours if m.name in placed]
+        self._links = _links(unwrap(self.model), {id(m.place[0]) for m in ours if m.place})
         self._sizes = [len(group["params"]) for group in groups]
+
+    def _is_home(self, matrix: Matrix) -> bool:
+        home = self._homes.get(matrix.name)
+        return home is not None and matrix.place is not None and home[0] is matrix.place[0]
 
     def _why_elsewhere(self, matrix: Matrix) -> str:
         for group in self.optimizer.param_groups:
@@ -67,6 +80,8 @@ class Membership:
         if [len(group["params"]) for group in groups] != self._sizes:
             return True
         if any("decay_name" not in group for group in groups):
+            return True
+        if any(children.get(name) is not child for children, name, child in self._links):
             return True
         return any(
             place is not None
@@ -108,6 +123,20 @@ class Membership:
                     f"has the mean decay of {group['decay_name']}, which was added under a learning-rate scheduler"
                 )
         return notes
+
+
+def _members(groups: Iterable[Group]) -> set[str]:
+    return {name for group in groups for name in group.get("decay_members", ())}
+
+
+def _links(module: nn.Module, watched: set[int]) -> list[tuple[Mapping[str, nn.Module | None], str, nn.Module]]:
+    """The places of modules in their parents on the ways down to those that are watched, by id."""
+    links = []
+    for name, child in module.named_children():
+        below = _links(child, watched)
+        if below or id(child) in watched:
+            links += [(module._modules, name, child), *below]
+    return links
 
 
 def shared_multipliers(groups: Iterable[Group]) -> dict[str, float]:
