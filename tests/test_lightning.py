@@ -69,12 +69,14 @@ class ByHand(Module):
         optimizer.step()
 
 
-def fit(module, folder, epochs=1, **options):
+def fit(module, folder, epochs=1, save=None, resume=None, **options):
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=epochs, default_root_dir=folder, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(samples(), batch_size=4))
+    trainer.fit(module, DataLoader(samples(), batch_size=4), ckpt_path=resume)
+    if save:
+        trainer.save_checkpoint(save)
     return module
 
 
@@ -167,3 +169,20 @@ def test_under_a_scheduler_the_unfrozen_layers_share_the_mean_multiplier_of_thei
         assert found == pytest.approx(BASE * last[name], rel=1e-3)
     notes = {record.name: record.note for record in module.decay.records}
     assert all(notes[name] for name in SECOND) and not any(notes[name] for name in FIRST)
+
+
+def test_a_checkpoint_from_before_they_are_unfrozen_resumes_to_the_same_bits(tmp_path):
+    # One from afterwards does not even without AlphaDecay: Lightning freezes them again.
+    whole = fit(Module(4), tmp_path, epochs=3, callbacks=[Unfreeze()])
+    fit(Module(4), tmp_path, callbacks=[Unfreeze()], save=tmp_path / "saved.ckpt")
+    resumed = fit(Module(4), tmp_path, epochs=3, callbacks=[Unfreeze()], resume=tmp_path / "saved.ckpt")
+    assert resumed.decay.step == whole.decay.step == 3 * BATCHES
+    assert resumed.decay.multipliers == whole.decay.multipliers and set(whole.decay.multipliers) == set(BOTH)
+    for ours, theirs in zip(resumed.net.parameters(), whole.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_from_afterwards_trains_on(tmp_path):
+    fit(Module(4), tmp_path, epochs=2, callbacks=[Unfreeze()], save=tmp_path / "saved.ckpt")
+    resumed = fit(Module(4), tmp_path, epochs=3, callbacks=[Unfreeze()], resume=tmp_path / "saved.ckpt")
+    assert resumed.decay.step == 3 * BATCHES
