@@ -97,13 +97,14 @@ def test_a_step_of_sam_counts_once_and_decays_by_the_weights_from_which_it_goes(
 INNER = {"the paper's": torch.optim.SGD, "pytorch_optimizer's": torch.optim.AdamW}
 
 
+@pytest.mark.parametrize("lag", [0, 1], ids=["at once", "with a lag"])
 @pytest.mark.parametrize("way", ["closure", "two calls"])
 @pytest.mark.parametrize("name", SAMS)
-def test_the_state_dict_of_sam_resumes_its_decays(name, way):
+def test_the_state_dict_of_sam_resumes_its_decays(name, way, lag):
     def built():
         model = block_model(1)
         sam = SAMS[name](model.parameters(), INNER[name], rho=RHO, lr=LR, weight_decay=BASE)
-        return model, sam, attached(model, sam)[0]
+        return model, sam, attached(model, sam, lag=lag)[0]
 
     model, sam, decay = built()
     sam_steps(model, sam, range(3), way)
@@ -116,6 +117,19 @@ def test_the_state_dict_of_sam_resumes_its_decays(name, way):
     sam_steps(again, sam, range(3, 6), way)
     assert resumed.multipliers == decay.multipliers and len(set(decay.multipliers.values())) == 3
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", SAMS)
+def test_a_state_of_sam_under_another_kind_of_decay_is_refused(name):
+    states = []
+    for kind in (alphadecay.AlphaDecay, alphadecay.UniformDecay):
+        model = block_model(1)
+        sam = SAMS[name](model.parameters(), INNER[name], rho=RHO, lr=LR, weight_decay=BASE)
+        kind(model, sam)
+        sam_steps(model, sam, [0], "two calls")
+        states.append(sam.state_dict())
+    with pytest.raises(ValueError, match="alphadecay"):
+        sam.load_state_dict(states[0])
 
 
 # Schedule-free training: weights change with train() and eval().
