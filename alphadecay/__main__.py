@@ -9,13 +9,14 @@ from typing import Any
 from alphadecay._version import __version__
 from alphadecay.analysis import Measuring, analyze
 from alphadecay.analysis_output import CSV, FIGURES, JSON, Measured, tables, write_all
-from alphadecay.matrices import find_matrices
+from alphadecay.matrices import MIN_EIGENVALUES, find_matrices
 from alphadecay.qkv import split_qkv
 from alphadecay.spectra_figures import Spectrum
 from alphadecay.tails import FITS
 from alphadecay.weights import BadInput, Source, read_source
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+SELECTION = ("exclude", "include", "min_eigenvalues", "split_qkv")
 NAMED = 5  # modules that an error names at most
 WHAT_HELP = (
     "a timm model name (random weights, or --pretrained); a run folder of the trainers (its newest checkpoint), "
@@ -103,6 +104,8 @@ def _add_options(parser: Any) -> None:
     add("--filter_zeros", action="store_true", help="drop eigenvalues of at most 1e-5 before the fit")
     add("--exclude", nargs="+", default=[], metavar="GLOB", help="modules that stay out, such as 'blocks.0.*'")
     add("--include", nargs="+", default=[], choices=["stem", "head"], help="what takes part as well")
+    add("--min_eigenvalues", type=int, default=MIN_EIGENVALUES, metavar="N",
+        help=f"matrices with fewer stay out (default {MIN_EIGENVALUES}); lower for narrow layers and LoRA")  # fmt: skip
     add("--split_qkv", action="store_true", help="analyse q, k and v of a fused projection each on its own")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
@@ -122,7 +125,7 @@ def _analyze(options: Any) -> None:
     measured = _measured(source, labels[0], measuring, options, device)
     other = None if other_source is None else _measured(other_source, labels[1], measuring, options, device)
     if options.output_dir is not None:
-        settings = vars(measuring) | {key: getattr(options, key) for key in ("exclude", "include", "split_qkv")}
+        settings = vars(measuring) | {key: getattr(options, key) for key in SELECTION}
         try:
             write_all(options.output_dir, measured, other, settings | {"device": device})
         except OSError as error:
@@ -136,6 +139,8 @@ def _measuring(options: Any) -> Measuring:
     window = None if options.window == "none" else options.window
     if not 1 < options.xmin_pos < float("inf"):
         raise BadInput(f"--xmin_pos {options.xmin_pos}: must be above 1")
+    if options.min_eigenvalues < 1:
+        raise BadInput(f"--min_eigenvalues {options.min_eigenvalues}: must be at least 1")
     if not 0 <= options.seed < 2**63:
         raise BadInput(f"--seed {options.seed}: must be at least 0 and below 2**63")
     return Measuring(options.fit, options.xmin_pos, window, options.filter_zeros)
@@ -198,7 +203,7 @@ def _taking_part(source: Source, options: Any) -> list[Any]:
         except ValueError as error:
             raise BadInput(f"--split_qkv: {source.what}: {error}") from error
     try:
-        matrices = find_matrices(source.model, options.exclude, include=options.include)
+        matrices = find_matrices(source.model, options.exclude, options.min_eigenvalues, options.include)
     except ValueError as error:
         raise BadInput(f"{source.what}: --{error}") from error
     if all(matrix.reason for matrix in matrices):
@@ -225,7 +230,7 @@ def _measured(source: Source, label: str, measuring: Measuring, options: Any, de
         try:
             records = analyze(
                 source.model.to(device), **vars(measuring), exclude=options.exclude, include=options.include,
-                on_record=note,
+                min_eigenvalues=options.min_eigenvalues, on_record=note,
             )  # fmt: skip
         except ValueError as error:  # weights that are not finite
             raise BadInput(f"{source.what}: {error}") from error

@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 SIGMOID_STEEPNESS = 4.0  # beta of the paper's appendix A.3
+LARGEST_SCORE = 1e150  # the square of what is larger is not finite
 SIGMOID_EPS = 1e-8  # added to the standard deviation, as published
 
 Scores = Mapping[str, float]
@@ -147,6 +148,8 @@ def _check(scores: Scores, rule: str, low: float, high: float, budget: str, cont
     for name, score in scores.items():
         if not math.isfinite(score):
             raise ValueError(f"the score of {name} is {score}, not a finite number")
+        if abs(score) > LARGEST_SCORE:
+            raise ValueError(f"the score of {name} is {score:g}: beyond {LARGEST_SCORE:g} squares and sums overflow")
 
 
 def _mapping(mapping: Mapping[str, Any] | None, scores: Scores, argument: str, user: str) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ def skeleton(
 def _is_buffer(name: str, tensor: Tensor) -> bool:
     leaf = name.rpartition(".")[2]
     causal_mask = leaf == "bias" and tensor.ndim == 4 and tuple(tensor.shape[:2]) == (1, 1)
-    return leaf in BUFFERS or causal_mask or not tensor.is_floating_point()
+    return leaf in BUFFERS or causal_mask or not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _is_embedding(name: str, tensors: Mapping[str, Tensor]) -> bool:

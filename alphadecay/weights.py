@@ -16,7 +16,7 @@ from alphadecay.skeletons import skeleton
 
 MODEL, EMA, MANIFEST, INDEX = "model.safetensors", "ema.safetensors", "manifest.json", "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar"})
-FLOATS = frozenset({"F16", "BF16", "F32", "F64"})  # safetensors' names of what spectra can be measured of
+FLOATS = frozenset({"F16", "BF16", "F32", "F64", "C64"})  # safetensors' names of what spectra can be measured of
 
 MIXED_HEADS = frozenset({"gpt_bigcode"})  # transformers' model types whose fused rows are q, k and v head by head
 
