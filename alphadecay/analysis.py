@@ -10,31 +10,10 @@ from torch import Tensor, nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
+from alphadecay.records import Eigenvalues, SpectrumRecords
+from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.sharing import Snapshots, brought_together, gradient_norms, shared_out, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
-
-
-@dataclass(frozen=True)
-class SpectrumRecord:
-    """What the spectrum of one weight says. Measures are None where nothing was measured; `note` says why."""
-
-    name: str  # module, as in the plain model
-    role: str  # what it does in its block, such as attn.qkv
-    shape: tuple[int, ...]  # of the weight
-    parameters: int  # entries of the weight
-    eigenvalue_count: int
-    alpha: float | None = None  # exponent of the tail, above 1; smaller means heavier
-    alpha_hat: float | None = None  # log(1 + exp(alpha x log10(largest eigenvalue)))
-    spectral_norm: float | None = None  # largest singular value
-    frobenius_norm: float | None = None
-    stable_rank: float | None = None  # between 1 and eigenvalue_count
-    entropy: float | None = None  # of the spectrum, about 0 (one direction) to 1 (even)
-    ks_distance: float | None = None  # of the fit, 0 (perfect) to 1
-    alpha_error: float | None = None  # standard error of alpha, for independent eigenvalues
-    xmin: float | None = None  # eigenvalue at which the tail begins
-    grad_norm: float | None = None  # of the weight's gradient, where it has one
-    note: str = ""  # why it takes no part or keeps its base decay; empty when neither
-
 
 # Scores that an adaptive decay can be steered by. The squares are what the published program calls fnorm and
 # spectral_norm.
@@ -54,7 +33,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
         else metrics.grad_to_weight(record.grad_norm, record.spectral_norm)
     ),
 }
-OnRecord = Callable[[SpectrumRecord, np.ndarray], None]
+OnRecord = Callable[[SpectrumRecord, Eigenvalues], object]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
 FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
@@ -96,7 +75,7 @@ def analyze(
     min_eigenvalues: int = MIN_EIGENVALUES,
     process_group: Any = None,
     on_record: OnRecord | None = None,
-) -> list[SpectrumRecord]:
+) -> SpectrumRecords:
     """Measure the spectrum of each weight matrix of a model, in the model's order.
 
     Matrices that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in
@@ -124,7 +103,15 @@ def analyze(
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
     """
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
-    return Measurement(model, measuring, exclude, include, min_eigenvalues, process_group).run(on_record=on_record)
+    measurement = Measurement(model, measuring, exclude, include, min_eigenvalues, process_group)
+    spectra: dict[str, Eigenvalues] = {}
+
+    def note(record: SpectrumRecord, eigs: Eigenvalues) -> None:
+        spectra[record.name] = eigs
+        if on_record is not None:
+            on_record(record, eigs)
+
+    return SpectrumRecords(measurement.run(on_record=note), spectra)
 
 
 class Measurement:
