@@ -26,7 +26,9 @@ MLP_LEAVES = {
 ADAPTED = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_[AB])(?:\.[^.]+)?"
 )  # PEFT's: a module's, of an adapter of any name
-ADAPTED_MODULE = ".base_layer"  # what PEFT calls the module itself then
+ADAPTED_MODULE = re.compile(
+    r"\.(base_layer|original_module|modules_to_save\.[^.]+)$"
+)  # what it calls the module itself
 WHOLE_NAMES = {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}  # BERT's
 
 
@@ -40,7 +42,7 @@ def role_of(name: str) -> str:
     adapted = ADAPTED.fullmatch(name)
     if adapted:
         return f"{role_of(adapted['module'])}.{adapted['part']}"
-    name = name.removesuffix(ADAPTED_MODULE)
+    name = ADAPTED_MODULE.sub("", name)
     parts = name.split(".")
     while len(parts) > 1 and parts[-1].isdigit():  # the place in a small sequence, such as downsample.0
         parts.pop()

@@ -55,7 +55,8 @@ def test_roles_of_transformers_models(block):
 def test_a_matrix_of_an_adapter_has_the_role_of_its_module_and_its_own_part(block, adapter, part):
     for inner, role in TRANSFORMERS[block].items():
         assert role_of(f"base_model.model.{block}{inner}.{part}{adapter}") == f"{role}.{part}"
-        assert role_of(f"base_model.model.{block}{inner}.base_layer") == role
+        for itself in ("base_layer", "original_module", "modules_to_save.default"):
+            assert role_of(f"base_model.model.{block}{inner}.{itself}") == role
 
 
 def test_an_adapter_of_an_unknown_module_and_of_none_are_named_by_what_is_known():
