@@ -78,12 +78,20 @@ def analyze(
 ) -> SpectrumRecords:
     """Measure the spectrum of each weight matrix of a model, in the model's order.
 
+    The spectrum of W holds the eigenvalues x of W W^T (or W^T W, if that is smaller). A power law p(x) ~ x^-alpha is
+    fitted to its upper part, by default to its upper half: alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues
+    from xmin on. A smaller alpha means a heavier tail. At initialisation it says what shape the matrix has (about 2.1
+    for a square one, 3.5 for 4:1), unless `window` is "farms".
+
     Matrices that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in
     `note` and no measures. A spectrum of which half is zero comes with its measures and a note.
 
     Args:
         model: Any module, also inside DistributedDataParallel or torch.compile.
-        fit: How the tail is found; one of `alphadecay.tails.FITS`.
+        fit: How the tail is found. "median": from the middle of the spectrum on, as published with AlphaDecay; "paper":
+            its formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest;
+            "fix-finger": the same near the peak of the histogram, as published; "fix-finger-corrected": without its
+            error.
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
         window: None: the whole matrix. "farms": alpha, its error, KS distance and xmin are of the pooled spectrum
             of evenly spaced square windows, so that they do not depend on the matrix' shape. (rows, columns):
@@ -99,8 +107,24 @@ def analyze(
         on_record: Called after each matrix, by the process that measured it, with its record and the eigenvalues
             to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
 
+    Returns:
+        One `SpectrumRecord` a weight of two or more dimensions, in a list that prints as a table, has figures (`plot`)
+        and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`).
+
     Raises:
         ValueError: For an unknown fit or window, a glob that matches nothing, or a weight that is not finite (named).
+
+    Source: AlphaDecay (arXiv 2506.14562), eq. 2, a Hill (1975) estimator; "goodness-of-fit" is from Clauset, Shalizi
+    and Newman (2009), "farms" from arXiv 2506.06280.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> records = alphadecay.analyze(model)
+        >>> [(record.name, record.alpha is not None, record.note) for record in records]
+        [('0', True, ''), ('2', False, '10 eigenvalues, fewer than 50')]
+        >>> alphadecay.analyze(model, fit="paper", window="farms", exclude=["0"])[0].note
+        "excluded by '0'"
     """
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
     measurement = Measurement(model, measuring, exclude, include, min_eigenvalues, process_group)

@@ -50,8 +50,7 @@ class SpectrumRecord:
     squared.
 
     Example:
-        >>> import torch
-        >>> import alphadecay
+        >>> import torch, alphadecay
         >>> record = alphadecay.analyze(torch.nn.Sequential(torch.nn.Linear(64, 128)))[0]
         >>> record.name, record.shape, record.eigenvalue_count, record.note
         ('0', (128, 64), 64, '')
@@ -95,8 +94,7 @@ class SpectrumRecords(list[SpectrumRecord]):
             that this process measured. Where ranks share the work, each has its part.
 
     Example:
-        >>> import torch
-        >>> import alphadecay
+        >>> import torch, alphadecay
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 10))
         >>> records = alphadecay.analyze(model)
         >>> [record.note for record in records]
@@ -160,8 +158,7 @@ class SpectrumRecords(list[SpectrumRecord]):
             ImportError: If pandas is not installed.
 
         Example:
-            >>> import torch
-            >>> import alphadecay
+            >>> import torch, alphadecay
             >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
             >>> frame = alphadecay.analyze(model).to_pandas()
             >>> frame[["name", "parameters"]].values.tolist()
@@ -213,8 +210,7 @@ class SpectrumRecords(list[SpectrumRecord]):
             ImportError: If matplotlib is not installed.
 
         Example:
-            >>> import torch
-            >>> import alphadecay
+            >>> import torch, alphadecay
             >>> records = alphadecay.analyze(torch.nn.Sequential(torch.nn.Linear(64, 64)))
             >>> figure = records.plot("spectra_of_role", role="0")
             >>> figure.savefig("spectra.pdf")  # doctest: +SKIP

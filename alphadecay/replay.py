@@ -20,18 +20,42 @@ Ledger = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
 class Replay(DecaySchedule):
     """The multipliers of a ledger, step by step or their means over time, whatever the modules' spectra say now.
 
-    With the options of the run that wrote it, the run comes out with the same bits.
+    With the options of the run that wrote it, the run comes out with the same bits. Construct it after the optimizer
+    and before any learning-rate scheduler.
 
     Args:
         model: The model the optimizer trains, wrapped or not.
-        optimizer: Any torch optimizer with `weight_decay`.
-        ledger: A run's decay.jsonl.
-        mean: Give each module the mean of its multipliers over the ledger's steps, from the first step on.
-        exclude, include, cautious, on_refresh: As in `DecaySchedule`.
+        optimizer: Any torch optimizer with `weight_decay`; groups are split where needed.
+        ledger: A run's decay.jsonl: one line of JSON a module and refresh, as `alphadecay.ledger` makes them. Read are
+            step (optimizer steps taken before, from 0 on), module and multiplier (at least 0).
+        mean: Give each module the mean of its multipliers over the ledger's steps, each weighted by the steps for which
+            it held, from the first step on.
+        exclude: Globs over module names that get no decay of their own; as in the run that wrote the ledger.
+        include: "stem", "head" or both: they have decays of their own as well; as in that run.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402); needs an optimizer with decoupled decay, such as AdamW.
+        on_refresh: Called with this object each time that multipliers change.
 
     Raises:
-        ValueError: As `DecaySchedule`; or if the ledger cannot be read, is of other modules or of a kind of decay
-            that no ledger holds, or begins after the first step. File and line or module are named.
+        ValueError: If the ledger cannot be read, is of other modules or of a kind of decay that no ledger holds, or
+            begins after the first step (file and line or module are named); or as `AlphaDecay`.
+
+    Example:
+        >>> import json, tempfile, torch, alphadecay
+        >>> from pathlib import Path
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> rows = [{"step": step, "module": name, "multiplier": 1.0 + step} for step in (0, 1) for name in ("0", "1")]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ledger = Path(folder) / "decay.jsonl"
+        ...     _ = ledger.write_text("\\n".join(map(json.dumps, rows)))
+        ...     decay = alphadecay.Replay(model, optimizer, ledger)
+        >>> for step in range(2):
+        ...     model(torch.ones(1, 64)).sum().backward()
+        ...     optimizer.step()
+        ...     print(decay.multipliers)
+        {'0': 1.0, '1': 1.0}
+        {'0': 2.0, '1': 2.0}
     """
 
     kind = "replay"
