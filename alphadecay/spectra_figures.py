@@ -21,16 +21,16 @@ SMALLEST = 1e-6  # of the largest eigenvalue: what is below is not drawn
 
 
 def measured_spectra(
-    model: nn.Module, measuring: Measuring = WHOLE, exclude: Sequence[str] = (), include: Sequence[str] = ()
+    model: nn.Module, measuring: Measuring = WHOLE, **selection: Any
 ) -> tuple[SpectrumRecords, list[Spectrum]]:
     """The records of a model, and the spectra of the matrices that take part.
 
     Args:
         model: Any module, wrapped or not.
         measuring: Fit and windows; with windows the spectra are their pooled ones.
-        exclude, include: As in `alphadecay.analyze`.
+        selection: `exclude`, `include` and `min_eigenvalues` of `alphadecay.analyze`.
     """
-    records = analyze(model, **vars(measuring), exclude=exclude, include=include)
+    records = analyze(model, **vars(measuring), **selection)
     return records, spectra_of(records)
 
 
