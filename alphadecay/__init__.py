@@ -2,7 +2,6 @@
 
 from alphadecay._version import __version__ as __version__
 from alphadecay.adaptive import AlphaDecay as AlphaDecay
-from alphadecay.analysis import SpectrumRecord as SpectrumRecord
 from alphadecay.analysis import analyze as analyze
 from alphadecay.assign import assign as assign
 from alphadecay.audit import AuditRecord as AuditRecord
@@ -14,6 +13,8 @@ from alphadecay.baselines import UniformDecay as UniformDecay
 from alphadecay.groups import param_groups as param_groups
 from alphadecay.qkv import merge_qkv as merge_qkv
 from alphadecay.qkv import split_qkv as split_qkv
+from alphadecay.records import SpectrumRecord as SpectrumRecord
+from alphadecay.records import SpectrumRecords as SpectrumRecords
 from alphadecay.replay import Replay as Replay
 from alphadecay.step_hooks import attached as attached
 
@@ -26,6 +27,7 @@ __all__ = [
     "DecayAudit",
     "Replay",
     "SpectrumRecord",
+    "SpectrumRecords",
     "UniformDecay",
     "analyze",
     "assign",

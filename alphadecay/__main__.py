@@ -11,7 +11,7 @@ from alphadecay.analysis import Measuring, analyze
 from alphadecay.analysis_output import CSV, FIGURES, JSON, Measured, tables, write_all
 from alphadecay.matrices import MIN_EIGENVALUES, find_matrices
 from alphadecay.qkv import split_qkv
-from alphadecay.spectra_figures import Spectrum
+from alphadecay.records import spectra_of
 from alphadecay.tails import FITS
 from alphadecay.weights import BadInput, Source, read_source
 
@@ -216,25 +216,19 @@ def _measured(source: Source, label: str, measuring: Measuring, options: Any, de
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a line every ten seconds in a log
-    spectra: list[Spectrum] = []
     total = len(_taking_part(source, options))
     with tqdm(
         total=total, desc=f"measuring {label}", unit="matrix", delay=1, leave=False, mininterval=interval,
         maxinterval=interval, dynamic_ncols=sys.stderr.isatty(),
     ) as bar:  # fmt: skip
-
-        def note(record: Any, eigs: Any) -> None:
-            spectra.append((record, eigs))
-            bar.update()
-
         try:
             records = analyze(
                 source.model.to(device), **vars(measuring), exclude=options.exclude, include=options.include,
-                min_eigenvalues=options.min_eigenvalues, on_record=note,
+                min_eigenvalues=options.min_eigenvalues, on_record=lambda *_: bar.update(),
             )  # fmt: skip
         except ValueError as error:  # weights that are not finite
             raise BadInput(f"{source.what}: {error}") from error
-    return Measured(source, label, records, spectra)
+    return Measured(source, label, records, spectra_of(records))
 
 
 if __name__ == "__main__":

@@ -20,34 +20,95 @@ from alphadecay.wording import far_off
 class AlphaDecay(DecaySchedule):
     """Weaker decay for modules whose spectrum has a heavier tail, refreshed every `interval` optimizer steps.
 
-    Construct it after the optimizer and before any learning-rate scheduler; the training loop stays as it is.
+    Construct it after the optimizer and before any learning-rate scheduler; the training loop stays as it is. Before
+    each step it writes weight_decay = base decay x multiplier into the optimizer's groups, where base decay is what a
+    group had as `weight_decay` (a schedule of it writes the group's `base_weight_decay`). With s the score of a module,
+    by default the exponent alpha of its spectrum's tail, and with the default rule
+
+        multiplier = low + (s - s_min) / (s_max - s_min) x (high - low)
+
+    so that the module with the heaviest tail gets `low` and the one with the lightest `high`.
+
+    What to expect: this rule multiplies the total decay. Weighted by parameters, the mean multiplier is about 2.5 for
+    ViT-tiny and 2.2 for LLaMA's shapes at initialisation; `budget="matched"` holds it at 1. And at initialisation alpha
+    reads the shape of a matrix (about 2.1 for a square one, 3.5 for 4:1), not what it has learned. Compare with
+    `budget="matched"` and `control="shuffle"` before you believe a gain.
+
     A matrix without a usable tail (all or half its eigenvalues zero) keeps its base decay and does not count
     among the others' minimum and maximum; its record's `note` says why. So does the only matrix of a model.
 
+    All state is in the optimizer's groups: to resume, construct, then load the optimizer's state dict.
+
     Args:
         model: The model the optimizer trains, wrapped or not.
-        optimizer: Any torch optimizer with `weight_decay`; groups are split where needed.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed, so that
+            each matrix has its own.
         interval: Optimizer steps between refreshes, at least 1. The first one comes before the first step.
-        low: Smallest multiplier of the base decay.
-        high: Largest multiplier of the base decay.
-        rule, budget, control, seed: As in `alphadecay.assign`.
-        metric: What scores a module; one of `alphadecay.analysis.SCORES`. Higher scores get more decay.
-        fit, xmin_pos, window, filter_zeros, exclude, include: As in `alphadecay.analyze`.
+        low: Smallest multiplier of the linear rule, at least 0; published: 2 / 3.
+        high: Largest multiplier of the linear rule, at least `low`; published: 3.
+        rule: How scores become multipliers. "linear": onto [low, high]; "sqrt" and "log2": root or logarithm of the
+            score over the mean of all; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised over the modules
+            of its block, which is what stands in a name before and with its last number.
+        budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters, so
+            that the total decay is that of a uniform one.
+        control: What nobody would do but to compare with. None; "invert": the largest score gets the smallest
+            multiplier; "shuffle": multipliers are dealt to other modules, by one permutation for the whole run;
+            "by-type": each module gets the mean of its role.
+        seed: Of the permutation of "shuffle".
+        metric: What scores a module: "alpha", "alpha_hat", "spectral_norm", "largest_eigenvalue", "frobenius_norm",
+            "squared_frobenius_norm", "stable_rank", "entropy", "grad_norm" or "grad_to_weight" (norm of the gradient /
+            largest eigenvalue); see `SpectrumRecord`. Higher scores get more decay.
+        fit: How the tail is found. "median": from the middle of the spectrum on, as published; "paper": the paper's
+            formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest; "fix-finger": the
+            same near the peak of the histogram, as published; "fix-finger-corrected": without its error.
+        xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
+        window: None: spectra of whole matrices. "farms": alpha is of the pooled spectrum of evenly spaced square
+            windows, so that it does not depend on the matrix' shape. (rows, columns): of windows of that shape.
+        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked; this
+            depends on the weights' scale.
         frozen: Keep the first assignment for ever.
         lag: Steps between measuring and writing, below `interval`. 0: training waits while spectra are measured.
             Above: before the step at which a refresh is due the weights are copied to CPU memory, a thread measures
             the copies while training goes on, and its result holds from `lag` steps later on, whenever the thread
             was done. The first refresh is always waited for. `state_dict()` of the optimizer waits for the thread.
-        cautious: As in `DecaySchedule`.
-        on_refresh: Called with this object after each refresh.
-        process_group: As in `alphadecay.analyze`; all ranks of a distributed run by default.
+        exclude: Globs over module names that stay out and keep their base decay, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": they take part as well.
+        min_eigenvalues: Matrices with fewer eigenvalues stay out; at least 1.
+        ranking: "optimizer": matrices that this optimizer does not hold take no part. "model": they are measured, and
+            count among the others' scores, too: for models whose matrices are shared out to several optimizers.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
+            then have weight_decay 0, and the decay is applied after its step.
+        on_refresh: Called with this object after each refresh, before the step is taken.
+        process_group: Ranks that share the measuring, as in `analyze`; all ranks of a distributed run by default.
+
+    Attributes:
+        multipliers: Module name -> the multiplier that holds now.
+        records: What the last refresh measured, one `SpectrumRecord` a matrix; prints as a table. Empty before it.
+        scores: Module name -> what the last refresh ranked it by.
+        step: Optimizer steps taken so far.
+        next_refresh: Before which step, counted from 0, the next refresh is due; None: never.
+        seconds: Wall-clock time that training waited for refreshes.
 
     Raises:
         ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight
-            decay, or groups that would have to be split under a learning-rate scheduler.
+            decay or on which another schedule acts, or groups that would have to be split under a learning-rate
+            scheduler.
 
-    Source: AlphaDecay (arXiv 2506.14562), algorithm 1. Unlike there, only the weight matrix of a module is
-    adapted, not its bias, and what takes no part keeps its own group's decay.
+    Source: AlphaDecay (arXiv 2506.14562), algorithm 1, eq. 3 and appendix A.3. Unlike there, only the weight matrix of
+    a module is adapted, not its bias, and what takes no part keeps its own group's decay.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 256), torch.nn.Linear(256, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        >>> decay = alphadecay.AlphaDecay(model, optimizer, interval=500)
+        >>> model(torch.ones(8, 64)).square().mean().backward()
+        >>> optimizer.step()  # before this first step spectra are measured and decays written
+        >>> [round(multiplier, 2) for multiplier in (decay.multipliers["0"], max(decay.multipliers.values()))]
+        [0.67, 3.0]
+        >>> [record.name for record in decay.records]
+        ['0', '1', '2']
     """
 
     kind = "alphadecay"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from alphadecay.analysis import SpectrumRecord
 from alphadecay.drawing import (
     DOUBLE,
     SINGLE,
@@ -17,6 +16,7 @@ from alphadecay.drawing import (
     print_style,
     say_instead,
 )
+from alphadecay.records import SpectrumRecord
 
 ALPHA = r"$\alpha$"
 ENDS = ("stem", "head")  # notes of what belongs to no block, whatever its role is called

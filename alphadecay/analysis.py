@@ -11,31 +11,10 @@ from torch import Tensor, nn
 
 from alphadecay import metrics, tails
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
+from alphadecay.records import Eigenvalues, SpectrumRecords
+from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.sharing import Snapshots, brought_together, gradient_norms, shared_out, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
-
-
-@dataclass(frozen=True)
-class SpectrumRecord:
-    """What the spectrum of one weight says. Measures are None where nothing was measured; `note` says why."""
-
-    name: str  # module, as in the plain model
-    role: str  # what it does in its block, such as attn.qkv
-    shape: tuple[int, ...]  # of the weight
-    parameters: int  # entries of the weight
-    eigenvalue_count: int
-    alpha: float | None = None  # exponent of the tail, above 1; smaller means heavier
-    alpha_hat: float | None = None  # log(1 + exp(alpha x log10(largest eigenvalue)))
-    spectral_norm: float | None = None  # largest singular value
-    frobenius_norm: float | None = None
-    stable_rank: float | None = None  # between 1 and eigenvalue_count
-    entropy: float | None = None  # of the spectrum, about 0 (one direction) to 1 (even)
-    ks_distance: float | None = None  # of the fit, 0 (perfect) to 1
-    alpha_error: float | None = None  # standard error of alpha, for independent eigenvalues
-    xmin: float | None = None  # eigenvalue at which the tail begins
-    grad_norm: float | None = None  # of the weight's gradient, where it has one
-    note: str = ""  # why it takes no part or keeps its base decay; empty when neither
-
 
 # Scores that an adaptive decay can be steered by. The squares are what the published program calls fnorm and
 # spectral_norm.
@@ -55,7 +34,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
         else metrics.grad_to_weight(record.grad_norm, record.spectral_norm)
     ),
 }
-OnRecord = Callable[[SpectrumRecord, np.ndarray], None]
+OnRecord = Callable[[SpectrumRecord, Eigenvalues], object]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
 STEEP = 20.0  # of a steeper tail's logarithms, rounding in float32 is more than 1e-5
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
@@ -98,15 +77,23 @@ def analyze(
     min_eigenvalues: int = MIN_EIGENVALUES,
     process_group: Any = None,
     on_record: OnRecord | None = None,
-) -> list[SpectrumRecord]:
+) -> SpectrumRecords:
     """Measure the spectrum of each weight matrix of a model, in the model's order.
+
+    The spectrum of W holds the eigenvalues x of W W^T (or W^T W, if that is smaller). A power law p(x) ~ x^-alpha is
+    fitted to its upper part, by default to its upper half: alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues
+    from xmin on. A smaller alpha means a heavier tail. At initialisation it says what shape the matrix has (about 2.1
+    for a square one, 3.5 for 4:1), unless `window` is "farms".
 
     Matrices that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in
     `note` and no measures. A spectrum of which half is zero comes with its measures and a note.
 
     Args:
         model: Any module, also inside DistributedDataParallel or torch.compile.
-        fit: How the tail is found; one of `alphadecay.tails.FITS`.
+        fit: How the tail is found. "median": from the middle of the spectrum on, as published with AlphaDecay; "paper":
+            its formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest;
+            "fix-finger": the same near the peak of the histogram, as published; "fix-finger-corrected": without its
+            error.
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
         window: None: the whole matrix. "farms": alpha, its error, KS distance and xmin are of the pooled spectrum
             of evenly spaced square windows, so that they do not depend on the matrix' shape. (rows, columns):
@@ -123,10 +110,26 @@ def analyze(
         on_record: Called after each matrix, by the process that measured it, with its record and the eigenvalues
             to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
 
+    Returns:
+        One `SpectrumRecord` a weight of two or more dimensions, in a list that prints as a table, has figures (`plot`)
+        and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`).
+
     Raises:
         TypeError: If `model` is no module.
         ValueError: For an unknown fit, window or name in `include`, a string where a list is expected, a glob that
             matches nothing, or a weight that is not finite or on the meta device (named).
+
+    Source: AlphaDecay (arXiv 2506.14562), eq. 2, a Hill (1975) estimator; "goodness-of-fit" is from Clauset, Shalizi
+    and Newman (2009), "farms" from arXiv 2506.06280.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> records = alphadecay.analyze(model)
+        >>> [(record.name, record.alpha is not None, record.note) for record in records]
+        [('0', True, ''), ('2', False, '10 eigenvalues, fewer than 50')]
+        >>> alphadecay.analyze(model, fit="paper", window="farms", exclude=["0"])[0].note
+        "excluded by '0'"
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"analyze takes a model (torch.nn.Module), got {type(model).__name__}; files of weights are "
@@ -135,7 +138,15 @@ def analyze(
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         matrices = find_matrices(model, exclude, min_eigenvalues, (*include, "frozen"))
-    return Measurement(matrices, measuring, process_group).run(on_record=on_record)
+    measurement = Measurement(matrices, measuring, process_group)
+    spectra: dict[str, Eigenvalues] = {}
+
+    def note(record: SpectrumRecord, eigs: Eigenvalues) -> None:
+        spectra[record.name] = eigs
+        if on_record is not None:
+            on_record(record, eigs)
+
+    return SpectrumRecords(measurement.run(on_record=note), spectra)
 
 
 class Measurement:

@@ -16,9 +16,10 @@ import torch
 
 from alphadecay._version import __version__
 from alphadecay.alpha_figures import alpha_by_depth, alpha_by_role, alpha_change, changes
-from alphadecay.analysis import SpectrumRecord
 from alphadecay.drawing import print_style
-from alphadecay.spectra_figures import Spectrum, by_role, spectra_by_role, spectra_of_role
+from alphadecay.records import Spectrum, SpectrumRecord, record_table
+from alphadecay.spectra_figures import by_role, spectra_by_role, spectra_of_role
+from alphadecay.tables import aligned, number
 from alphadecay.weights import Source
 
 CSV, JSON, FIGURES = "spectra.csv", "spectra.json", "figures"
@@ -42,45 +43,20 @@ class Measured:
 def tables(measured: Measured, other: Measured | None) -> str:
     """One line a matrix, then one a role, as text."""
     compared = other is not None
-    head = ["module", "role", "shape", "alpha", "+-", "KS", "stable rank", *(["change"] if compared else []), "note"]
-    change = changes(measured.records, other.records) if other else {}
-    rows = [
-        [
-            r.name, r.role, "x".join(map(str, r.shape)), _number(r.alpha, 3), _number(r.alpha_error, 2),
-            _number(r.ks_distance, 3), _number(r.stable_rank, 1),
-            *([_number(change[r.name], 3, "+")] if compared else []), r.note,
-        ]
-        for r in measured.records
-    ]  # fmt: skip
+    change = changes(measured.records, other.records) if other else None
     means = [
         [
-            each["role"], str(each["modules"]), _number(each["alpha"], 3), _number(each["alpha_min"], 3),
-            _number(each["alpha_max"], 3), _number(each["stable_rank"], 1),
-            *([_number(each["alpha_change"], 3, "+")] if compared else []),
+            each["role"], str(each["modules"]), number(each["alpha"], 3), number(each["alpha_min"], 3),
+            number(each["alpha_max"], 3), number(each["stable_rank"], 1),
+            *([number(each["alpha_change"], 3, "+")] if compared else []),
         ]
         for each in role_means(measured, other)
     ]  # fmt: skip
     mean_head = ["role", "modules", "mean alpha", "min", "max", "stable rank", *(["mean change"] if compared else [])]
     against = f"\nchange: from {other.source.description}" if other else ""
     return (
-        f"{measured.source.description}{against}\n\n{_aligned(head, rows, {0, 1, 2, len(head) - 1})}\n\n"
-        f"{_aligned(mean_head, means, {0})}"
-    )
-
-
-def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus zero
-
-
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int]) -> str:
-    """Rows under a header; columns of `texts` to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i in texts else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+        f"{measured.source.description}{against}\n\n{aligned(*record_table(measured.records, change))}\n\n"
+        f"{aligned(mean_head, means, {0})}"
     )
 
 

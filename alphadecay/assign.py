@@ -25,29 +25,49 @@ def assign(
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Multipliers of the base decay, by module name.
+    """Multipliers of the base decay, by module name: a rule, then a control, then the budget.
+
+    With s the score of a module, its multiplier m is
+
+        linear    m = low + (s - s_min) / (s_max - s_min) x (high - low), over all modules
+        sqrt      m = sqrt(s) / mean of sqrt(s), over all modules
+        log2      m = log2(s) / mean of log2(s), over all modules
+        sigmoid   m = 2 / (1 + exp(-4 z)), z = (s - mean) / (standard deviation + 1e-8), over the modules of its block
+
+    and with budget "matched" m / (sum of size x m / sum of sizes) last of all, so that the total decay is that of a
+    uniform one.
 
     A single score and equal scores give 1 everywhere: there is nothing to rank (the published program gives
     `high` to every module there).
 
     Args:
         scores: Module name -> score; higher gets more decay.
-        rule: "linear" onto [low, high]; "sqrt" or "log2" over their mean; "sigmoid" inside each block.
-        low: Smallest multiplier of the linear rule, at least 0.
-        high: Largest multiplier of the linear rule.
-        budget: "free", or "matched": multipliers are divided by their mean, weighted by `sizes`, last of all.
-        control: None; "invert" (score -> min + max - score); "shuffle" (one permutation, drawn from `seed`);
-            "by-type" (each module gets the mean of its role).
+        rule: "linear", "sqrt", "log2" or "sigmoid". "sqrt" needs scores of at least 0, "log2" of at least 1.
+        low: Smallest multiplier of the linear rule, at least 0. The other rules do not read it.
+        high: Largest multiplier of the linear rule, at least `low`. The other rules do not read it.
+        budget: "free": multipliers as the rule gives them. "matched": their mean, weighted by `sizes`, is 1.
+        control: None; "invert": s_min + s_max - s takes the place of s; "shuffle": the multipliers are dealt to other
+            modules, by one permutation drawn from `seed`; "by-type": each module gets the mean of its role.
         blocks: Module name -> block label, for rule "sigmoid".
         roles: Module name -> role, for control "by-type".
         sizes: Module name -> number of parameters, for budget "matched".
         seed: Of the permutation of "shuffle".
+
+    Returns:
+        Module name -> multiplier, at least 0, in the order of `scores`.
 
     Raises:
         ValueError: For no scores, a score that is not finite, low > high, an unknown name, a missing mapping,
             or a score whose root or logarithm would be a negative decay; module and value are named.
 
     Source: AlphaDecay (arXiv 2506.14562), eq. 3 and appendix A.3, divided by the base decay.
+
+    Example:
+        >>> import alphadecay
+        >>> alphadecay.assign({"q": 2.0, "fc1": 3.0, "fc2": 4.0}, low=0.5, high=1.5)
+        {'q': 0.5, 'fc1': 1.0, 'fc2': 1.5}
+        >>> alphadecay.assign({"q": 2.0, "fc1": 4.0}, low=0.5, high=1.5, budget="matched", sizes={"q": 100, "fc1": 300})
+        {'q': 0.4, 'fc1': 1.2}
     """
     _check(scores, rule, low, high, budget, control)
     if len(set(scores.values())) == 1:

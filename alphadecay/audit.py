@@ -23,7 +23,7 @@ MUCH = 0.5  # share of the entries, and of the decay itself, whose loss to round
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """What decay did to one module's weight in one step; norms are Frobenius norms.
+    """What decay did to one module's weight in one step; norms are Frobenius norms, in units of the weight.
 
     The decay part is the stored weight after the step minus what the step without decay would have stored; the gradient
     part is the latter minus the weight before. Where an optimizer couples decay with the gradient (Adam, SGD), what
@@ -31,11 +31,12 @@ class AuditRecord:
 
     Attributes:
         step: Optimizer steps taken before.
-        name, role: Of the module.
+        name: The module.
+        role: What the module does in its block, such as attn.qkv.
         dtype: Of the stored weight, such as bfloat16.
-        weight_norm: Before the step.
-        decay_norm: Of the decay part.
-        gradient_norm: Of the gradient part.
+        weight_norm: Norm of the weight before the step.
+        decay_norm: Norm of the decay part.
+        gradient_norm: Norm of the gradient part.
         ratio: decay_norm / gradient_norm; None where nothing but decay moved the weight.
         time_constant: 1 / (learning rate x decay), in steps: decoupled decay alone shrinks weights to 1/e in so many,
             and so does SGD's without momentum. Adam's coupled decay is divided by the gradient's scale; there it is a
@@ -44,7 +45,20 @@ class AuditRecord:
         kept: How much of the decay arrived: the decay part's component along the unrounded one, over that one's norm.
             1: all, 0: none. Where rounding falls now up, now down (fused kernels), much is kept although most entries
             are swallowed. About 1 for per-entry AdaDecay, whose factors do not count as due. None where none is due.
-        unrounded_norm: Of what decay would do without rounding, computed in float64.
+        unrounded_norm: Norm of what decay would do without rounding, computed in float64.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.5)
+        >>> audit = alphadecay.DecayAudit(alphadecay.UniformDecay(model, optimizer), every=1)
+        >>> model(torch.ones(1, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> (record,) = audit.records
+        >>> record.name, record.step, record.dtype, record.time_constant
+        ('0', 0, 'float32', 4.0)
+        >>> abs(record.decay_norm / record.weight_norm - 0.25) < 1e-5
+        True
     """
 
     step: int
@@ -86,11 +100,22 @@ class DecayAudit:
             `warnings.warn` by default. The first step is not judged, nor float32 weights while the learning rate rises.
 
     Attributes:
-        records: Of the last audit, one for each module that has a group of its own.
+        records: Of the last audit: one `AuditRecord` for each module that has a group of its own. Empty before.
         seconds: Wall-clock time spent.
 
     Raises:
         ValueError: For an impossible `every`; in the step, if the optimizer can take none on a copy.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)).to(torch.bfloat16)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, foreach=False)
+        >>> audit = alphadecay.DecayAudit(alphadecay.AlphaDecay(model, optimizer), every=1)
+        >>> model(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()
+        >>> optimizer.step()
+        >>> [record.name for record in audit.records if record.swallowed > 0.9]  # bfloat16 holds no such small change
+        ['0', '1']
+        >>> audit.detach()
     """
 
     def __init__(

@@ -19,7 +19,38 @@ SMALL = 1e-8  # added to the norm of the weights, as published
 
 
 class UniformDecay(DecaySchedule):
-    """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds."""
+    """The baseline: every module keeps its base decay, in the same groups and frame as the adaptive kinds.
+
+    Multipliers are 1. Construct it after the optimizer and before any learning-rate scheduler.
+
+    Args:
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split as `AlphaDecay` does.
+        interval: Optimizer steps between calls of `on_refresh`, at least 1.
+        exclude: Globs over module names that get no group of their own, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": they get groups of their own as well.
+        min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
+        ranking: "optimizer" or "model"; nothing is ranked here.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
+            then have weight_decay 0, and the decay is applied after its step.
+        on_refresh: Called with this object every `interval` steps, before the step is taken.
+
+    Raises:
+        ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight
+            decay or on which another schedule acts, or groups that would have to be split under a learning-rate
+            scheduler.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> decay = alphadecay.UniformDecay(model, optimizer)
+        >>> model(torch.ones(1, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> decay.multipliers
+        {'0': 1.0, '1': 1.0}
+    """
 
     kind = "uniform"
     adaptive = False
@@ -31,14 +62,38 @@ class UniformDecay(DecaySchedule):
 class AdaDecay(AlphaDecay):
     """More decay for modules with a larger gradient than the others of their block, refreshed every `interval` steps.
 
-    This is what the authors of AlphaDecay compare with under this name: multipliers 2 / (1 + exp(-4 z)), where z is the
-    norm of a weight's gradient, standardised over the modules of a block. `AdaDecayPerEntry` is the original.
+    This is what the authors of AlphaDecay compare with under this name; `AdaDecayPerEntry` is the original. With |g|
+    the Frobenius norm of a weight's gradient,
+
+        multiplier = 2 / (1 + exp(-4 z)), z = (|g| - mean) / (standard deviation + 1e-8), over the modules of a block
+
+    It is between 0 and 2. A block is what stands in a module's name before and with its last number.
 
     Args:
-        model, optimizer, interval: As in `AlphaDecay`.
-        options: Its other options, but for metric, rule, low and high.
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed.
+        interval: Optimizer steps between refreshes, at least 1. The first one comes before the first step.
+        options: Other keywords of `AlphaDecay`, with their meaning there: budget, control, seed, frozen, lag, exclude,
+            include, min_eigenvalues, ranking, cautious, on_refresh, process_group. metric and rule are given; low and
+            high have no effect; fit, xmin_pos, window and filter_zeros change what `records` say and no decay.
 
-    Source: the published program of AlphaDecay (arXiv 2506.14562, appendix A.3).
+    Raises:
+        ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight
+            decay or on which another schedule acts, or groups that would have to be split under a learning-rate
+            scheduler.
+
+    Source: the published program of AlphaDecay (arXiv 2506.14562, appendix A.3), after AdaDecay (arXiv 1907.08931).
+
+    Example:
+        >>> import torch, alphadecay
+        >>> block = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 64), "b": torch.nn.Linear(64, 64)})
+        >>> model = torch.nn.ModuleList([block])
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> decay = alphadecay.AdaDecay(model, optimizer)
+        >>> (block["a"](torch.ones(1, 64)).sum() + 9 * block["b"](torch.ones(1, 64)).sum()).backward()
+        >>> optimizer.step()
+        >>> {name: round(multiplier, 3) for name, multiplier in decay.multipliers.items()}  # z is -1 and 1
+        {'0.a': 0.036, '0.b': 1.964}
     """
 
     kind = "adadecay"
@@ -50,11 +105,45 @@ class AdaDecay(AlphaDecay):
 class AdaDecayPerEntry(DecaySchedule):
     """More decay for entries of a weight whose gradient is larger than that of the others, at every step.
 
-    Multipliers are 2 / (1 + exp(-4 z)), where z is the magnitude of an entry's gradient, standardised over its tensor.
-    Every decayed tensor takes part. Needs an optimizer with decoupled decay; the groups' weight_decay is 0, and the
-    decay is applied after the optimizer's step. No ledger can hold or replay it.
+    With g an entry's gradient, its decay is the base decay times
 
-    Source: Nakamura and Hong, arXiv 1907.08931, with SGD; here the decay is decoupled from the gradient.
+        2 / (1 + exp(-4 z)), z = (|g| - mean of |g|) / standard deviation of |g|, over its tensor
+
+    which is between 0 and 2, and 1 where all |g| are equal. Every decayed tensor takes part. The groups' weight_decay
+    is 0, and the decay is applied after the optimizer's step. `multipliers` are 1; no ledger can hold or replay this
+    kind.
+
+    Args:
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: One that decays by learning rate x decay x weight, such as AdamW, wrapped or not; its groups are
+            split as `AlphaDecay` does.
+        interval: Optimizer steps between calls of `on_refresh`, at least 1; the decay follows every step.
+        exclude: Globs over module names that get no group of their own, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": they get groups of their own as well.
+        min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
+        ranking: "optimizer" or "model"; nothing is ranked here.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402).
+        on_refresh: Called with this object every `interval` steps, before the step is taken.
+
+    Raises:
+        ValueError: For an optimizer that couples decay with the gradient, and as `UniformDecay`.
+
+    Source: AdaDecay, Nakamura and Hong (arXiv 1907.08931), with SGD; here the decay is decoupled from the gradient.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> decay = alphadecay.AdaDecayPerEntry(model, optimizer)
+        >>> weight = model[0].weight
+        >>> weight.grad = torch.zeros_like(weight)
+        >>> weight.grad[:32] = 1e-12  # so small that what the step does is decay alone
+        >>> before = weight.detach().clone()
+        >>> optimizer.step()
+        >>> factors = (before - weight.detach()) / (0.1 * 0.1 * before)
+        >>> round(float(factors[:32].median()), 2), round(float(factors[32:].median()), 2)  # z is 1 and -1
+        (1.96, 0.04)
     """
 
     kind = "adadecay per entry"
@@ -67,20 +156,44 @@ class AdaDecayPerEntry(DecaySchedule):
 class AWD(DecaySchedule):
     """One multiplier for the whole network, renewed at every step: an average of gradient norm / weight norm.
 
-    multiplier = 0.1 x the last one (0 at first) + 0.9 x scale x |g| / |w|, over all parameters with a gradient, as the
-    optimizer gets it. At the price of one synchronisation with the device a step.
+    With m the multiplier of step t, |g| the norm of all gradients as the optimizer gets them, and |w| that of all
+    weights with a gradient,
+
+        m_t = 0.1 m_(t-1) + 0.9 scale |g| / (|w| + 1e-8), m before the first step being 0
+
+    At the price of one synchronisation with the device a step.
 
     Args:
         model: The model the optimizer trains, wrapped or not.
-        optimizer: Any torch optimizer with `weight_decay`.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split as `AlphaDecay` does.
         scale: What the ratio is multiplied with, above 0. The published programs take 50 for ViT, 100 for LLaMA.
-        exclude, include, cautious, on_refresh: As in `DecaySchedule`.
+        exclude: Globs over module names that get no group of their own, such as "blocks.0.*"; the multiplier is theirs
+            too.
+        include: Any of "stem", "head" and "frozen": they get groups of their own as well.
+        min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
+            then have weight_decay 0, and the decay is applied after its step.
+        on_refresh: Called with this object before each step.
+
+    Attributes:
+        scores: {"(all)": |g| / |w|} of the last step.
 
     Raises:
-        ValueError: As `DecaySchedule`, or for an impossible scale.
+        ValueError: For an impossible scale, and as `UniformDecay`; in the step, for norms that are not finite.
 
-    Source: Ghiasi, Shafahi and Ardekani, arXiv 2210.00094. There the average is of base x ratio; here of the ratio,
+    Source: Ghiasi, Shafahi and Ardekani (arXiv 2210.00094). There the average is of base x ratio; here of the ratio,
     which is the same unless the base has a schedule.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> decay = alphadecay.AWD(model, optimizer, scale=50.0)
+        >>> model(torch.ones(1, 64)).square().mean().backward()
+        >>> optimizer.step()
+        >>> abs(decay.multipliers["0"] / (0.9 * 50.0 * decay.scores["(all)"]) - 1) < 1e-6
+        True
     """
 
     kind = "awd"

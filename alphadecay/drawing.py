@@ -129,12 +129,12 @@ def _power_of_ten(values: np.ndarray) -> tuple[float, str]:
 
 def label_log_axis(axis: Any, low: float, high: float) -> None:
     """Labels that do not overlap: powers of ten over wide ranges, else 1, 2 and 5 times them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_minor_formatter(NullFormatter())
     if high < 60 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 15 * low else (1.0, 3.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         axis.set_major_locator(LogLocator(numticks=5))
 

@@ -54,7 +54,8 @@ def param_groups(
     """Groups for any torch optimizer, every trainable parameter in exactly one.
 
     Each weight matrix that takes part (see `alphadecay.analyze`) has a group of its own; the other decayed
-    parameters share one, and those without decay another.
+    parameters share one, and those without decay (norms, biases, position and class tokens, what the model's
+    `no_weight_decay()` names) another.
 
     Args:
         model: Any module, wrapped or not.
@@ -62,13 +63,25 @@ def param_groups(
         norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
         batchnorm: With `norm_bias`, decay a BatchNorm2d as the convolution whose name has "conv" for its "bn", as the
             published program does.
-        exclude: Globs over module names that get no group of their own.
-        include: "stem", "head" or both: they get groups of their own as well.
-        min_eigenvalues: Matrices with fewer get no group of their own; at least 1.
+        exclude: Globs over module names that get no group of their own, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": they get groups of their own as well.
+        min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
+
+    Returns:
+        Plain dicts: params, weight_decay, decay_name (the module, or a label in parentheses) and what else
+        `alphadecay.groups` describes; matrices first, in the model's order. Options such as lr may be added.
 
     Raises:
         ValueError: If the decay is negative or not finite, or the model has nothing to train; or as `analyze` for
             what it selects by.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 10))
+        >>> groups = alphadecay.param_groups(model, weight_decay=0.1)
+        >>> [(group["decay_name"], len(group["params"]), group["weight_decay"]) for group in groups]
+        [('0', 1, 0.1), ('(other)', 1, 0.1), ('(no decay)', 4, 0.0)]
+        >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
     if not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")

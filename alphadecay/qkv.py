@@ -38,27 +38,51 @@ class Concatenation(nn.Module):
 
 
 def split_qkv(model: nn.Module) -> nn.Module:
-    """Give q, k and v of each fused attention projection weights of their own, in place; returns the model.
+    """Give q, k and v of each fused attention projection weights of their own, in place.
 
-    Outputs stay the same to the last bit. From then on `find_matrices`, `param_groups` and the decay schedules see
-    three matrices, such as blocks.0.attn.q, .k and .v, so that each has a spectrum, a decay and an optimizer state
-    of its own. Biases stay fused. `state_dict()` and `load_state_dict()` keep the names and order of the fused model.
-    Writing to what `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model; where that cannot be
-    (Conv1D, whose parts are columns) it raises RuntimeError, except under FSDP2, where averages must go by
-    `parameters()`. Assign to a projection's `weight`, do not write into it; to pickle the module, merge it first.
+    `analyze`, `param_groups` and the decay schedules then see three matrices, such as blocks.0.attn.q, .k and .v, so
+    that each has a spectrum, a decay and an optimizer state of its own. Outputs stay the same to the last bit. Biases
+    stay fused. What is split already stays so.
 
-    Split is a Linear or transformers Conv1D named qkv or c_attn whose output is q, then k, then v, of equal size: as
-    in timm's ViT, DeiT, BEiT, EVA, Swin and most others, and GPT-2. Left alone are other widths (grouped queries, 2 of
-    3 parts), projections that mix q, k and v head by head (TinyViT, MaxViT, GPTBigCode), convolutions, tied weights
-    and modules with other parametrizations. What is split already stays so.
+    When to call it: on the plain model, after its weights were loaded, and before the moving average,
+    DistributedDataParallel, fully_shard, torch.compile and the optimizer are built. A moving average is a copy, which
+    nothing ties to the model: one that was made before is still right if it goes by `state_dict()`, and raises if it
+    goes by `parameters()`.
 
-    Call it on the plain model: after its weights were loaded, before the moving average, DistributedDataParallel,
-    fully_shard, torch.compile and the optimizer are built. A moving average is a copy, which nothing ties to the
-    model: one that was made before is still right if it goes by `state_dict()`, and raises if by `parameters()`.
+    What is split: a Linear or transformers Conv1D named qkv or c_attn whose output is q, then k, then v, of equal
+    size, as in timm's ViT, DeiT, BEiT, EVA, Swin and most others, and in GPT-2.
+
+    What is left alone:
+
+    - other widths: grouped queries, 2 of the 3 parts
+    - projections that mix q, k and v head by head: TinyViT, MaxViT, GPTBigCode
+    - convolutions, tied weights, modules with other parametrizations
+
+    Checkpoints: `state_dict()` and `load_state_dict()` keep the names and order of the fused model. Writing to what
+    `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model. Where that cannot be (Conv1D, whose parts
+    are columns) it raises RuntimeError; under FSDP2 it is lost, and averages must go by `parameters()`.
+
+    What no longer works: writing into a projection's `weight` in place (assign to it instead) and pickling the module
+    (call `merge_qkv` first).
+
+    Args:
+        model: Any plain module.
+
+    Returns:
+        The same model.
 
     Raises:
         ValueError: If the model is wrapped, averaged, compiled or sharded, an optimizer or DistributedDataParallel
             holds a weight that would be split, or there is nothing to split (with the model's class).
+
+    Example:
+        >>> import torch, alphadecay
+        >>> block = torch.nn.ModuleDict({"qkv": torch.nn.Linear(64, 192), "proj": torch.nn.Linear(64, 64)})
+        >>> model = alphadecay.split_qkv(torch.nn.ModuleDict({"attn": block}))
+        >>> [record.name for record in alphadecay.analyze(model)]
+        ['attn.q', 'attn.k', 'attn.v', 'attn.proj']
+        >>> list(model.state_dict())
+        ['attn.qkv.weight', 'attn.qkv.bias', 'attn.proj.weight', 'attn.proj.bias']
     """
     refuse_wrapped(model, "split_qkv")
     fused = list(_fused_projections(model))
@@ -76,13 +100,27 @@ def split_qkv(model: nn.Module) -> nn.Module:
 
 
 def merge_qkv(model: nn.Module) -> nn.Module:
-    """Undo `split_qkv`, in place; returns the model, whose fused weights have the same bits.
+    """Undo `split_qkv`, in place: the fused weights have the same bits.
 
-    The weights are new parameters without gradients: an optimizer built before does not hold them. A model in which
+    They are new parameters without gradients: an optimizer that was built before does not hold them. A model in which
     nothing is split is returned as it is.
+
+    Args:
+        model: A plain module.
+
+    Returns:
+        The same model.
 
     Raises:
         ValueError: If the model is wrapped, compiled or sharded.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.ModuleDict({"qkv": torch.nn.Linear(64, 192)})
+        >>> before = model["qkv"].weight.clone()
+        >>> model = alphadecay.merge_qkv(alphadecay.split_qkv(model))
+        >>> torch.equal(model["qkv"].weight, before)
+        True
     """
     refuse_wrapped(model, "merge_qkv", "on the plain model, not on or inside")
     for module in list(model.modules()):

@@ -22,18 +22,42 @@ Ledger = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
 class Replay(DecaySchedule):
     """The multipliers of a ledger, step by step or their means over time, whatever the modules' spectra say now.
 
-    With the options of the run that wrote it, the run comes out with the same bits.
+    With the options of the run that wrote it, the run comes out with the same bits. Construct it after the optimizer
+    and before any learning-rate scheduler.
 
     Args:
         model: The model the optimizer trains, wrapped or not.
-        optimizer: Any torch optimizer with `weight_decay`.
-        ledger: A run's decay.jsonl.
-        mean: Give each module the mean of its multipliers over the ledger's steps, from the first step on.
-        exclude, include, cautious, on_refresh: As in `DecaySchedule`.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed.
+        ledger: A run's decay.jsonl, as `log_to` of any schedule and the trainers write it: one line of JSON a module
+            and refresh. Read are step (optimizer steps taken before, from 0 on), module and multiplier (at least 0).
+        mean: Give each module the mean of its multipliers over the ledger's steps, each weighted by the steps for which
+            it held, from the first step on.
+        exclude: Globs over module names that get no decay of their own; as in the run that wrote the ledger.
+        include: Any of "stem", "head" and "frozen": they have decays of their own as well; as in that run.
+        min_eigenvalues: Matrices with fewer eigenvalues get no decay of their own; as in that run.
+        cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
+            2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
+            then have weight_decay 0, and the decay is applied after its step.
+        on_refresh: Called with this object each time that multipliers change.
 
     Raises:
-        ValueError: As `DecaySchedule`; or if the ledger cannot be read, is of other modules or of a kind of decay
-            that no ledger holds, or begins after the first step. File and line or module are named.
+        ValueError: If the ledger cannot be read, is of other modules or of a kind of decay that no ledger holds, or
+            begins after the first step (file and line or module are named); or as `AlphaDecay`.
+
+    Example:
+        >>> import tempfile, torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 128))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     decay = alphadecay.AlphaDecay(model, optimizer)
+        ...     decay.log_to(f"{folder}/decay.jsonl")
+        ...     decay.refresh()
+        ...     decay.detach()
+        ...     again = alphadecay.Replay(model, optimizer, f"{folder}/decay.jsonl")
+        >>> model(torch.ones(1, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> {name: round(multiplier, 3) for name, multiplier in again.multipliers.items()}
+        {'0': 0.667, '1': 3.0}
     """
 
     kind = "replay"

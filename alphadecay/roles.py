@@ -23,6 +23,12 @@ MLP_LEAVES = {
     **dict.fromkeys(("fc1", "c_fc", "lin1", "wi", "dense_h_to_4h"), "fc1"),
     **dict.fromkeys(("fc2", "c_proj", "lin2", "wo", "dense_4h_to_h"), "fc2"),
 }
+ADAPTED = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_[AB])(?:\.[^.]+)?"
+)  # PEFT's: a module's, of an adapter of any name
+ADAPTED_MODULE = re.compile(
+    r"\.(base_layer|original_module|modules_to_save\.[^.]+)$"
+)  # what it calls the module itself
 WHOLE_NAMES = {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}  # BERT's
 
 
@@ -31,7 +37,12 @@ def role_of(name: str) -> str:
 
     Known are the names of timm's ViT, DeiT, BEiT, EVA, Swin, ConvNeXt, ResNet and Mixer, and of transformers' LLaMA,
     GPT-2, BERT and their likes; of others, the parts of the name behind the block's number, at most two of them.
+    Matrices of PEFT's LoRA have the role of their module and .lora_A or .lora_B behind it, whatever the adapter's name.
     """
+    adapted = ADAPTED.fullmatch(name)
+    if adapted:
+        return f"{role_of(adapted['module'])}.{adapted['part']}"
+    name = ADAPTED_MODULE.sub("", name)
     parts = name.split(".")
     while len(parts) > 1 and parts[-1].isdigit():  # the place in a small sequence, such as downsample.0
         parts.pop()

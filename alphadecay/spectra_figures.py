@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from alphadecay.analysis import Measuring, SpectrumRecord, analyze
+from alphadecay.analysis import Measuring, analyze
 from alphadecay.drawing import DOUBLE, label_log_axis, print_style
+from alphadecay.records import Spectrum, SpectrumRecord, SpectrumRecords, spectra_of
 
-Spectrum = tuple[SpectrumRecord, np.ndarray]  # a record, and the eigenvalues that were fitted, ascending
 WHOLE = Measuring()
 ALPHA = r"$\alpha$"
 PAGE_COLUMNS, PAGE_LINES = 4, 6  # panels of a page
+A_PAGE = PAGE_COLUMNS * PAGE_LINES
 BINS = 30
 LOWEST_SHARE = 0.02  # of the eigenvalues, the smallest, that a figure of many spectra leaves out
 SMALLEST = 1e-6  # of the largest eigenvalue: what is below is not drawn
@@ -21,7 +22,7 @@ SMALLEST = 1e-6  # of the largest eigenvalue: what is below is not drawn
 
 def measured_spectra(
     model: nn.Module, measuring: Measuring = WHOLE, **selection: Any
-) -> tuple[list[SpectrumRecord], list[Spectrum]]:
+) -> tuple[SpectrumRecords, list[Spectrum]]:
     """The records of a model, and the spectra of the matrices that take part.
 
     Args:
@@ -29,12 +30,8 @@ def measured_spectra(
         measuring: Fit and windows; with windows the spectra are their pooled ones.
         selection: `exclude`, `include` and `min_eigenvalues` of `alphadecay.analyze`.
     """
-    found: list[Spectrum] = []
-    records = analyze(
-        model, **vars(measuring), **selection,
-        on_record=lambda record, eigs: found.append((record, eigs)),
-    )  # fmt: skip
-    return records, found
+    records = analyze(model, **vars(measuring), **selection)
+    return records, spectra_of(records)
 
 
 @print_style()
@@ -130,24 +127,31 @@ def spectra_of_role(spectra: Sequence[Spectrum]) -> list[Any]:
     Returns:
         Matplotlib figures.
     """
+    return [page_of_role(spectra, page) for page in range(1, page_count(spectra) + 1)]
+
+
+def page_count(spectra: Sequence[Spectrum]) -> int:
+    """How many pages the modules of a role take."""
+    return -(-len(spectra) // A_PAGE)
+
+
+@print_style()
+def page_of_role(spectra: Sequence[Spectrum], page: int) -> Any:
+    """One page of `spectra_of_role`, from 1."""
     from matplotlib.figure import Figure
 
-    pages = []
-    a_page = PAGE_COLUMNS * PAGE_LINES
-    for first in range(0, len(spectra), a_page):
-        shown = spectra[first : first + a_page]
-        columns = min(PAGE_COLUMNS, len(shown))
-        lines = -(-len(shown) // columns)
-        size = (min(DOUBLE, 0.6 + 1.9 * columns), 0.75 + 1.3 * lines)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
-        drawn = [_draw_density(ax, spectrum) for ax, spectrum in zip(panels, shown, strict=False)]
-        _share_axes(panels, columns, [each for each in drawn if each], _drawn_range(spectra))
-        figure.supxlabel("eigenvalue", fontsize=8)
-        figure.supylabel("density", fontsize=8)
-        figure.suptitle(_page_title(spectra, first, a_page), fontsize=8)
-        pages.append(figure)
-    return pages
+    shown = spectra[(page - 1) * A_PAGE : page * A_PAGE]
+    columns = min(PAGE_COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    size = (min(DOUBLE, 0.6 + 1.9 * columns), 0.75 + 1.3 * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
+    drawn = [_draw_density(ax, spectrum) for ax, spectrum in zip(panels, shown, strict=False)]
+    _share_axes(panels, columns, [each for each in drawn if each], _drawn_range(spectra))
+    figure.supxlabel("eigenvalue", fontsize=8)
+    figure.supylabel("density", fontsize=8)
+    figure.suptitle(_page_title(spectra, page), fontsize=8)
+    return figure
 
 
 def _share_axes(
@@ -167,9 +171,9 @@ def _share_axes(
         ax.xaxis.set_tick_params(which="both", labelbottom=True)
 
 
-def _page_title(spectra: Sequence[Spectrum], first: int, a_page: int) -> str:
-    title, pages = rf"{spectra[0][0].role}: {ALPHA} $\pm$ standard error", -(-len(spectra) // a_page)
-    return title if pages == 1 else f"{title} (page {first // a_page + 1} of {pages})"
+def _page_title(spectra: Sequence[Spectrum], page: int) -> str:
+    title, pages = rf"{spectra[0][0].role}: {ALPHA} $\pm$ standard error", page_count(spectra)
+    return title if pages == 1 else f"{title} (page {page} of {pages})"
 
 
 def _draw_density(ax: Any, spectrum: Spectrum) -> tuple[float, float] | None:

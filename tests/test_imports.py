@@ -72,6 +72,8 @@ MORE = {
     "alpha_figures.py": {"matplotlib"},
     "spectra_figures.py": {"matplotlib"},
     "analysis_output.py": {"matplotlib"},
+    "record_figures.py": {"matplotlib"},
+    "records.py": {"matplotlib", "pandas"},
 }
 
 

@@ -49,6 +49,22 @@ def test_roles_of_transformers_models(block):
     assert {inner: role_of(block + inner) for inner in TRANSFORMERS[block]} == TRANSFORMERS[block]
 
 
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("adapter", ["", ".default", ".0"])
+@pytest.mark.parametrize("block", TRANSFORMERS)
+def test_a_matrix_of_an_adapter_has_the_role_of_its_module_and_its_own_part(block, adapter, part):
+    for inner, role in TRANSFORMERS[block].items():
+        assert role_of(f"base_model.model.{block}{inner}.{part}{adapter}") == f"{role}.{part}"
+        for itself in ("base_layer", "original_module", "modules_to_save.default"):
+            assert role_of(f"base_model.model.{block}{inner}.{itself}") == role
+
+
+def test_an_adapter_of_an_unknown_module_and_of_none_are_named_by_what_is_known():
+    assert role_of("base_model.model.blocks.2.mixer.in_gate.lora_A.default") == "mixer.in_gate.lora_A"
+    assert role_of("layer2.0.downsample.0.lora_B.default") == "downsample.lora_B"
+    assert role_of("lora_A.default") == "lora_A.default"
+
+
 @pytest.mark.parametrize(
     ("name", "role"),
     [

@@ -1,0 +1,48 @@
+"""Tables as aligned text and as HTML."""
+
+from collections.abc import Sequence
+from html import escape
+
+Rows = Sequence[Sequence[str]]
+# Without colours of its own, so that it reads on light and dark pages; the head stays while the rows scroll.
+STYLE = """
+.alphadecay {max-height: 36em; overflow: auto}
+.alphadecay table {border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0}
+.alphadecay th, .alphadecay td {padding: .2em .7em; text-align: right; white-space: nowrap; border: 0}
+.alphadecay table th.text, .alphadecay table td.text {text-align: left}
+.alphadecay td:last-child {white-space: normal; min-width: 10em}
+.alphadecay td {border-top: 1px solid rgba(128, 128, 128, .25)}
+.alphadecay th {position: sticky; top: 0; box-shadow: 0 1px 0 rgba(128, 128, 128, .8);
+  background: var(--jp-layout-color0, var(--vscode-editor-background, var(--colab-primary-surface-color, Canvas)))}
+""".strip()
+
+
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with so many decimals, never a minus zero; "-" for None."""
+    return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def aligned(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
+    """Rows under a header; columns of `texts` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in texts else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def in_html(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
+    """The same as an HTML table, escaped; it needs no file from elsewhere."""
+    kinds = [' class="text"' if i in texts else "" for i in range(len(head))]
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+
+    body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return (
+        f'<div class="alphadecay"><style>\n{STYLE}\n</style>\n<table>\n<thead><tr>{line(head, "th")}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
