@@ -16,6 +16,7 @@ from alphadecay.qkv import split_qkv as split_qkv
 from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.records import SpectrumRecords as SpectrumRecords
 from alphadecay.replay import Replay as Replay
+from alphadecay.schedule import DecaySchedule as DecaySchedule
 from alphadecay.step_hooks import attached as attached
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "AlphaDecay",
     "AuditRecord",
     "DecayAudit",
+    "DecaySchedule",
     "Replay",
     "SpectrumRecord",
     "SpectrumRecords",

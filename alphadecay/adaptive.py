@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from alphadecay.analysis import SCORES, Measurement, Measuring, SpectrumRecord
 from alphadecay.assign import assign
+from alphadecay.background import BackgroundMeasurement
 from alphadecay.matrices import MIN_EIGENVALUES, whole_number
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import WindowShape
@@ -165,7 +165,7 @@ class AlphaDecay(DecaySchedule):
             ranking=ranking, cautious=cautious, on_refresh=on_refresh,
         )  # fmt: skip
         self._own_process_group = process_group
-        self._beside = Beside(self.process_group) if lag else None
+        self._background = BackgroundMeasurement(self.process_group) if lag else None
 
     @property
     def process_group(self) -> Any:
@@ -216,29 +216,29 @@ class AlphaDecay(DecaySchedule):
         return records, multipliers, scores
 
     def _act(self, step: int) -> None:
-        if self._beside is None or self.frozen or step == 0 or not self._wrote_multipliers or self._due:
-            if self._beside and self._due:
+        if self._background is None or self.frozen or step == 0 or not self._wrote_multipliers or self._due:
+            if self._background and self._due:
                 self._drop_measurement()
             super()._act(step)
         elif step % self.interval == 0:
             began = time.perf_counter()
             self._drop_measurement()
-            self._beside.start(self._measurement(copied=True))
+            self._background.start(self._measurement(copied=True))
             self.seconds += time.perf_counter() - began
         elif step % self.interval == self.lag:
             self._take_next()
 
     def _drop_measurement(self) -> None:
         """Forget what was measured beside training and holds not yet."""
-        if self._beside:
-            self._beside.forget()
+        if self._background:
+            self._background.forget()
         for group in self.optimizer.param_groups:
             group.pop("decay_next", None)
 
     def settle(self) -> None:
         """Wait for the measurement under way, if any, and note in the groups what comes next."""
         super().settle()
-        measured = self._beside.result() if self._beside else None
+        measured = self._background.result() if self._background else None
         if measured is None:
             return
         records, multipliers, scores = self._assigned(measured)
@@ -267,62 +267,18 @@ class AlphaDecay(DecaySchedule):
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """As every schedule; what is measured beside training is of the state before."""
         checked = super().check_state(state)
-        if self._beside:
-            self._beside.forget()
+        if self._background:
+            self._background.forget()
         return checked
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; a process group has none."""
-        if self._own_process_group is not None or (self._beside and self._beside.several):
+        if self._own_process_group is not None or (self._background and self._background.several):
             raise TypeError(
                 f"{type(self).__name__} with a process group of its own, or with lag in several processes, cannot be "
                 "copied or pickled: copy model and optimizer after detach(), and construct it again"
             )
         return super().__getstate__()
-
-
-class Beside:
-    """Measures in a thread while training goes on; ranks exchange what they find in a group of their own.
-
-    Args:
-        process_group: The ranks that share the work; None for one process.
-    """
-
-    def __init__(self, process_group: Any) -> None:
-        self._thread = _one_thread()
-        self._job: Future[list[SpectrumRecord]] | None = None
-        self._results_group = None
-        if process_group is not None and dist.get_world_size(process_group) > 1:
-            ranks = dist.get_process_group_ranks(process_group)
-            self._results_group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-
-    @property
-    def several(self) -> bool:
-        """Whether ranks exchange what they find."""
-        return self._results_group is not None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_job": None}  # nothing that is under way goes along
-
-    def __setstate__(self, _: dict[str, Any]) -> None:
-        self._thread, self._job, self._results_group = _one_thread(), None, None
-
-    def start(self, measurement: Measurement) -> None:
-        """Begin; `measurement` holds copies of the weights."""
-        self._job = self._thread.submit(measurement.run, self._results_group)
-
-    def result(self) -> list[SpectrumRecord] | None:
-        """Wait for what was begun last and hand it out once; raises what it raised. None if nothing was begun."""
-        job, self._job = self._job, None
-        return None if job is None else job.result()
-
-    def forget(self) -> None:
-        """Drop what is under way."""
-        self._job = None
-
-
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="alphadecay")
 
 
 def block_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """The ledger of a run: one row a module and refresh, and one a module and audit, as plain values."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -71,28 +72,44 @@ class DecayLog:
     """
 
     def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
-        self.path, self._begun = Path(path), False
+        self.path, self._kept = Path(path), dict[int, list[str]]()
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         if self.path.exists() and not append:
             raise ValueError(f"{self.path} is there already: take another name, or append=True to go on with it")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.open("a").close()
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be written: {error.strerror}") from error
+            with self.path.open("a+") as file:
+                file.seek(0)
+                lines = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        for number, line in enumerate(lines, 1):
+            self._kept.setdefault(_step_of(line, f"{self.path}, line {number}"), []).append(line)
 
     def write(self, schedule: "DecaySchedule") -> None:
         """Add the rows of a refresh; all ranks must call."""
         rows = ledger_rows(schedule)
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        if not self._begun:
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] < schedule.step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
-            self._begun = True
+        if self._kept:
+            before = [line for step, lines in self._kept.items() if step < schedule.step for line in lines]
+            part = self.path.with_name(f".{self.path.name}.part")
+            part.write_text("".join(f"{line}\n" for line in before))
+            os.replace(part, self.path)
+            self._kept = {}
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _step_of(line: str, where: str) -> int:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no JSON ({error})") from error
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError(f"{where}: no row of a log, it has no step")
+    return row["step"]
 
 
 def refreshes(rows: Sequence[Row]) -> list[Row]:

@@ -238,11 +238,15 @@ def _reason_by_place(
     name: str, stems: frozenset[str] | None, heads: frozenset[str] | None, include: Sequence[str]
 ) -> str:
     """Stem and head as the model declares them (None: it declares nothing), else by their usual names."""
-    parts = set(name.split("."))
-    if "stem" not in include and ((name in stems) if stems is not None else (parts & STEM_NAMES)):
-        return "stem"
-    if "head" not in include and ((name in heads) if heads is not None else (parts & HEAD_NAMES)):
-        return "head"
+    for reason, declared, usual in (("stem", stems, STEM_NAMES), ("head", heads, HEAD_NAMES)):
+        if reason in include:
+            continue
+        if declared is None:
+            belongs = bool(set(name.split(".")) & usual)
+        else:
+            belongs = any(name == each or name.startswith(f"{each}.") for each in declared)  # with what adapters add
+        if belongs:
+            return reason
     return ""
 
 
@@ -256,13 +260,15 @@ def _reason_by_weight(matrix: Matrix, names: list[str], min_eigenvalues: int, in
 
 def _declared_ends(model: nn.Module) -> tuple[frozenset[str] | None, frozenset[str] | None]:
     """Names of stem and head modules as timm (pretrained_cfg) and transformers (get_output_embeddings) give them."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if isinstance(config, dict) and "first_conv" in config and "classifier" in config:
-        names = (config["first_conv"], config["classifier"])
-        ends = [() if not n else ((n,) if isinstance(n, str) else tuple(n)) for n in names]
-        return frozenset(ends[0]), frozenset(ends[1])
+    for prefix, module in model.named_modules():  # adapters (PEFT) put a timm model a few levels down
+        config = vars(module).get("pretrained_cfg") or vars(module).get("default_cfg")
+        if isinstance(config, dict) and "first_conv" in config and "classifier" in config:
+            names = (config["first_conv"], config["classifier"])
+            ends = [() if not n else ((n,) if isinstance(n, str) else tuple(n)) for n in names]
+            stem, head = (frozenset(plain_name(f"{prefix}.{n}".lstrip(".")) for n in each) for each in ends)
+            return stem, head
     if hasattr(model, "get_output_embeddings"):
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        if head is not None:
-            return None, frozenset(plain_name(name) for name, module in model.named_modules() if module is head)
+        head_module = model.get_output_embeddings()  # type: ignore[operator]
+        if head_module is not None:
+            return None, frozenset(plain_name(name) for name, module in model.named_modules() if module is head_module)
     return None, None

@@ -35,17 +35,28 @@ class StepWatcher(Protocol):
 
 
 class DecaySchedule(ABC):
-    """Keep weight_decay = base x static multiplier x adaptive multiplier in every group of an optimizer.
+    """What all schedules of decay are: they keep weight_decay = base x static x adaptive multiplier in every group.
 
     Attaches to the optimizer's step: before the first step and every `interval` optimizer steps the multipliers
-    are refreshed, and before each step the product is written. Schedules of decay write a group's
+    are refreshed, and before each step the product is written. Schedules of the base decay write a group's
     `base_weight_decay`, never its `weight_decay`, which is overwritten. A step that is given a closure runs it first:
     only then are the gradients there. All state is in the groups: to resume, construct, then load the optimizer's
-    state dict.
+    state dict. Copies and pickles of the optimizer or of this object bring each other, and the model, along.
+
+    A subclass says in `_measure` which multiplier each module gets.
 
     Args:
+        model: The model the optimizer trains, wrapped or not.
+        optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed.
+        interval: Optimizer steps between refreshes, a whole number of at least 1.
+        exclude: Globs over module names that stay out and keep their base decay, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": they take part as well.
+        min_eigenvalues: Matrices with fewer eigenvalues stay out; at least 1.
+        ranking: "optimizer": matrices that this optimizer does not hold take no part. "model": they count among the
+            others' scores.
         cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
             2510.12402). Groups then have weight_decay 0, and the decay is applied after the optimizer's step.
+        on_refresh: Called with this object after each refresh, before the step is taken.
 
     Attributes:
         kind: What the groups call this kind of decay.
@@ -54,13 +65,29 @@ class DecaySchedule(ABC):
         same_for_all: Whether all modules have the same multiplier.
         by_entry: Whether entries of one weight are decayed by different amounts, beyond `cautious`.
         takes_over: Whether a state of another kind may be loaded; the next step then refreshes. Set it before loading.
-        records: What the last refresh measured; empty before the first one.
+        records: What the last refresh measured, one `SpectrumRecord` a matrix; empty before the first one.
         measured_at: The step before which the weights were as it measured them.
-        scores: What it ranked the modules by.
+        scores: What it ranked the modules by, by name.
         measuring: How spectra are measured, where they are.
         seconds: Wall-clock time spent in refreshes by this object.
-        on_refresh: Called with this object after each refresh, before the step is taken.
         watchers: Told before and after each step that is not skipped; `alphadecay.DecayAudit` is one.
+
+    Raises:
+        ValueError: For impossible values, a model in which no matrix takes part or can, an optimizer without weight
+            decay or on which another schedule acts, or groups that would have to be split under a learning-rate
+            scheduler.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> def told(decay: alphadecay.DecaySchedule) -> None:
+        ...     print(decay.kind, decay.step)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> decay = alphadecay.UniformDecay(model, optimizer, on_refresh=told)
+        >>> decay.refresh()
+        uniform 0
+        >>> decay
+        UniformDecay(AdamW, step 0, next refresh before step 0, 2 modules x 1 to 1, mean by parameters 1)
     """
 
     kind = ""

@@ -61,8 +61,6 @@ def description(schedule: Any) -> str:
     optimizer = type(schedule.optimizer).__name__
     coming = schedule.next_refresh
     when = "no more refreshes" if coming is None else f"next refresh before step {coming}"
-    if coming == schedule.step:
-        when = "refreshed before the next step"
     multipliers = schedule.multipliers
     if not multipliers or not any(group["decay_kind"] for group in schedule.own_groups):
         spread = f"{len(multipliers)} modules"
@@ -70,5 +68,5 @@ def description(schedule: Any) -> str:
         sizes = {group["decay_name"]: group["params"][0].numel() for group in schedule.own_groups}
         mean = sum(size * multipliers[name] for name, size in sizes.items()) / sum(sizes.values())
         low, high = min(multipliers.values()), max(multipliers.values())
-        spread = f"multipliers {low:.3g} to {high:.3g} of {len(multipliers)} modules, mean {mean:.3g} by parameters"
+        spread = f"{len(multipliers)} modules x {low:.3g} to {high:.3g}, mean by parameters {mean:.3g}"
     return f"{type(schedule).__name__}({optimizer}, step {schedule.step}, {when}, {spread})"

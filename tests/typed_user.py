@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import alphadecay
 from alphadecay.ledger import ledger_rows
-from alphadecay.schedule import DecaySchedule
 
 
 class Attention(nn.Module):
@@ -28,7 +27,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path, self.largest = path, 0.0
 
-    def note(self, decay: DecaySchedule) -> None:
+    def note(self, decay: alphadecay.DecaySchedule) -> None:
         self.largest = max(self.largest, *decay.multipliers.values())
         with self.path.open("a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in ledger_rows(decay))
@@ -72,7 +71,7 @@ def baselines(ledger: Path) -> dict[str, float]:
     losses: dict[str, float] = {}
     for kind in ("uniform", "adadecay", "per entry", "awd", "replay"):
         model, optimizer = built()
-        decay: DecaySchedule
+        decay: alphadecay.DecaySchedule
         if kind == "uniform":
             decay = alphadecay.UniformDecay(model, optimizer, cautious=True)
         elif kind == "adadecay":
