@@ -58,6 +58,7 @@ class StepHooks:
             for name, hook in self._state_hooks().items():
                 vars(wrapper)[name][KEY] = hook
         optimizer.__getstate__ = self._state_of_copies  # type: ignore[method-assign]
+        _fill_caches()
 
     def _hooks(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -130,6 +131,7 @@ class StepHooks:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self.schedule.after_step()
+        _fill_caches()
 
     def _before_loading(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         return self.schedule.check_state(state)
@@ -142,6 +144,13 @@ class StepHooks:
 
     def _after_saving(self, *_: Any) -> None:
         self.schedule.saved()
+
+
+def _fill_caches() -> None:
+    """Make what torch makes at the beginning of each step: a compiled step would follow Python's typing into it, twenty
+    frames deep, where its caches do not hold the result.
+    """
+    torch.autograd.profiler.record_function("")
 
 
 def attached(optimizer: Any) -> Any:

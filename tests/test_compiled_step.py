@@ -42,7 +42,6 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs():
-    Run(attach=True)  # Python's typing caches what it has made: its frames are met once a process
     attached = Run(attach=True)
     return Run(), attached, Run(decays=attached.decays)
 

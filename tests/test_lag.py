@@ -92,5 +92,5 @@ def test_a_weight_that_was_not_finite_is_named_when_its_decay_would_hold():
 @pytest.mark.parametrize("lag", [-1, 4])
 def test_a_lag_that_reaches_the_next_refresh_is_refused(lag):
     model = block_model()
-    with pytest.raises(ValueError, match=f"below the interval, 4 optimizer steps; got {lag}"):
+    with pytest.raises(ValueError, match=f"below the interval of 4; got {lag}"):
         alphadecay.AlphaDecay(model, torch.optim.AdamW(model.parameters()), 4, lag=lag)
