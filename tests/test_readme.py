@@ -11,7 +11,9 @@ def test_the_readmes_python_example_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) == 1
     exec(compile(blocks[0], "README.md", "exec"), {})
-    assert set(eval(capsys.readouterr().out)) == {"0", "1", "2", "3"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("AlphaDecay(AdamW, step 3, next refresh before step 500, 4 modules x 0.667 to 3,")
+    assert said[1].startswith("module  role  shape") and set(eval(said[-1])) == {"0", "1", "2", "3"}
 
 
 def test_the_readmes_training_command_is_understood(tmp_path, monkeypatch, capsys):
