@@ -186,6 +186,7 @@ class AlphaDecay(DecaySchedule):
         return records, multipliers
 
     def _measurement(self, copied: bool = False) -> Measurement:
+        self._membership.update()  # what others steer may have changed too
         found = Measurement(self._membership.matrices, self.measuring, self.process_group, copied=copied)
         scale = getattr(self.optimizer, "grad_scale", None)
         if scale is not None:  # gradients that GradScaler leaves to a fused kernel to unscale

@@ -159,3 +159,12 @@ def test_filtered_zeros_do_not_count_as_published():
 def test_the_error_of_alpha_is_that_of_independent_draws():
     record = alphadecay.analyze(model_of(m=gaussian(192, 192)))[0]
     assert record.alpha_error == pytest.approx((record.alpha - 1) / math.sqrt(96))
+
+
+@pytest.mark.parametrize("shape", [(30000, 64), (256, 512), (64, 64)], ids=str)
+@pytest.mark.parametrize("fit", SLOW)
+def test_the_promise_about_accuracy_is_of_alphas_own_size(fit, shape):
+    # 30000 x 64 has eigenvalues within 20 % of each other: alpha is about 30, and a tenth of a thousandth of it 3e-3.
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) / shape[0] ** 0.5
+    exact = np.sort(np.linalg.svd(weight.double().numpy(), compute_uv=False) ** 2)
+    assert alpha(weight, fit=fit) == pytest.approx(SLOW[fit](exact.tolist()), rel=1e-4, abs=0)
