@@ -143,7 +143,7 @@ class AlphaDecay(DecaySchedule):
         whole_number("interval", interval, "optimizer steps")
         if metric not in SCORES:
             raise ValueError(f"metric={metric!r} is unknown; choose from {', '.join(SCORES)}")
-        if not hasattr(lag, "__index__") or not 0 <= lag < interval:
+        if isinstance(lag, bool) or not hasattr(lag, "__index__") or not 0 <= lag < interval:
             raise ValueError(
                 f"lag must be a whole number of steps, at least 0 and below the interval of {interval}; got {lag}"
             )
@@ -164,7 +164,7 @@ class AlphaDecay(DecaySchedule):
             model, optimizer, interval, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues,
             ranking=ranking, cautious=cautious, on_refresh=on_refresh,
         )  # fmt: skip
-        self._own_process_group = process_group
+        self._own_process_group, self._measuring_from = process_group, 0
         self._background = BackgroundMeasurement(self.process_group) if lag else None
 
     @property
@@ -205,6 +205,8 @@ class AlphaDecay(DecaySchedule):
             why = "the only matrix with a score" if len(scores) == 1 else "all scores are equal"
             return [replace(r, note=why) if r.name in scores else r for r in records], {}, scores
         scored = [r for r in records if r.name in scores]
+        unscored = f"no {self.metric}: {'no gradient' if 'grad' in self.metric else 'no score'}"
+        records = [r if r.note or r.name in scores else replace(r, note=unscored) for r in records]
         multipliers = assign(
             scores,
             blocks={r.name: block_of(r.name) for r in scored},
@@ -218,16 +220,26 @@ class AlphaDecay(DecaySchedule):
 
     def _act(self, step: int) -> None:
         if self._background is None or self.frozen or step == 0 or not self._wrote_multipliers or self._due:
-            if self._background and self._due:
-                self._drop_measurement()
             super()._act(step)
         elif step % self.interval == 0:
             began = time.perf_counter()
             self._drop_measurement()
+            self._measuring_from = step
             self._background.start(self._measurement(copied=True))
             self.seconds += time.perf_counter() - began
         elif step % self.interval == self.lag:
             self._take_next()
+
+    def refresh(self) -> None:
+        """Measure now and write the new decays; called by itself when due. What is under way is dropped."""
+        self._drop_measurement()
+        super().refresh()
+
+    def loaded(self) -> None:
+        """As every schedule; without `lag`, what a state with it would have taken next is dropped."""
+        super().loaded()
+        if self._background is None:
+            self._drop_measurement()
 
     def _drop_measurement(self) -> None:
         """Forget what was measured beside training and holds not yet."""
@@ -249,7 +261,8 @@ class AlphaDecay(DecaySchedule):
             if name in by_name or "decay_members" in group:
                 multiplier = self._membership.multiplier_of(group, multipliers)
                 group["decay_next"] = {
-                    "multiplier": multiplier, "score": scores.get(name), "record": by_name.get(name)
+                    "at": self._measuring_from, "multiplier": multiplier, "score": scores.get(name),
+                    "record": by_name.get(name),
                 }  # fmt: skip
 
     def _take_next(self) -> None:
@@ -261,7 +274,7 @@ class AlphaDecay(DecaySchedule):
         if not coming:  # a state that was saved with another lag
             return
         self.scores = {name: each["score"] for name, each in coming.items() if each["score"] is not None}
-        self.measured_at = self.step - self.lag
+        self.measured_at = next(iter(coming.values())).get("at", self.step - self.lag)
         records = self._records({name: each["record"] for name, each in coming.items() if each["record"]})
         self._took(records, {name: each["multiplier"] for name, each in coming.items()}, began)
 

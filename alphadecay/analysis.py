@@ -36,7 +36,7 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
 }
 OnRecord = Callable[[SpectrumRecord, Eigenvalues], object]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
-STEEP = 20.0  # of a steeper tail's logarithms, rounding in float32 is more than 1e-5
+SENSITIVE = 500.0  # (alpha - 1) x largest eigenvalue / xmin: times 1.2e-7 the error that float32 can make in alpha
 CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
 FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
 
@@ -53,8 +53,8 @@ class Measuring:
     def __post_init__(self) -> None:
         if self.fit not in tails.FITS:
             raise ValueError(f"fit={self.fit!r} is unknown; choose from {', '.join(tails.FITS)}")
-        if not self.xmin_pos > 1:
-            raise ValueError(f"xmin_pos must be above 1, got {self.xmin_pos}")
+        if not isinstance(self.xmin_pos, int | float) or not self.xmin_pos > 1:
+            raise ValueError(f"xmin_pos must be above 1, got {self.xmin_pos!r}")
         sides = self.window if isinstance(self.window, tuple) else ()
         shape = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         if self.window not in (None, "farms") and not shape:
@@ -270,7 +270,8 @@ def _accurate(eigs: np.ndarray, tail: tails.TailFit) -> bool:
     """Whether float32 can tell the tail, which was clearly the best, and whether half of the eigenvalues are zero."""
     noise = len(eigs) * np.finfo(np.float32).eps * eigs[-1]
     begins_high = tail.xmin >= FLOAT64_BELOW * eigs[-1] and tail.margin > CLEAR_MARGIN
-    return begins_high and tail.alpha < STEEP and eigs[(len(eigs) - 1) // 2] > noise
+    certain = (tail.alpha - 1) * eigs[-1] < SENSITIVE * tail.xmin
+    return begins_high and certain and eigs[(len(eigs) - 1) // 2] > noise
 
 
 def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:

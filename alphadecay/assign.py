@@ -8,6 +8,7 @@ from typing import Any
 
 SIGMOID_STEEPNESS = 4.0  # beta of the paper's appendix A.3
 LARGEST_SCORE = 1e150  # the square of what is larger is not finite
+LARGEST_POWER = 700.0  # of e that is finite
 SIGMOID_EPS = 1e-8  # added to the standard deviation, as published
 
 Scores = Mapping[str, float]
@@ -69,6 +70,7 @@ def assign(
         >>> alphadecay.assign({"q": 2.0, "fc1": 4.0}, low=0.5, high=1.5, budget="matched", sizes={"q": 100, "fc1": 300})
         {'q': 0.4, 'fc1': 1.2}
     """
+    scores = {name: float(score) for name, score in scores.items()}
     _check(scores, rule, low, high, budget, control)
     if len(set(scores.values())) == 1:
         return dict.fromkeys(scores, 1.0)
@@ -121,7 +123,8 @@ def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str]) -> dict[str, fl
         inside = [scores[name] for name in names]
         mean, spread = fmean(inside), pstdev(inside) + SIGMOID_EPS
         for name in names:
-            multipliers[name] = 2 / (1 + math.exp(-SIGMOID_STEEPNESS * (scores[name] - mean) / spread))
+            power = -SIGMOID_STEEPNESS * (scores[name] - mean) / spread
+            multipliers[name] = 2 / (1 + math.exp(min(power, LARGEST_POWER)))
     return {name: multipliers[name] for name in scores}
 
 
@@ -142,6 +145,9 @@ def role_means(multipliers: Mapping[str, float], roles: Mapping[str, str]) -> di
 
 def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
     """Divide by the mean weighted by size, so that the total decay is that of a uniform one."""
+    for name in multipliers:
+        if not sizes[name] > 0:
+            raise ValueError(f"the size of {name} is {sizes[name]}, not above 0")
     total = sum(sizes[name] for name in multipliers)
     mean = sum(sizes[name] * multiplier for name, multiplier in multipliers.items()) / total
     return {name: multiplier / mean if mean else 1.0 for name, multiplier in multipliers.items()}
@@ -161,6 +167,9 @@ def _check(scores: Scores, rule: str, low: float, high: float, budget: str, cont
     ):
         if value not in known:
             raise ValueError(f"{what}={value!r} is unknown; choose from {', '.join(map(str, known))}")
+    for what, bound in (("low", low), ("high", high)):
+        if not isinstance(bound, int | float):
+            raise ValueError(f"{what} must be a number, got {bound!r}")
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"need 0 <= low <= high, got low={low:g}, high={high:g}")
     if not scores:

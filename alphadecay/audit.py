@@ -9,9 +9,11 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from alphadecay.entries import agreeing
 from alphadecay.groups import Group, effective_decay
+from alphadecay.matrices import whole_number
 from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import joined, local_part
@@ -126,9 +128,10 @@ class DecayAudit:
         on_audit: Callable[["DecayAudit"], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1 optimizer step, got {every}")
-        self.decay, self.every, self.on_audit = decay, every, on_audit
+        if not isinstance(decay, DecaySchedule):
+            raise TypeError(f"decay must be a decay schedule, such as AlphaDecay, got {type(decay).__name__}")
+        self.decay, self.on_audit = decay, on_audit
+        self.every = whole_number("every", every, "optimizer steps")
         self.records: list[AuditRecord] = []
         self.seconds = 0.0
         self._warn, self._warned = warn or _warn, False
@@ -139,7 +142,8 @@ class DecayAudit:
 
     def detach(self) -> None:
         """Audit no more."""
-        self.decay.watchers.remove(self)
+        if self in self.decay.watchers:
+            self.decay.watchers.remove(self)
 
     def before_update(self, step: int) -> None:
         """Take the step on a copy without decay, if an audit is due."""
@@ -151,6 +155,8 @@ class DecayAudit:
         groups = without_decay(self.decay.optimizer).param_groups  # the copy's gradients and state go at once
         stepped = {group["decay_name"]: group["params"] for group in groups}
         for group in self.decay.own_groups:
+            if is_lazy(group["params"][0]):
+                continue
             self._due.append(_Module(self.decay, group, local_part(stepped[group["decay_name"]][0].detach())))
         self.seconds += time.perf_counter() - began
 

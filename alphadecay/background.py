@@ -39,9 +39,10 @@ class BackgroundMeasurement:
         self._job = self._thread.submit(measurement.run, self._results_group)
 
     def result(self) -> list[SpectrumRecord] | None:
-        """Wait for what was begun last and hand it out once; raises what it raised. None if nothing was begun."""
-        job, self._job = self._job, None
-        return None if job is None else job.result()
+        """Wait for what was begun last and hand it out once, None if nothing was; raises what it raised, each time."""
+        found = None if self._job is None else self._job.result()
+        self._job = None
+        return found
 
     def forget(self) -> None:
         """Drop what is under way."""

@@ -212,8 +212,8 @@ class AWD(DecaySchedule):
         cautious: bool = False,
         on_refresh: Callable[[DecaySchedule], None] | None = None,
     ) -> None:
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be a number above 0, got {scale}")
+        if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be a number above 0, got {scale!r}")
         self.scale = scale
         super().__init__(
             model, optimizer, 1, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues, cautious=cautious,

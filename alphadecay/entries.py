@@ -90,7 +90,7 @@ def adadecay_factors(gradients: Sequence[Tensor], skipped: Tensor | None = None)
         Factors between 0 and 2 of the entries (of a DTensor's local ones), 1 where all magnitudes are equal; None
         if the step was skipped.
     """
-    local = [local_part(gradient) for gradient in gradients]
+    local = [_precise(local_part(gradient)) for gradient in gradients]
     sums = torch.stack([power_sums(gradients, 1), power_sums(gradients, 2)])
     flag = sums.new_zeros(1) if skipped is None else skipped.reshape(1).to(sums)
     *numbers, was_skipped = torch.cat([sums.flatten(), flag]).tolist()
@@ -106,3 +106,9 @@ def adadecay_factors(gradients: Sequence[Tensor], skipped: Tensor | None = None)
     torch._foreach_sigmoid_(found)
     torch._foreach_mul_(found, 2.0)
     return found
+
+
+def _precise(gradient: Tensor) -> Tensor:
+    """Dense, and in at least float32: 4 / standard deviation of small gradients is too large for float16."""
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    return dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense

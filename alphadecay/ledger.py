@@ -42,6 +42,18 @@ def ledger_rows(schedule: "DecaySchedule") -> list[dict[str, Any]]:
         record = records.get(group["decay_name"])
         norm, note = _norm(group["params"][0].detach(), record), record.note if record else ""
         rows.append(common | _row(group, schedule.scores.get(group["decay_name"]), norm, None, note))
+    return rows + [common | row for row in _rows_of_members(schedule, records)]
+
+
+def _rows_of_members(schedule: "DecaySchedule", records: Mapping[str, SpectrumRecord]) -> list[dict[str, Any]]:
+    """Rows of modules that share a group."""
+    weights = schedule.weights
+    rows = []
+    for group in schedule.optimizer.param_groups:
+        for name in group.get("decay_members", ()):
+            record, own = records.get(name), group | {"decay_name": name}
+            norm = _norm(weights[name].detach(), record) if name in weights else None
+            rows.append(_row(own, schedule.scores.get(name), norm, None, record.note if record else ""))
     return rows
 
 
@@ -84,6 +96,8 @@ class DecayLog:
                 lines = file.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        if lines and not lines[-1].endswith("}"):  # cut by a kill
+            lines.pop()
         for number, line in enumerate(lines, 1):
             self._kept.setdefault(_step_of(line, f"{self.path}, line {number}"), []).append(line)
 
@@ -135,7 +149,7 @@ def _row(
 
 def _row_for_all(schedule: "DecaySchedule", groups: Sequence[Group]) -> dict[str, Any]:
     decayed = next((group for group in groups if group["static_multiplier"]), groups[0])
-    weights = [p.detach() for group in groups for p in group["params"]]
+    weights = [p.detach() for group in groups for p in group["params"] if not is_lazy(p)]
     sharded = any(is_sharded(weight) for weight in weights)
     return {
         "module": ALL,
@@ -153,4 +167,4 @@ def _norm(weight: Tensor, record: SpectrumRecord | None) -> float | None:
     """The norm of a weight; of a sharded one as it was measured, as only some ranks may ask."""
     if is_sharded(weight):
         return record.frobenius_norm if record else None
-    return float(weight.norm())
+    return float(power_sums([weight], 2).sqrt())

@@ -1,7 +1,7 @@
 """Find the weight matrices of a model: their names, their roles, and why some of them take no part."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +19,7 @@ FROZEN, LAZY = "frozen", "not initialised yet (lazy)"  # reasons that training m
 
 # Names by which models that declare nothing about themselves call their input and output layers.
 STEM_NAMES = frozenset({"patch_embed", "patch_embedding", "conv_stem", "stem"})
-HEAD_NAMES = frozenset({"head", "heads", "head_dist", "lm_head", "embed_out", "classifier", "score"})
+HEAD_NAMES = frozenset({"head", "head_dist", "lm_head", "embed_out", "classifier", "score"})
 # Parts that wrappers put into names; the plain model does not have them.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -97,7 +97,7 @@ def find_matrices(
             matches no module of the model, or `min_eigenvalues` is no whole number of at least 1.
     """
     _check_selection(exclude, include, min_eigenvalues)
-    model = unwrap(model)
+    model = unwrap(require_model(model))
     stems, heads = _declared_ends(model)
     owners = _owners(model)
     matrices = []
@@ -122,10 +122,19 @@ def _check_selection(exclude: Sequence[str], include: Sequence[str], min_eigenva
     for argument, names in (("exclude", exclude), ("include", include)):
         if isinstance(names, str):
             raise ValueError(f"{argument}={names!r}: give a list of names, such as [{names!r}]")
+        if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{argument}={names!r}: give a list of names")
     for name in include:
         if name not in INCLUDABLE:
             raise ValueError(f"include={name!r} is unknown; choose from {', '.join(INCLUDABLE)}")
     whole_number("min_eigenvalues", min_eigenvalues, "eigenvalues")
+
+
+def require_model(model: nn.Module) -> nn.Module:
+    """The model; TypeError if it is none."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def whole_number(argument: str, value: Any, unit: str) -> int:
@@ -242,7 +251,8 @@ def _reason_by_place(
         if reason in include:
             continue
         if declared is None:
-            belongs = bool(set(name.split(".")) & usual)
+            parts = name.split(".")  # heads are torchvision's head at the top of a model, and elsewhere attention's
+            belongs = bool(set(parts) & usual) or (reason == "head" and parts[0] == "heads")
         else:
             belongs = any(name == each or name.startswith(f"{each}.") for each in declared)  # with what adapters add
         if belongs:

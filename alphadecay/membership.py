@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from alphadecay.groups import Group, has_scheduler, label_added_groups, split_groups
+from alphadecay.groups import Group
 from alphadecay.matrices import Matrix, find_matrices, unwrap
 from alphadecay.sharing import is_sharded
+from alphadecay.splitting import has_scheduler, label_added_groups, label_replaced, split_groups
 
 ELSEWHERE = "not in this optimizer"
 RANKINGS = ("optimizer", "model")
@@ -43,7 +45,10 @@ class Membership:
         if not any(m.may_take_part for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
             raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
+        count = len(optimizer.param_groups)
+        origins = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         split_groups(optimizer, matrices)
+        self._rates = _Rates(optimizer, origins, count)
         self._note(matrices)
 
     def _note(self, matrices: Sequence[Matrix]) -> None:
@@ -55,13 +60,11 @@ class Membership:
                 self._homes[m.name] = m.place
         # FSDP2 puts the whole weight in the place of the sharded one that the optimizer holds.
         ours = [m for m in matrices if id(m.weight) in held or (m.name in sharded and self._is_home(m))]
-        labels = {group["decay_name"] for group in groups}
-        placed = {m.name for m in ours} & (labels | _members(groups))
+        placed = {m.name for m in ours} & ({group["decay_name"] for group in groups} | _members(groups))
         self.elsewhere = {m.name for m in matrices if not m.reason} - placed
         out = self.elsewhere if self.ranking == "optimizer" else set()
         self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in out else m for m in matrices]
-        self._places = [(m, m.place, m.weight.requires_grad, type(m.weight)) for m in ours if m.name in placed]
-        self._links = _links(unwrap(self.model), {id(m.place[0]) for m in ours if m.place})
+        self._slots, self._links = _slots(unwrap(self.model))
         self._sizes = [len(group["params"]) for group in groups]
 
     def _is_home(self, matrix: Matrix) -> bool:
@@ -84,26 +87,32 @@ class Membership:
         if any(children.get(name) is not child for children, name, child in self._links):
             return True
         return any(
-            place is not None
-            and place[0]._parameters.get(place[1]) is not m.weight
-            or m.weight.requires_grad != trained
-            or type(m.weight) is not kind
-            for m, place, trained, kind in self._places
+            slots.get(name) is not weight or weight.requires_grad != trained or type(weight) is not kind
+            for slots, name, weight, trained, kind in self._slots
         )
 
     def update(self) -> bool:
         """Find the matrices again and give new groups their place; returns whether other ones take part than before."""
-        before = {m.name for m in self.matrices if not m.reason}
-        steps = max(group.get("decay_step", 0) for group in self.optimizer.param_groups)
+        before = self._taking_part()
+        groups = self.optimizer.param_groups
+        steps = max(group.get("decay_step", 0) for group in groups)
         matrices = find_matrices(self.model, **self.selection)
+        label_replaced(groups, self.model)
         if has_scheduler(self.optimizer):
             label_added_groups(self.optimizer, matrices)
         else:
             split_groups(self.optimizer, matrices)
-        for group in self.optimizer.param_groups:
+        for group in groups:
             group["decay_step"] = steps
         self._note(matrices)
-        return {m.name for m in self.matrices if not m.reason} != before
+        return self._taking_part() != before
+
+    def _taking_part(self) -> tuple[set[str], set[str]]:
+        return {m.name for m in self.matrices if not m.reason}, self.elsewhere
+
+    def rate_set_alone(self) -> str:
+        """A sentence if the learning rate of one part of a group was changed since the last call, and of no other."""
+        return self._rates.set_alone(self.optimizer.param_groups)
 
     def multiplier_of(self, group: Group, multipliers: Mapping[str, float]) -> float:
         """The multiplier of a group: its module's, or the mean of those that share it, weighted by parameters."""
@@ -112,6 +121,8 @@ class Membership:
             return multipliers.get(group["decay_as"] if "decay_as" in group else group["decay_name"], 1.0)
         sizes = {m.name: m.weight.numel() for m in self.matrices if m.name in members and not m.reason}
         total = sum(sizes.values())
+        if len(each := {multipliers.get(name, 1.0) for name in sizes}) == 1:
+            return each.pop()
         return sum(size * multipliers.get(name, 1.0) for name, size in sizes.items()) / total if total else 1.0
 
     def notes(self) -> dict[str, str]:
@@ -129,14 +140,61 @@ def _members(groups: Iterable[Group]) -> set[str]:
     return {name for group in groups for name in group.get("decay_members", ())}
 
 
-def _links(module: nn.Module, watched: set[int]) -> list[tuple[Mapping[str, nn.Module | None], str, nn.Module]]:
-    """The places of modules in their parents on the ways down to those that are watched, by id."""
-    links = []
+class _Rates:
+    """The learning rates of the groups that one group was split into, which a loop may believe to be one still."""
+
+    def __init__(self, optimizer: Optimizer, origins: Mapping[int, int], count: int) -> None:
+        groups = optimizer.param_groups
+        parts: list[list[str]] = [[] for _ in range(count)]
+        for group in groups:
+            if group["params"]:
+                parts[origins[id(group["params"][0])]].append(group["decay_name"])
+        self._parts = [names for names in parts if len(names) > 1]
+        self._last = self._of(groups)
+
+    @staticmethod
+    def _of(groups: Sequence[Group]) -> dict[str, Any]:
+        rates = {group["decay_name"]: group.get("lr") for group in groups}
+        return {name: rate for name, rate in rates.items() if not isinstance(rate, Tensor)}
+
+    def set_alone(self, groups: Sequence[Group]) -> str:
+        last, now = self._last, self._of(groups)
+        if now == last:
+            return ""
+        self._last = now
+        for first, *others in self._parts:
+            was, others_were = last.get(first), {last.get(name) for name in others}
+            if (
+                first in last
+                and first in now
+                and others_were == {was} == {now.get(name) for name in others}
+                and now.get(first) != was
+            ):
+                return (
+                    f"the learning rate of group {first} was set to {now.get(first)} alone, and {len(others)} other "
+                    f"groups stay at {was}: the group that they were is split, so set it for every group"
+                )
+        return ""
+
+
+Slot = tuple[Mapping[str, Any], str, nn.Parameter, bool, type]
+Link = tuple[Mapping[str, Any], str, nn.Module]
+
+
+def _slots(module: nn.Module) -> tuple[list[Slot], list[Link]]:
+    """The places of weights in their modules, with what each is now; and of these modules in their parents."""
+    slots: list[Slot] = [
+        (module._parameters, name, p, p.requires_grad, type(p))
+        for name, p in module._parameters.items()
+        if p is not None and (is_lazy(p) or p.ndim >= 2)
+    ]
+    links: list[Link] = []
     for name, child in module.named_children():
-        below = _links(child, watched)
-        if below or id(child) in watched:
-            links += [(module._modules, name, child), *below]
-    return links
+        slots_below, links_below = _slots(child)
+        if slots_below:
+            slots += slots_below
+            links += [(module._modules, name, child), *links_below]
+    return slots, links
 
 
 def shared_multipliers(groups: Iterable[Group]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from alphadecay.analysis import SpectrumRecord
 from alphadecay.baselines import AdaDecayPerEntry
@@ -82,17 +83,19 @@ class Replay(DecaySchedule):
         )  # fmt: skip
         self._rows = changes(rows)
         self.same_for_all = ALL in rows[0]
-        own = {group["decay_name"] for group in self.optimizer.param_groups}
-        self._check_modules(Path(ledger), {name for name in own if not name.startswith("(")})
+        self._check_modules(Path(ledger))
         if mean:
+            first = {name: row for by_module in reversed(rows.values()) for name, row in by_module.items()}
             means = means_over_time(rows)
-            self._rows = {0: {name: row | {"multiplier": means[name]} for name, row in rows[0].items()}}
+            self._rows = {0: {name: row | {"multiplier": means[name]} for name, row in first.items()}}
 
-    def _check_modules(self, ledger: Path, own: set[str]) -> None:
+    def _check_modules(self, ledger: Path) -> None:
+        own = {group["decay_name"]: is_lazy(group["params"][0]) for group in self.own_groups}
         theirs = set(self._rows[0])
-        if theirs != own and not self.same_for_all:
+        lacking = sorted({name for name, lazy in own.items() if not lazy} - theirs)
+        other = sorted(theirs - set(own) - set(self.multipliers))
+        if (lacking or other) and not self.same_for_all:
             self.detach()
-            lacking, other = sorted(own - theirs), sorted(theirs - own)
             what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
             raise ValueError(f"{ledger} is the ledger of another model or selection: it has {what}")
 
@@ -169,8 +172,11 @@ def means_over_time(rows: Ledger) -> Multipliers:
     steps = list(rows)
     spans = [later - step for step, later in zip(steps, steps[1:], strict=False)]
     spans.append(spans[-1] if spans else 1)
+    held: dict[str, list[tuple[int, float]]] = {}
+    for step, span in zip(steps, spans, strict=True):
+        for name, row in rows[step].items():
+            held.setdefault(name, []).append((span, row["multiplier"]))
     return {
-        name: math.fsum(span * rows[step][name]["multiplier"] for step, span in zip(steps, spans, strict=True))
-        / sum(spans)
-        for name in rows[0]
+        name: math.fsum(span * multiplier for span, multiplier in each) / sum(span for span, _ in each)
+        for name, each in held.items()
     }

@@ -8,19 +8,20 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
 from alphadecay.entries import EntryDecay
 from alphadecay.groups import Group, effective_decay
 from alphadecay.ledger import DecayLog
-from alphadecay.matrices import MIN_EIGENVALUES, whole_number
+from alphadecay.matrices import MIN_EIGENVALUES, require_model, whole_number
 from alphadecay.membership import Membership, shared_multipliers
 from alphadecay.records import SpectrumRecords
 from alphadecay.saved_state import checked_state, note_measured, take_measured
+from alphadecay.splitting import take_written
 from alphadecay.step_hooks import StepHooks, chain_of, innermost, refuse_second
-from alphadecay.twins import decouples_decay
+from alphadecay.twins import why_coupled
 from alphadecay.wording import description, no_base_decay, overwritten
 
 
@@ -111,7 +112,10 @@ class DecaySchedule(ABC):
         cautious: bool = False,
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
+        require_model(model)
         self.interval = whole_number("interval", interval, "optimizer steps")
+        if on_refresh is not None and not callable(on_refresh):
+            raise ValueError(f"on_refresh must be callable, got {on_refresh!r}")
         self.model, self.on_refresh = model, on_refresh
         self.selection = {"exclude": exclude, "include": include, "min_eigenvalues": min_eigenvalues}
         self.optimizer: Optimizer = innermost(optimizer)
@@ -123,6 +127,7 @@ class DecaySchedule(ABC):
         self.watchers: list[StepWatcher] = []
         self.cautious = cautious
         self._entries = self._entry_decay()
+        take_written(self.optimizer.param_groups)
         self._membership = Membership(model, self.optimizer, self.selection, ranking)
         self._log: DecayLog | None = None
         self._said: set[str] = set()
@@ -141,11 +146,13 @@ class DecaySchedule(ABC):
         """What applies the decay where no scalar of a group can."""
         if not (self.cautious or self.by_entry):
             return None
-        if not decouples_decay(self.optimizer):
-            kind = "cautious" if self.cautious else self.kind
+        kind = "cautious" if self.cautious else self.kind
+        if self.cautious and any(p.is_complex() for group in self.optimizer.param_groups for p in group["params"]):
+            raise ValueError("cautious decay compares signs, and complex weights have none")
+        if why := why_coupled(self.optimizer):
             raise ValueError(
                 f"{kind} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
-                f"AdamW; {type(self.optimizer).__name__} does not (with these options)"
+                f"AdamW; {type(self.optimizer).__name__} {why}"
             )
         return EntryDecay(self.cautious, self.by_entry)
 
@@ -155,6 +162,11 @@ class DecaySchedule(ABC):
         return self.optimizer.param_groups[0]["decay_step"]
 
     @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weight of each matrix of the model by name, also of those that take no part."""
+        return {m.name: m.weight for m in self._membership.matrices}
+
+    @property
     def next_refresh(self) -> int | None:
         """Before which step, counted from 0, the next refresh is due by itself; None: never."""
         return -(-self.step // self.interval) * self.interval if self._wrote_multipliers else self.step
@@ -162,12 +174,14 @@ class DecaySchedule(ABC):
     @property
     def multipliers(self) -> dict[str, float]:
         """The adaptive multiplier of each module that has a group of its own, or shares one that was added."""
+        self._find_members()
         own = {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
         return own | shared_multipliers(self.optimizer.param_groups)
 
     @property
     def own_groups(self) -> list[Group]:
         """The groups that hold one module's weight and nothing else."""
+        self._find_members()
         return [group for group in self.optimizer.param_groups if not group["decay_name"].startswith("(")]
 
     def __repr__(self) -> str:
@@ -177,9 +191,9 @@ class DecaySchedule(ABC):
         """Measure now and write the new decays; called by itself when due."""
         began = time.perf_counter()
         self._find_members()
-        self._due = False
         self.measured_at = self.step
         records, multipliers = self._measure()
+        self._due = False
         self._took(records, multipliers, began)
 
     def _took(self, records: Sequence[SpectrumRecord], multipliers: Mapping[str, float], began: float) -> None:
@@ -210,10 +224,14 @@ class DecaySchedule(ABC):
 
     def detach(self) -> None:
         """Stop acting on the optimizer; every group keeps the decay it has now."""
-        if self._hooks is not None:
-            self._hooks.remove()
+        if self._hooks is None:
+            return
+        self._find_members()
+        self._hooks.remove()
         self._hooks, self._entries = None, None
         self._write()
+        for group in self.optimizer.param_groups:
+            group["decay_kind"] = ""  # whoever is attached next refreshes first
 
     @abstractmethod
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
@@ -231,6 +249,7 @@ class DecaySchedule(ABC):
         groups, step = self.optimizer.param_groups, self.step
         if self._written is not None and len(self._written) == len(groups):
             self._warn_once("overwritten", overwritten(groups, self._written))
+        self._warn_once("learning rate", self._membership.rate_set_alone())
         self._act(step)
         self._write()
         if self.adaptive:
@@ -284,12 +303,18 @@ class DecaySchedule(ABC):
         )
 
     def settle(self) -> None:
-        """Note what the last refresh found in the groups, for a state that is saved."""
+        """Note in the groups, for a state that is saved, what the last refresh found and what is decayed apart."""
+        self._find_members()
+        if self._entries:
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = effective_decay(group)
         note_measured(self.optimizer.param_groups, self.records, self.scores, self.measured_at)
 
     def saved(self) -> None:
-        """The state was saved: live groups do not hold those notes."""
+        """The state was saved: live groups do not hold that."""
         take_measured(self.optimizer.param_groups)
+        if self._entries:
+            self._write()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which write no log."""

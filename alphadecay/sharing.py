@@ -120,10 +120,10 @@ def power_sums(tensors: Sequence[Any], order: int) -> Tensor:
     does not hold are 0.
 
     Returns:
-        Shape (number of tensors,), at least float32.
+        Shape (number of tensors,), float64 (float32 where there is none): squares of float32 can over- and underflow.
     """
     local = [_magnitudes(local_part(tensor)) for tensor in tensors]
-    dtype = torch.promote_types(local[0].dtype, torch.float32)
+    dtype = torch.float32 if local[0].device.type == "mps" else torch.float64
     return joined(torch.stack(torch._foreach_norm(local, order, dtype=dtype)) ** order, tensors)
 
 
@@ -155,7 +155,8 @@ def gradient_norms(matrices: Sequence[Matrix]) -> dict[str, float]:
     for matrix in matrices:
         gradient = matrix.weight.grad
         if gradient is not None:
-            norm = torch.linalg.vector_norm(_magnitudes(gradient.detach()), dtype=torch.float32)
+            values = _magnitudes(gradient.detach())
+            norm = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
             norms[matrix.name] = float(whole(norm))
     return norms
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 KEY = "alphadecay"  # under which hooks stand with torch's, which are numbered
@@ -100,7 +101,7 @@ class StepHooks:
             return None
         given = "closure" if "closure" in options else 1
         closure = options.get("closure") if given == "closure" else (args[1] if len(args) > 1 else None)
-        if not callable(closure):
+        if not callable(closure) or isinstance(closure, nn.Module):
             self._before()
             return None
         acting = self._acting_closure(closure)
@@ -123,7 +124,7 @@ class StepHooks:
         return acting
 
     def _before(self) -> None:
-        if not will_be_skipped(self.optimizer):
+        if not (will_be_skipped(self.optimizer) or is_trial(self.optimizer)):
             self.schedule.before_step()
 
     @torch._disable_dynamo
@@ -203,6 +204,7 @@ def innermost(optimizer: Any) -> Optimizer:
     Raises:
         ValueError: If it is no torch optimizer, or ZeroRedundancyOptimizer.
     """
+    inner = optimizer
     for inner in chain_of(optimizer):
         if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(inner).__mro__):
             raise ValueError(
@@ -230,6 +232,18 @@ def is_nested(optimizer: Optimizer) -> bool:
             found += frame.f_locals.get("self") is optimizer
         frame = frame.f_back  # type: ignore[assignment]
     return found > 1
+
+
+def is_trial(optimizer: Optimizer) -> bool:
+    """Whether torch's distributed checkpoints take a step, at learning rate 0, for the optimizer to make its state."""
+    if any(isinstance(rate := group.get("lr", 1), torch.Tensor) or rate for group in optimizer.param_groups):
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_init_optim_state":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def will_be_skipped(optimizer: Optimizer) -> bool:

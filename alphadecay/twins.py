@@ -14,7 +14,7 @@ from alphadecay.groups import OWN_KEYS, Group
 
 TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
 TOLERANCE = 0.05  # of the decay of a trial's last step: orders of decay and update differ by less
-UNTRIED = (AttributeError, RuntimeError, TypeError, ValueError)  # what optimizers raise that cannot step on a copy
+UNTRIED = Exception  # optimizers that cannot step on a copy raise all kinds
 VARYING = OWN_KEYS | {
     "param_names", "lr", "initial_lr", "lr_scale", "name", "decay_next", "decay_members", "decay_measured",
 }  # fmt: skip
@@ -105,11 +105,11 @@ def _alone_in_float64(optimizer: Optimizer, group: Group, decay: float) -> tuple
     return _copied(optimizer, alone, memo), own
 
 
-def decouples_decay(optimizer: Optimizer) -> bool:
-    """Whether each of the optimizer's groups decays weights by learning rate x decay x weight, and by nothing else.
+def why_coupled(optimizer: Optimizer) -> str:
+    """Empty if each of the optimizer's groups decays weights by learning rate x decay x weight, and by nothing else.
 
     Tried out: three steps on a small random matrix with and without decay, in copies. An optimizer that cannot be
-    tried like that (it needs a closure, or second derivatives) counts as one that does not.
+    tried like that (it needs a closure, or second derivatives) counts as one that does not; the text says why.
     """
     seen: list[Group] = []
     for group in optimizer.param_groups:
@@ -119,16 +119,18 @@ def decouples_decay(optimizer: Optimizer) -> bool:
             try:
                 with own_randomness(optimizer):
                     decoupled = _decouples(optimizer, group)
-            except UNTRIED:
-                return False
+            except UNTRIED as error:
+                return f"takes no step on a copy: {' '.join(str(error).split())}"
             if not decoupled:
-                return False
-    return True
+                return "does not (with these options)"
+    return ""
 
 
 def _decouples(optimizer: Optimizer, group: Group) -> bool:
     generator = torch.Generator().manual_seed(0)
-    weight, *gradients = (torch.randn(8, 6, generator=generator) for _ in range(TRIAL_STEPS + 1))
+    weight, *gradients = (
+        torch.randn(8, 6, generator=generator, dtype=torch.float32, device="cpu") for _ in range(TRIAL_STEPS + 1)
+    )
     like = group["params"][0]
     path: dict[float, list[Tensor]] = {TRIAL_DECAY: [], 0.0: []}
     for decay, weights in path.items():

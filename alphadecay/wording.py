@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
 from alphadecay.groups import Group
 
 NEAR, FEWEST = 0.02, 4  # share of the range that counts as at a bound; modules from which on that says something
@@ -65,8 +67,9 @@ def description(schedule: Any) -> str:
     if not multipliers or not any(group["decay_kind"] for group in schedule.own_groups):
         spread = f"{len(multipliers)} modules"
     else:
-        sizes = {group["decay_name"]: group["params"][0].numel() for group in schedule.own_groups}
-        mean = sum(size * multipliers[name] for name, size in sizes.items()) / sum(sizes.values())
+        weights = schedule.weights
+        sizes = {name: weights[name].numel() for name in multipliers if name in weights and not is_lazy(weights[name])}
+        mean = sum(size * multipliers[name] for name, size in sizes.items()) / max(1, sum(sizes.values()))
         low, high = min(multipliers.values()), max(multipliers.values())
         spread = f"{len(multipliers)} modules x {low:.3g} to {high:.3g}, mean by parameters {mean:.3g}"
     return f"{type(schedule).__name__}({optimizer}, step {schedule.step}, {when}, {spread})"

@@ -228,7 +228,7 @@ def test_an_optimizer_whose_step_needs_its_closure_is_refused_in_words():
 
 
 def test_an_impossible_interval_is_refused():
-    with pytest.raises(ValueError, match="every must be at least 1 optimizer step, got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number of optimizer steps, at least 1; got 0"):
         alphadecay.DecayAudit(setup(every=None)[2], 0)
 
 

@@ -9,8 +9,8 @@ from timm.scheduler import StepLRScheduler
 from torch import nn
 
 import alphadecay
-from alphadecay.groups import split_groups
 from alphadecay.matrices import find_matrices
+from alphadecay.splitting import split_groups
 
 TIMM_MODELS = [
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",

@@ -1,0 +1,172 @@
+"""Giving each weight matrix a group of its own in an optimizer, in place, and labels to all other groups."""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from alphadecay.groups import Group, effective_decay, new_group
+from alphadecay.matrices import Matrix, unwrap
+
+
+def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
+    """Give each matrix that takes part, or may later, a group of its own, in place; the rest stays where it was.
+
+    A new group has all options of the one it comes from, and the state of its parameter is kept, so that the
+    optimizer computes the same as before. An optimizer that draws random numbers draws them parameter by parameter:
+    there, parameters keep their order, at the price of more groups for the rest.
+
+    Raises:
+        ValueError: If the optimizer takes no weight decay, holds none of the matrices, was built before
+            `split_qkv` or `merge_qkv`, or a learning-rate scheduler is attached and groups would have to be split.
+            Nothing is changed then.
+    """
+    matrices = list(matrices)
+    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    _check_holds_some(optimizer, matrices)
+    _check_holds_no_other(optimizer, matrices)
+    if any("weight_decay" not in group for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
+    draws = any(isinstance(value, torch.Generator | random.Random) for value in vars(optimizer).values())
+    split = [_parts(group["params"], by_id, draws) for group in optimizer.param_groups]
+    if any(len(parts) > 1 for parts in split) and has_scheduler(optimizer):
+        raise ValueError(
+            "build AlphaDecay before the scheduler: it has to split the optimizer's groups "
+            "(if there is no scheduler, a loaded state brought 'initial_lr': delete it from each group)"
+        )
+    groups: list[Group] = []
+    for group, parts, rest in zip(optimizer.param_groups, split, _rest_labels(optimizer), strict=True):
+        labels = _labels(group, parts, by_id, rest)
+        pieces = [group] if len(parts) == 1 else [_part(group, *each) for each in zip(parts, labels, strict=True)]
+        groups += [_labelled(piece, label) for piece, label in zip(pieces, labels, strict=True)]
+    optimizer.param_groups[:] = groups  # in place: wrappers share this list
+
+
+def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
+    """Label groups that were added since `split_groups` without splitting them: a scheduler counts groups.
+
+    One that holds more than a matrix lists the matrices in it as its members.
+    """
+    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    for group, rest in zip(optimizer.param_groups, _rest_labels(optimizer), strict=True):
+        if "decay_name" in group:
+            continue
+        members = [by_id[id(p)].name for p in group["params"] if id(p) in by_id]
+        alone = len(members) == len(group["params"]) == 1
+        _labelled(group, members[0] if alone else rest)
+        if members and not alone:
+            group["decay_members"] = members
+
+
+def label_replaced(groups: Sequence[Group], model: nn.Module) -> None:
+    """Give groups whose weight is the model's no longer another label: its name may be another weight's now."""
+    present = {id(p) for p in unwrap(model).parameters()}
+    for group in groups:
+        name, params = group.get("decay_name", "("), group["params"]
+        if not name.startswith("(") and not any(id(p) in present or hasattr(p, "full_tensor") for p in params):
+            taken = {each.get("decay_name") for each in groups}
+            labels = (f"({name}, replaced{f' {i}' if i else ''})" for i in count())
+            group["decay_name"] = next(label for label in labels if label not in taken)
+
+
+def _rest_labels(optimizer: Optimizer) -> list[str]:
+    """For each group the label of what is no matrix with a group of its own."""
+    later = any("decay_name" in group for group in optimizer.param_groups)
+    number = len({group["decay_name"] for group in optimizer.param_groups if _was_added(group)}) if later else -1
+    labels = []
+    for group in optimizer.param_groups:
+        number += "decay_name" not in group
+        labels.append(group.get("decay_name", f"(added group {number})" if later else f"(rest of group {number})"))
+    return labels
+
+
+def _was_added(group: Group) -> bool:
+    return group.get("decay_name", "").startswith("(added group")
+
+
+def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: bool) -> list[list[int]]:
+    """Positions in a group, by the groups it becomes: each matrix alone, the others together or as they come."""
+    alone = [[position] for position, p in enumerate(parameters) if id(p) in by_id]
+    rest = [position for position, p in enumerate(parameters) if id(p) not in by_id]
+    if not in_order:
+        return [*alone, rest] if rest or not alone else alone
+    runs: list[list[int]] = []
+    for position in rest:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return sorted([*alone, *runs])
+
+
+def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], rest: str) -> list[str]:
+    """Names of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
+    labels, rests = [], 0
+    for part in parts:
+        matrix = by_id.get(id(group["params"][part[0]])) if part else None
+        if matrix:
+            labels.append(matrix.name)
+            continue
+        rests += 1
+        label = group.get("decay_name", rest)
+        labels.append(label if rests == 1 else f"{label.rstrip(')')}, part {rests})")
+    return labels
+
+
+def _part(group: Group, positions: list[int], label: str) -> Group:
+    """A group of some parameters with their names and all options; a tensor (lr) is not shared with other parts."""
+    options = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+    options.pop("decay_members", None)
+    per_parameter = {key: [group[key][i] for i in positions] for key in ("params", "param_names") if key in group}
+    own_name = {"name": f"{group['name']}: {label}"} if "name" in group else {}  # loggers want names to be unique
+    return options | per_parameter | own_name
+
+
+def take_written(groups: Sequence[Group]) -> None:
+    """Take a weight_decay that was written since another schedule was detached as the base decay of its group."""
+    for group in groups:
+        if "decay_name" not in group or group["weight_decay"] == effective_decay(group):
+            continue
+        if group["weight_decay"] == 0 and group.get("decay_kind"):  # a state of cautious decay, which is applied apart
+            continue
+        group |= {"base_weight_decay": float(group["weight_decay"]), "static_multiplier": 1.0, "decay_multiplier": 1.0}
+
+
+def _labelled(group: Group, name: str) -> Group:
+    """The group with the keys of this module; a group that has them keeps its base and multipliers."""
+    for key, value in new_group([], name, float(group["weight_decay"])).items():
+        group.setdefault(key, value)
+    group["decay_name"] = name
+    group.setdefault("name", name)  # by which Lightning's LearningRateMonitor calls a group
+    return group
+
+
+def _check_holds_some(optimizer: Optimizer, matrices: list[Matrix]) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    taking_part = [m for m in matrices if not m.reason]
+    if taking_part and not any(id(m.weight) in held for m in matrices if m.may_take_part):
+        raise ValueError(f"the optimizer holds none of the model's weight matrices ({taking_part[0].name}, ...)")
+
+
+def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
+    """Raise ValueError if the optimizer lacks q, k, v or the fused qkv, and holds what they were before."""
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)}
+    known = {id(m.weight) for m in matrices}
+    outside = {p.numel() for key, p in held.items() if p.ndim == 2 and key not in known}
+    for m in matrices:
+        size = math.prod(m.shape)
+        if not m.reason and id(m.weight) not in held and outside & {3 * size, size // 3}:
+            raise ValueError(
+                f"the optimizer lacks {m.name} and holds a weight that is no longer the model's: call split_qkv "
+                "(or merge_qkv) before building the optimizer"
+            )
+
+
+def has_scheduler(optimizer: Optimizer) -> bool:
+    """Learning-rate schedulers of torch and timm note the initial rate in every group, and never take it back."""
+    return any("initial_lr" in group for group in optimizer.param_groups)
