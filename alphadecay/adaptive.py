@@ -42,7 +42,8 @@ class AlphaDecay(DecaySchedule):
     Args:
         model: The model the optimizer trains, wrapped or not.
         optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed, so that
-            each matrix has its own.
+            each matrix has its own. A learning rate must then be written to every group; one that is a tensor is
+            copied for each.
         interval: Optimizer steps between refreshes, at least 1. The first one comes before the first step.
         low: Smallest multiplier of the linear rule, at least 0; published: 2 / 3.
         high: Largest multiplier of the linear rule, at least `low`; published: 3.
@@ -50,7 +51,7 @@ class AlphaDecay(DecaySchedule):
             score over the mean of all; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised over the modules
             of its block, which is what stands in a name before and with its last number.
         budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters, so
-            that the total decay is that of a uniform one.
+            that the total decay of all that is ranked is that of a uniform one.
         control: What nobody would do but to compare with. None; "invert": the largest score gets the smallest
             multiplier; "shuffle": multipliers are dealt to other modules, by one permutation for the whole run;
             "by-type": each module gets the mean of its role.
