@@ -23,6 +23,9 @@ NAMES = block_names(2)
 SQUARE, WIDE = [name for name in NAMES if "proj" in name], [name for name in NAMES if "proj" not in name]
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+
+
 def held(model, names, others=False):
     """The weights of these modules, or all other parameters of the model."""
     those = {id(model.get_submodule(name).weight) for name in names}
@@ -46,6 +49,7 @@ def train(model, optimizers, steps):
             optimizer.step()
 
 
+@needs_muon
 def test_muon_on_the_hidden_matrices_beside_adamw_on_the_rest_steps_as_by_hand():
     model, twin = block_model(2), block_model(2)
     muon = torch.optim.Muon(held(model, NAMES), lr=1e-2, weight_decay=BASE)
@@ -64,6 +68,7 @@ def test_muon_on_the_hidden_matrices_beside_adamw_on_the_rest_steps_as_by_hand()
     assert decay.step == 5 and {group["weight_decay"] for group in adamw.param_groups} == {BASE}
 
 
+@needs_muon
 def test_muon_ranks_only_what_muon_holds_and_the_records_of_the_others_say_where_they_are_not():
     model = block_model(2)
     muon, _, (decay, _) = muon_beside_adamw(model, SQUARE)
@@ -75,6 +80,7 @@ def test_muon_ranks_only_what_muon_holds_and_the_records_of_the_others_say_where
     assert all(notes[name] == "" for name in SQUARE)
 
 
+@needs_muon
 def test_each_of_two_optimizers_ranks_its_own_half():
     model = block_model(2)
     muon, adamw, _ = muon_beside_adamw(model, SQUARE, lr=0.0)
@@ -85,6 +91,7 @@ def test_each_of_two_optimizers_ranks_its_own_half():
         assert min(found) == pytest.approx(LOW) and max(found) == pytest.approx(HIGH)
 
 
+@needs_muon
 def test_ranked_over_the_model_both_get_what_one_optimizer_over_everything_gives():
     model, one = block_model(2), block_model(2)
     muon, adamw, pair = muon_beside_adamw(model, SQUARE, lr=0.0, ranking="model")

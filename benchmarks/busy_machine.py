@@ -1,0 +1,83 @@
+"""Images a second of a small training, alone and beside another process, by how OpenMP's threads wait.
+
+    python -m benchmarks.busy_machine [--rounds 3] [--epochs 6] [--json OUT]
+
+Threads of OpenMP that wait for each other spin: alone that saves microseconds, beside another process it takes the core
+that the others need. Each setting runs the quickstart's net in a process of its own; the settings take turns. The other
+process is one Python thread that counts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from runtime.runfolder import environment
+from runtime.tables import say, table
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "OpenMP's default": {},
+    "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
+    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
+    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+UNSET = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+TRAINING = (
+    "--data_set digits --input_size 32 --model vit_tiny_patch16_224 --model_kwargs patch_size=8 embed_dim=128 depth=6 "
+    "num_heads=4 --batch_size 32 --warmup_epochs 1 --optimizer adamw --lr 1e-3 --aa none --num_workers 0"
+).split()
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each setting, alone and beside")
+    parser.add_argument("--epochs", type=int, default=6, help="of a run")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="only these")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    given = parser.parse_args()
+    found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "beside": []} for name in given.settings}
+    for _ in range(given.rounds):
+        for name in given.settings:
+            found[name]["alone"].append(images_a_second(SETTINGS[name], given.epochs))
+            with another_process():
+                found[name]["beside"].append(images_a_second(SETTINGS[name], given.epochs))
+    rows = [[name, median(each["alone"]), median(each["beside"])] for name, each in found.items()]
+    say(table(["waiting", "images/s alone", "images/s beside"], rows))
+    if given.json:
+        given.json.write_text(json.dumps({"images_per_second": found} | environment(), indent=1) + "\n")
+
+
+def images_a_second(setting: dict[str, str], epochs: int) -> float:
+    """Of a run under a setting of the environment."""
+    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+    with TemporaryDirectory() as folder:
+        words = [sys.executable, "main.py", *TRAINING, "--epochs", str(epochs), "--output_dir", f"{folder}/run"]
+        subprocess.run(words, cwd=ROOT, env=kept | setting, check=True, capture_output=True)
+        return json.loads(Path(folder, "run", "summary.json").read_text())["samples_per_second"]
+
+
+@contextmanager
+def another_process() -> Iterator[None]:
+    """A process that keeps one core busy, while the block runs."""
+    counting = subprocess.Popen([sys.executable, "-c", "n = 0\nwhile True: n += 1"])
+    try:
+        yield
+    finally:
+        counting.kill()
+        counting.wait()
+
+
+if __name__ == "__main__":
+    main()
