@@ -84,7 +84,7 @@ class DecayLog:
     """
 
     def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
-        self.path, self._kept = Path(path), dict[int, list[str]]()
+        self.path, self._kept, self._begun = Path(path), dict[int, list[str]](), False
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         if self.path.exists() and not append:
@@ -93,12 +93,11 @@ class DecayLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+") as file:
                 file.seek(0)
-                lines = file.read().splitlines()
+                text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-        if lines and not lines[-1].endswith("}"):  # cut by a kill
-            lines.pop()
-        for number, line in enumerate(lines, 1):
+        whole = text[: text.rfind("\n") + 1]  # a last line may have been cut by a kill
+        for number, line in enumerate(whole.splitlines(), 1):
             self._kept.setdefault(_step_of(line, f"{self.path}, line {number}"), []).append(line)
 
     def write(self, schedule: "DecaySchedule") -> None:
@@ -106,12 +105,12 @@ class DecayLog:
         rows = ledger_rows(schedule)
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
-        if self._kept:
+        if not self._begun:
             before = [line for step, lines in self._kept.items() if step < schedule.step for line in lines]
             part = self.path.with_name(f".{self.path.name}.part")
             part.write_text("".join(f"{line}\n" for line in before))
             os.replace(part, self.path)
-            self._kept = {}
+            self._kept, self._begun = {}, True
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 

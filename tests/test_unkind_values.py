@@ -157,6 +157,8 @@ def test_a_log_whose_last_line_was_cut_by_a_kill_goes_on(tmp_path):
 def test_whether_decay_is_decoupled_is_tried_on_the_weights_own_device(device):
     model = net()
     optimizer = adamw(model)
+    if device and torch.__version__ < "2.7":
+        pytest.skip("before 2.7 torch's own AdamW takes no step under another default device")
     with torch.device(device or "cpu"):
         alphadecay.UniformDecay(model, optimizer, cautious=True)
         take = [torch.ones_like(p) for p in model.parameters()]
