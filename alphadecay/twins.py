@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from alphadecay.groups import OWN_KEYS, Group
@@ -29,6 +30,9 @@ def twin_of(optimizer: Optimizer) -> Optimizer:
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
+            if is_lazy(p):  # no optimizer touches it yet
+                memo[id(p)] = p
+                continue
             memo[id(p)] = nn.Parameter(p.detach().clone(), p.requires_grad)
             if p.grad is not None:
                 memo[id(p)].grad = p.grad.detach().clone()

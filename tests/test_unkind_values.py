@@ -42,7 +42,10 @@ def test_lazy_weights_are_decayed_as_others_and_are_no_trouble_before_they_are_t
     decay.refresh()
     decay.detach()
     decay = alphadecay.AlphaDecay(model, optimizer)
-    alphadecay.DecayAudit(decay, 1)
+    audit = alphadecay.DecayAudit(decay, 1)
+    model[1].weight.grad = torch.ones(64, 64)
+    optimizer.step()
+    assert [record.name for record in audit.records] == ["1"]
     take_steps(model, optimizer, 0, 1)
     assert decays(optimizer)["0"] == pytest.approx(0.1 * decay.multipliers["0"]) and decay.multipliers["0"] != 1
 
