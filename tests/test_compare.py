@@ -168,7 +168,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.proof) for each in (signal.SIGKILL, signal.SIGINT))],
+    ids=lambda number: number.name,
+)
 def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, whole, grid, tmp_path):
     path, folder = grid("EPOCHS", "8"), tmp_path / "out"
     first = start(path, folder, "--jobs", "1")
@@ -223,7 +227,7 @@ def test_failed_runs_are_listed_reported_and_only_retried_when_asked(grid, tmp_p
         assert log.read_text().count("$ ") == calls
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_smoke_preset_compares_all_strategies_in_both_domains(tmp_path):
     folder = tmp_path / "smoke"
     command = [sys.executable, "compare.py", "--preset", "smoke", "--output_dir", str(folder)]

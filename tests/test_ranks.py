@@ -77,7 +77,7 @@ def test_a_weight_that_is_not_finite_on_one_rank_ends_all(tmp_path):
     assert all("blocks.2.fc1 (256, 64): the weight holds values that are not finite" in r["error"] for r in found)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_slowest_rank_does_its_share_and_at_most_a_tenth_more(ranks, tmp_path):
     found = on_ranks("work", ranks, tmp_path)

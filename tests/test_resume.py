@@ -306,11 +306,15 @@ def test_training_waits_for_the_copy_and_not_for_the_disk(tmp_path, monkeypatch)
     assert [line for line in order if line.startswith("wrote")] == ["wrote 1", "wrote 2", "wrote 3"]
 
 
+SOON = [("KILL", 1, 4), ("KILL", 2, 4), ("TERM", 2, 4)]  # signal, processes, hits: one in each place
+LATE = [("KILL", 1, 20), ("KILL", 2, 20), ("TERM", 1, 4), ("USR1", 1, 4), ("USR1", 2, 4)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", ["KILL", "TERM", "USR1"])
-def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes):
-    hits = 20 if name == "KILL" else 4
+@pytest.mark.parametrize(
+    ("name", "processes", "hits"), [*SOON, *(pytest.param(*each, marks=pytest.mark.proof) for each in LATE)]
+)
+def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes, hits):
     # In a process of its own: it forks, which must come before anything was computed.
     options = ["--signal", name, "--hits", str(hits), "--processes", str(processes)]
     command = [sys.executable, "tests/faults.py", *options]

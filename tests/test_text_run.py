@@ -147,7 +147,7 @@ def test_a_run_of_one_step_works(tmp_path, quick):
         "--dtype bfloat16 --chunked_loss --activation_checkpointing",
         "--dtype float16 --grad_clipping 1.0",
         "--max_steps 2 --warmup_steps 100",
-        pytest.param("--compile", marks=pytest.mark.slow),
+        pytest.param("--compile", marks=pytest.mark.proof),
     ],
 )
 def test_options_train(tmp_path, quick, words):

@@ -115,11 +115,14 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path, capsys):
     assert "resuming is exact: nothing differs but times" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+LATE = [("KILL", 1, 12), ("KILL", 2, 12), ("TERM", 1, 4), ("TERM", 2, 4)]  # signal, processes, hits
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", ["KILL", "TERM"])
-def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes):
-    hits = 12 if name == "KILL" else 4
+@pytest.mark.parametrize(
+    ("name", "processes", "hits"), [("KILL", 2, 4), *(pytest.param(*each, marks=pytest.mark.proof) for each in LATE)]
+)
+def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes, hits):
     options = ["--program", "main_llama.py", "--signal", name, "--hits", str(hits), "--processes", str(processes)]
     command = [sys.executable, "tests/faults.py", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -128,7 +131,15 @@ def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["", "--fsdp", "--fsdp --dtype bfloat16 --chunked_loss", "--no-pack --chunked_loss"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "--fsdp --dtype bfloat16 --chunked_loss",
+        pytest.param("--fsdp", marks=pytest.mark.proof),
+        pytest.param("--no-pack --chunked_loss", marks=pytest.mark.proof),
+    ],
+)
 def test_two_processes_resume_to_the_same_bits(tmp_path, kind):
     words = [*ACCUMULATED, *kind.split(), "--output_dir"]
     for folder, *more in (

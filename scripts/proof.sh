@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# What takes long by nature and is left out of scripts/test.sh: many hits of kill -9, whole comparisons, the whole
+# quickstart, faults planted in the code that some test must notice. Run it before a release, and when what it proves
+# was changed; docs/reliability.md has its last outcome. About an hour on 2 cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/environment.sh dev
+OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -q -m proof "$@"
