@@ -9,6 +9,7 @@ from by_hand import BASE, alpha_of, decay_on, eigenvalues, linear
 from torch import nn
 
 import alphadecay
+from alphadecay.sharing import power_sums
 
 
 def seeded(make):
@@ -112,6 +113,12 @@ def test_a_complex_weight_with_no_imaginary_part_is_measured_as_the_real_one():
     one, other = alphadecay.analyze(nn.ModuleDict({"real": real, "complex": layer}))
     assert other.alpha == pytest.approx(one.alpha, rel=1e-5)
     assert other.spectral_norm == pytest.approx(one.spectral_norm, rel=1e-5)
+
+
+def test_complex_gradients_count_by_their_magnitudes():
+    gradient = torch.tensor([[3 + 4j, 5j]])
+    assert power_sums([gradient], 1).tolist() == pytest.approx([10.0])
+    assert power_sums([gradient, gradient.abs()], 2).tolist() == pytest.approx([50.0, 50.0])
 
 
 def test_complex_weights_are_ranked_among_real_ones():

@@ -80,7 +80,7 @@ FAULTS = [
         """            sizes={r.name: r.parameters for r in scored},
             **(self.assignment | {"seed": self.assignment["seed"] + self.step}),
 """,
-        "test_schedule.py test_loops.py",
+        "test_schedule.py::test_the_shuffled_control_deals_by_one_permutation_for_the_whole_run",
         "over a run every module gets the mean: no control at all",
     ),
     Fault(
@@ -126,9 +126,14 @@ FAULTS = [
     Fault(
         "step_is_not_counted_from_the_state",
         "alphadecay/schedule.py",
-        'group["decay_step"] = step + 1',
-        'group["decay_step"] = self._steps = getattr(self, "_steps", 0) + 1',
-        "test_schedule.py test_state.py",
+        """        for group in groups:
+            group["decay_step"] = step + 1
+""",
+        """        self._steps = getattr(self, "_steps", 0) + 1
+        for group in groups:
+            group["decay_step"] = self._steps
+""",
+        "test_schedule.py::test_the_optimizers_state_alone_resumes_the_decay",
         "a resumed run refreshes at other steps",
     ),
     Fault(
@@ -161,7 +166,7 @@ FAULTS = [
                 self._before()
             return closure()
 """,
-        "test_decay_warnings.py::test_a_closure_is_warned_of_too test_baselines.py test_loops.py",
+        "test_loops.py::test_lightning",
         "decays are measured before there are gradients",
     ),
     Fault(
@@ -205,7 +210,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         "norm / float(scale) for name, norm in",
         "norm for name, norm in",
-        "test_loops.py::test_a_fused_kernel_that_unscales_by_itself_hides_no_gradient test_loops.py",
+        "test_loops.py::test_a_fused_kernel_that_unscales_by_itself_hides_no_gradient",
         "gradient scores follow GradScaler's scale",
     ),
     Fault(
@@ -213,7 +218,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         'return ".".join(parts[: numbers[-1] + 1]) if numbers else ""',
         'return ".".join(parts[: numbers[0] + 1]) if numbers else ""',
-        "test_baselines.py test_goldens.py test_assign.py test_roles.py",
+        "test_baselines.py::test_a_block_is_what_stands_before_the_last_number_and_with_it",
         "all blocks of a stage are standardised together",
     ),
     Fault(

@@ -56,7 +56,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "dist.all_reduce(parts, group=one.device_mesh.get_group(dimension))",
         "pass",
-        "test_ranks.py::test_kinds_that_act_at_every_step_give_the_weights_of_one_process test_ranks.py",
+        "test_ranks.py::test_kinds_that_act_at_every_step_give_the_weights_of_one_process[each_step_shards]",
         "norms of sharded weights are those of one rank's part",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "return values.abs() if values.is_complex() else values",
         "return values.real if values.is_complex() else values",
-        "test_unusual_weights.py test_baselines.py test_ranks.py",
+        "test_unusual_weights.py::test_complex_gradients_count_by_their_magnitudes",
         "complex gradients score by their real parts",
     ),
     Fault(
