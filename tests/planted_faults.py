@@ -8,6 +8,7 @@ are the files that git tracks, as they are in the working tree. The entries are 
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from faults_planted import FAULTS
 from faults_planted.fault import Fault
-from faults_planted.planting import CAUGHT, ROOT, STALE, SURVIVED, Outcome, passes_unplanted, tracked_files, try_fault
+from faults_planted.planting import (
+    CAUGHT,
+    ROOT,
+    STALE,
+    SURVIVED,
+    Outcome,
+    passes_unplanted,
+    stop_tests,
+    tracked_files,
+    try_fault,
+)
 
 
 def try_all(faults: Sequence[Fault], root: Path, jobs: int) -> list[Outcome]:
@@ -32,7 +43,8 @@ def try_all(faults: Sequence[Fault], root: Path, jobs: int) -> list[Outcome]:
                 say(f"{outcome.verdict:8} {outcome.seconds:6.1f} s  {outcome.name}: {outcome.by}")
                 found.append(outcome)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_tests()
             raise
     return found
 
@@ -80,6 +92,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the options, try the faults, tell the outcomes; returns the exit status."""
     options = read_options(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: tests that are going on are ended too
     faults = chosen(options.only, options.quick)
     if options.list:
         for fault in faults:

@@ -179,3 +179,17 @@ def test_any_measure_can_score_the_modules(metric):
     schedule.refresh()
     ranked = sorted(schedule.scores, key=schedule.scores.__getitem__)
     assert schedule.multipliers[ranked[0]] == pytest.approx(2 / 3) and schedule.multipliers[ranked[-1]] == 3.0
+
+
+def test_the_control_is_dealt_by_the_seed_of_the_run():
+    def dealt(seed):
+        decays = DecayOptions(decay="alphadecay", decay_control="shuffle")
+        model = build_model(options(), 10, 32)
+        torch.manual_seed(0)
+        for p in model.parameters():
+            nn.init.normal_(p)
+        schedule = build_decay(decays, model, build_optimizer(VisionOptimizerOptions(), decays, model), seed)
+        schedule.refresh()
+        return list(schedule.multipliers.values())
+
+    assert dealt(0) == dealt(0) != dealt(1)

@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from faults_planted.fault import Fault
@@ -78,9 +80,17 @@ def run_tests(tree: Path, node_ids: Sequence[str], patience: float) -> tuple[int
         try:
             process.join(patience)
         finally:
-            if process.is_alive():
-                os.killpg(process.pid or 0, signal.SIGKILL)
-        return process.exitcode, printed.read()
+            ended = not process.is_alive()
+            stop_tests(process)
+        return process.exitcode if ended else None, printed.read()
+
+
+def stop_tests(*processes: BaseProcess) -> None:
+    """End processes that run tests, and what they started; all of them where none is named."""
+    for process in processes or multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
 
 
 def _pytest(tree: str, node_ids: list[str], printed: str) -> None:

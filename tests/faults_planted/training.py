@@ -24,7 +24,7 @@ FAULTS = [
         "optim_factory.py",
         "warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch",
         "warmup = options.warmup_steps if by_steps else options.warmup_epochs",
-        "test_run.py::test_the_log_has_one_line_an_evaluation test_run.py",
+        "test_engine.py",
         "warm-up takes 20 steps instead of 20 epochs",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "optim_factory.py",
         'group["base_weight_decay"] = base',
         'group["weight_decay"] = base',
-        "test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose test_models.py",
+        "test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose",
         "the schedule of the base writes over every module's share",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "optim_factory.py",
         '"seed": seed,',
         '"seed": 0,',
-        "test_models.py test_compare_pairing.py test_run.py",
+        "test_models.py::test_the_control_is_dealt_by_the_seed_of_the_run",
         "all seeds of the control deal the same permutation",
     ),
     Fault(
@@ -76,7 +76,7 @@ FAULTS = [
         """        norm = clipped_norm(learner.plain, plan.clip_grad)
         learner.scaler.unscale_(learner.optimizer)
 """,
-        "test_engine.py test_finite.py",
+        "test_engine.py",
         "in fp16 gradients are clipped to nearly nothing",
     ),
     Fault(
@@ -95,7 +95,7 @@ FAULTS = [
         "runtime/steps.py",
         "    learner.model.train()\n",
         "",
-        "test_engine.py test_finite.py test_run.py",
+        "test_engine.py",
         "no dropout, no batch statistics",
     ),
     Fault(
@@ -111,7 +111,7 @@ FAULTS = [
         "runtime/steps.py",
         "last = micro_step == plan.accumulate - 1",
         "last = micro_step == 0",
-        "test_engine.py test_costs.py test_processes.py::test_two_processes_train_as_one_with_the_same_global_batch",
+        "test_costs.py::test_only_the_last_micro_step_joins_gradients",
         "ranks train apart with micro-steps",
     ),
     Fault(
@@ -119,7 +119,7 @@ FAULTS = [
         "runtime/steps.py",
         "learner.ema.update(learner.plain, step=step + 1)",
         "learner.ema.update(learner.plain, step=step)",
-        "test_engine.py test_run.py",
+        "test_engine.py",
         "timm's warm-up of the average starts a step late",
     ),
     Fault(
@@ -135,7 +135,7 @@ FAULTS = [
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
 """,
-        "test_engine.py test_run.py",
+        "test_engine.py",
         "the average lacks the newest weights",
     ),
     Fault(
@@ -175,7 +175,7 @@ FAULTS = [
         "engine.py",
         "model.train(was_training)",
         "model.train(False)",
-        "test_engine.py::test_evaluation_leaves_the_mode_as_it_was",
+        "test_engine.py",
         "behind the first evaluation nothing drops out",
     ),
     Fault(
@@ -183,7 +183,7 @@ FAULTS = [
         "engine.py",
         'loss = nn.functional.cross_entropy(logits, labels, reduction="sum")',
         'loss = nn.functional.cross_entropy(logits, labels, reduction="mean")',
-        "test_engine.py::test_evaluation_counts_each_image_once_whatever_the_batches",
+        "test_engine.py",
         "the loss depends on the size of batches",
     ),
     Fault(
@@ -191,7 +191,7 @@ FAULTS = [
         "engine.py",
         "torch.tensor(len(labels), device=ranks.device)",
         "torch.tensor(1, device=ranks.device)",
-        "test_engine.py::test_evaluation_counts_each_image_once_whatever_the_batches",
+        "test_engine.py",
         "the denominator is not the number of images",
     ),
 ]
