@@ -6,10 +6,14 @@ import pickle
 
 import pytest
 import torch
+from test_engine import learner
 
 from runtime.checkpoints import Contents, find_checkpoint, link, recover, remove_old, sha256, write_checkpoint
 from runtime.errors import UserError
+from runtime.learner import restore
+from runtime.processes import Ranks
 from runtime.runfolder import write_json
+from runtime.seeding import random_state, seed_everything
 
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 
@@ -181,3 +185,16 @@ def test_a_checkpoint_that_cannot_be_replaced_is_still_there(tmp_path, monkeypat
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 1)
     assert found(tmp_path).step == 1
+
+
+def test_each_rank_gets_its_own_random_state_back(tmp_path):
+    made, states, drawn = learner(), [], []
+    for rank in (0, 1):
+        seed_everything(5, rank)
+        states.append(random_state())
+        drawn.append(torch.rand(4))
+    state = {"random": states, "optimizer": made.optimizer.state_dict(), "scaler": made.scaler.state_dict()}
+    write_checkpoint(tmp_path / "checkpoints", Contents.copied(1, made.plain.state_dict(), None, state, {}))
+    for rank in (0, 1):
+        restore(made, found(tmp_path), Ranks(rank, 2, torch.device("cpu")))
+        assert torch.equal(torch.rand(4), drawn[rank])

@@ -17,6 +17,7 @@ from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
 from runtime.finite import POLICIES, FiniteGate, traced
 from runtime.learner import Learner
+from runtime.processes import Ranks
 from runtime.selftest import differences
 from runtime.steps import find_bad_values
 
@@ -52,6 +53,20 @@ def test_what_comes_after_a_skipped_step_is_as_if_its_batch_had_not_been():
     train(without, [batch for i, batch in enumerate(poisoned(4, 1)) if i != 1], rules())
     assert bad == [1] and [loss is None for _, loss in steps] == [False, True, False, False]
     assert same(weights(skipping), weights(without))
+
+
+class OtherRankIsBad(Ranks):
+    """One of two processes; the other's numbers are not finite."""
+
+    def any(self, flag):
+        return torch.ones_like(flag)
+
+
+def test_a_step_that_another_rank_leaves_out_is_left_out_here_too():
+    made, bad = learner(), []
+    before, gate = weights(made), FiniteGate(made, OtherRankIsBad(0, 2, ALONE.device), "skip", 1)
+    train_one_epoch(made, batches(1, 8), rules(), ALONE, 0, gate, lambda *_: None, bad.append)
+    assert bad == [0] and same(weights(made), before)
 
 
 def test_a_skipped_step_leaves_running_statistics_alone():

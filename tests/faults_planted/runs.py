@@ -122,9 +122,8 @@ FAULTS = [
         "runtime/learner.py",
         'restore_random_state(state["random"][ranks.rank % len(state["random"])])',
         'restore_random_state(state["random"][0])',
-        "test_processes.py::test_two_processes_resume_to_the_same_bits",
+        "test_checkpoints.py",
         "after a resumption all ranks drop out the same",
-        slow=True,
     ),
     Fault(
         "loss_begins_anew",
@@ -174,10 +173,8 @@ FAULTS = [
         "runtime/processes.py",
         "            dist.all_reduce(values)\n",
         "            pass\n",
-        "test_processes.py::test_evaluation_is_the_same_for_any_number_of_processes "
-        "test_processes.py::test_two_processes_train_as_one_with_the_same_global_batch",
+        "test_processes.py::test_what_is_added_up_is_added_up_over_ranks",
         "every rank logs the figures of its own share",
-        slow=True,
     ),
     Fault(
         "drift_is_let_through",
@@ -200,7 +197,7 @@ FAULTS = [
         "runtime/preemption.py",
         "SIGNALS = (signal.SIGTERM, signal.SIGUSR1)",
         "SIGNALS = (signal.SIGTERM,)",
-        "test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGUSR1]",
+        "test_resume.py::test_both_signals_are_noted_and_end_nothing_at_once",
         "Slurm's warning ends the run without a checkpoint",
     ),
     Fault(
