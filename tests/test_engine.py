@@ -6,15 +6,18 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from recipes import block_model
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import alphadecay
 from engine import PLAIN, StepRules, backward, evaluate, train_one_epoch
 from optim_factory import DecayOptions, Schedules, VisionOptimizerOptions, build_schedules
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.steps import grouped
+from trainer import applied_decay
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -174,3 +177,20 @@ def test_steps_are_taken_in_training_mode():
     made.plain.eval()
     train(made, batches(2, 8), rules())
     assert seen == [True, True]
+
+
+def test_the_applied_decay_is_a_mean_over_what_is_decayed_by_parameters():
+    model = block_model()
+    optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1))
+    schedule = alphadecay.AlphaDecay(model, optimizer)
+    schedule.refresh()
+    decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+    decays = {name: 0.1 * schedule.multipliers.get(name.removesuffix(".weight"), 1.0) for name in decayed}
+    sizes = {name: p.numel() for name, p in decayed.items()}
+    found = applied_decay(schedule)
+    assert found["weight_decay_mean"] == pytest.approx(
+        sum(sizes[name] * decays[name] for name in sizes) / sum(sizes.values())
+    )
+    assert (found["weight_decay_min"], found["weight_decay_max"]) == (min(decays.values()), max(decays.values()))
+    norm = torch.cat([p.detach().flatten() for p in decayed.values()]).norm()
+    assert found["weight_norm"] == pytest.approx(float(norm), rel=1e-5)

@@ -93,8 +93,8 @@ def test_a_late_gate_keeps_the_weights_until_the_host_looks(monkeypatch, optimiz
     def stop(step):
         raise ArithmeticError(step)
 
-    with pytest.raises(ArithmeticError, match="2"):  # said at step 4
-        train_one_epoch(made, poisoned(8, 2), rules(), ALONE, 0, gate, lambda step, _: taken.append(step), stop)
+    with pytest.raises(ArithmeticError, match="2"):  # said at step 4, of the first
+        train_one_epoch(made, poisoned(8, 2, 3), rules(), ALONE, 0, gate, lambda step, _: taken.append(step), stop)
     train(stopped, poisoned(8, 2)[:2], rules())
     assert taken == [1, 2, 3] and same(weights(made), weights(stopped))  # steps 3 and 4 changed nothing
     assert not hasattr(made.optimizer, "found_inf")

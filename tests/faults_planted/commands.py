@@ -16,7 +16,7 @@ FAULTS = [
         "runtime/finite.py",
         "torch.where((self._first < 0) & self.ranks.any(bad), step, self._first)",
         "torch.where(self.ranks.any(bad), step, self._first)",
-        "test_finite.py::test_a_late_gate_keeps_the_weights_until_the_host_looks test_finite.py",
+        "test_finite.py::test_a_late_gate_keeps_the_weights_until_the_host_looks",
         "the step at fault is not the one that is traced",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "runtime/options.py",
         "values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)",
         "values = known | vars(given) | {name: value for name, value in (defaults or {}).items() if name in known}",
-        "test_run.py::test_a_configuration_runs_again test_options.py",
+        "test_options.py",
         "the command line is silently ignored on resuming",
     ),
     Fault(
@@ -105,7 +105,7 @@ FAULTS = [
         "trainer.py",
         "mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0",
         "mean = sum(decays) / len(decays) if groups else 0.0",
-        "test_run.py::test_the_log_has_one_line_an_evaluation test_run.py",
+        "test_engine.py",
         "comparisons at equal total decay rest on it",
     ),
     Fault(
@@ -113,7 +113,7 @@ FAULTS = [
         "trainer.py",
         'groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]',
         "groups = list(decay.optimizer.param_groups)",
-        "test_run.py::test_the_log_has_one_line_an_evaluation test_run.py",
+        "test_engine.py",
         "the mean decay is diluted by norms and biases",
     ),
     Fault(
@@ -129,7 +129,7 @@ FAULTS = [
         "reports.py",
         'last = [row for row in assigned if row["step"] == assigned[-1]["step"]]',
         "last = assigned",
-        "test_run.py::test_a_process_of_its_own_ends_with_the_table_and_status_0 test_text_run.py test_run.py",
+        "test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
         "the table at the end is a mean over the run",
     ),
     Fault(
@@ -137,7 +137,7 @@ FAULTS = [
         "reports.py",
         'by_role.setdefault(row["role"], []).append(row)',
         'by_role.setdefault(row["role"][:4], []).append(row)',
-        "test_run.py::test_a_process_of_its_own_ends_with_the_table_and_status_0 test_text_run.py",
+        "test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
         "the table at the end shows other roles than there are",
     ),
     Fault(
