@@ -1,6 +1,7 @@
 """The report shows what the runs left, all of it, and nothing that is not there."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -163,3 +164,10 @@ def test_rows_fit_their_headers(whole):
     for finding in find(grid, runs):
         for table in (strategies_table(finding), comparisons_table(finding), points_table(finding)):
             assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_the_mean_applied_decay_is_over_all_evaluations(tmp_path):
+    run = fill(grid_of(tmp_path, seeds=[0]), tmp_path)[0]
+    log = [{"step": step, "weight_decay_mean": decay} for step, decay in ((1, 0.1), (2, 0.3), (3, 0.8))]
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    assert run.mean_decay == pytest.approx(0.4)
