@@ -72,6 +72,7 @@ def plant(fault: Fault, tree: Path) -> None:
 def run_tests(tree: Path, node_ids: Sequence[str], patience: float) -> tuple[int | None, str]:
     """Exit status of pytest in a tree, None if it took too long, and what it printed."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the cores to others
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # of processes that are ended
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     with tempfile.NamedTemporaryFile("r", prefix="planted_", errors="replace") as printed:
