@@ -15,8 +15,9 @@ from torch import nn
 from engine import backward, train_one_epoch
 from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
+from runtime.errors import NonFiniteError
 from runtime.finite import POLICIES, FiniteGate, traced
-from runtime.learner import Learner
+from runtime.learner import Learner, require_finite
 from runtime.processes import Ranks
 from runtime.selftest import differences
 from runtime.steps import find_bad_values
@@ -133,6 +134,15 @@ def test_the_samples_at_fault_are_found():
     made = learner()
     found = find_bad_values(made, [*batches(1, 8), *poisoned(1, 0)], backward(rules(accumulate=2), ALONE), 0)
     assert (str(found), found.micro_step, found.samples) == ("the input of 0", 1, [3])
+
+
+def test_large_weights_are_finite():
+    model = nn.Linear(4, 4)
+    nn.init.constant_(model.weight, 3e38)  # their sum is not
+    require_finite(model, 1)
+    nn.init.constant_(model.weight, math.inf)
+    with pytest.raises(NonFiniteError, match="weight holds values that are not finite after optimizer step 1"):
+        require_finite(model, 1)
 
 
 def test_a_step_that_was_fine_has_no_finding():

@@ -1,6 +1,6 @@
 """Mistakes that somebody could make, each with the tests that must notice it; tests/planted_faults.py plants them."""
 
-from faults_planted import assignment, commands, comparing, images, measures, noting, runs, text, training
+from faults_planted import assignment, commands, comparing, images, measures, noting, reading, runs, text, training
 from faults_planted.fault import Fault
 
 FAULTS: list[Fault] = [
@@ -13,4 +13,5 @@ FAULTS: list[Fault] = [
     *commands.FAULTS,
     *text.FAULTS,
     *comparing.FAULTS,
+    *reading.FAULTS,
 ]
