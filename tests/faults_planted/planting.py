@@ -89,9 +89,10 @@ def run_tests(tree: Path, node_ids: Sequence[str], patience: float) -> tuple[int
 def stop_tests(*processes: BaseProcess) -> None:
     """End processes that run tests, and what they started; all of them where none is named."""
     for process in processes or multiprocessing.active_children():
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _pytest(tree: str, node_ids: list[str], printed: str) -> None:
