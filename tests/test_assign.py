@@ -6,7 +6,7 @@ import random
 import pytest
 
 from alphadecay import assign
-from alphadecay.assign import RULES
+from alphadecay.assign import CONTROLS, RULES
 
 SCORES = {"a": 2.1, "b": 3.0, "c": 2.4, "d": 5.0}
 BLOCKS = {"a": "0", "b": "0", "c": "1", "d": "1"}
@@ -52,6 +52,13 @@ def test_matched_mean_is_one(seed, rule):
     blocks = {name: str(i % 4) for i, name in enumerate(scores)}
     multipliers = assign(scores, rule=rule, budget="matched", sizes=sizes, blocks=blocks)
     assert sum(sizes[n] * m for n, m in multipliers.items()) / sum(sizes.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_matched_mean_is_one_under_every_control(control):
+    sizes = {"a": 10, "b": 40, "c": 30, "d": 20}
+    multipliers = assign(SCORES, control=control, budget="matched", sizes=sizes, roles=ROLES)
+    assert sum(sizes[n] * m for n, m in multipliers.items()) / 100 == pytest.approx(1)
 
 
 def test_invert_mirrors_the_scores():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphadecay
+from alphadecay.adaptive import block_of
 from alphadecay.entries import adadecay_factors, agreeing
 from alphadecay.ledger import ledger_rows
 from alphadecay.spectra import NonFiniteWeight
@@ -93,6 +94,17 @@ def test_entries_are_decayed_as_a_slow_twin_decays_them(name):
     twin_steps(undecayed, undecayed_optimizer, 5, lambda *_: 0)
     moved = [float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), undecayed.parameters())]  # noqa: B905
     assert max(moved) > 1e-4  # decay did something that the comparison above would see
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_weight_without_a_gradient_is_not_decayed(name):
+    _, kind, cautious = FACTORS[name]
+    model, optimizer, _ = setup(kind, cautious=cautious)
+    backward(model, 0)
+    idle = model.blocks[0].fc1.weight
+    idle.grad, before = None, idle.detach().clone()
+    optimizer.step()
+    assert torch.equal(idle, before)
 
 
 def test_decay_with_all_entries_cautious_of_is_the_optimizers_own(monkeypatch):
@@ -231,6 +243,11 @@ def test_adadecay_per_module_is_the_sigmoid_of_gradient_norms_within_blocks():
         for name, value in norms.items():
             expected = 2 / (1 + math.exp(-4 * (value - mean) / (std + 1e-8)))
             assert decay.multipliers[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_block_is_what_stands_before_the_last_number_and_with_it():
+    names = {"blocks.3.attn.qkv": "blocks.3", "layers.0.blocks.1.mlp.fc1": "layers.0.blocks.1", "head": ""}
+    assert {name: block_of(name) for name in names} == names
 
 
 def test_batch_norms_follow_the_convolution_of_like_name():

@@ -6,9 +6,14 @@ import pickle
 
 import pytest
 import torch
+from test_engine import learner
 
 from runtime.checkpoints import Contents, find_checkpoint, link, recover, remove_old, sha256, write_checkpoint
 from runtime.errors import UserError
+from runtime.learner import restore
+from runtime.processes import Ranks
+from runtime.runfolder import write_json
+from runtime.seeding import random_state, seed_everything
 
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 
@@ -130,3 +135,66 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_a_whole_one(tmp_path, cra
     assert found(tmp_path).step == 1
     recover(path.parent)
     assert [each.name for each in path.parent.iterdir()] == [path.name] and found(tmp_path).step == 1
+
+
+@pytest.fixture
+def on_the_disk(monkeypatch):
+    """What was synced and renamed, in this order; names of files and, behind them, where they went."""
+    done = []
+
+    def noted(name):
+        real = getattr(os, name)
+
+        def call(source, *target):
+            path = os.readlink(f"/proc/self/fd/{source}") if name == "fsync" else source
+            done.append(" -> ".join([name, *(os.path.basename(each) for each in (path, *target))]))
+            return real(source, *target)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace"):
+        noted(name)
+    return done
+
+
+def test_a_checkpoint_and_its_log_are_on_the_disk_before_it_has_its_name(tmp_path, on_the_disk):
+    log = tmp_path / "log.jsonl"
+    log.write_text("{}")
+    write_checkpoint(tmp_path / "checkpoints", Contents.copied(1, WEIGHTS, WEIGHTS, {}, {}), before_rename=[log])
+    renamed = on_the_disk.index("rename -> .step_00000001.tmp -> step_00000001")
+    files = ["model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"]
+    assert {f"fsync -> {name}" for name in (*files, ".step_00000001.tmp", "log.jsonl")} <= set(on_the_disk[:renamed])
+    assert on_the_disk[renamed + 1 :] == ["fsync -> checkpoints"]
+
+
+def test_a_json_file_is_on_the_disk_before_it_has_its_name(tmp_path, on_the_disk):
+    write_json(tmp_path / "summary.json", {})
+    assert on_the_disk == ["fsync -> .summary.json.tmp", "replace -> .summary.json.tmp -> summary.json"]
+
+
+def test_a_checkpoint_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    real = os.rename
+
+    def full(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(UserError, match="No space left"):
+        save(tmp_path, 1)
+    assert found(tmp_path).step == 1
+
+
+def test_each_rank_gets_its_own_random_state_back(tmp_path):
+    made, states, drawn = learner(), [], []
+    for rank in (0, 1):
+        seed_everything(5, rank)
+        states.append(random_state())
+        drawn.append(torch.rand(4))
+    state = {"random": states, "optimizer": made.optimizer.state_dict(), "scaler": made.scaler.state_dict()}
+    write_checkpoint(tmp_path / "checkpoints", Contents.copied(1, made.plain.state_dict(), None, state, {}))
+    for rank in (0, 1):
+        restore(made, found(tmp_path), Ranks(rank, 2, torch.device("cpu")))
+        assert torch.equal(torch.rand(4), drawn[rank])

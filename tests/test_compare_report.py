@@ -1,6 +1,7 @@
 """The report shows what the runs left, all of it, and nothing that is not there."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -163,3 +164,21 @@ def test_rows_fit_their_headers(whole):
     for finding in find(grid, runs):
         for table in (strategies_table(finding), comparisons_table(finding), points_table(finding)):
             assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_the_mean_applied_decay_is_over_all_evaluations(tmp_path):
+    run = fill(grid_of(tmp_path, seeds=[0]), tmp_path)[0]
+    log = [{"step": step, "weight_decay_mean": decay} for step, decay in ((1, 0.1), (2, 0.3), (3, 0.8))]
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    assert run.mean_decay == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("domain", [IMAGES, TEXT], ids=["accuracy", "perplexity"])
+def test_worst_and_best_seed_are_so_in_the_metrics_direction(tmp_path, domain):
+    grid = grid_of(tmp_path, domains={"domain": domain})
+    finding = find(grid, fill(grid, tmp_path))[0]
+    table = strategies_table(finding)
+    worst, best = (table.rows[0][table.header.index(name)].key for name in ("Worst", "Best"))
+    values = finding.tuned[0].best.values.values()
+    assert {worst, best} == {min(values), max(values)}
+    assert (best == max(values)) == finding.setting.metric.higher_is_better

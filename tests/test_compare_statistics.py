@@ -62,7 +62,8 @@ def test_the_bootstrap_is_close_to_all_resamples_of_four():
     found = paired("a", "b", A, B)
     means = [fmean(four) for four in itertools.product(found.differences.values(), repeat=4)]
     assert found.bootstrap == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.03)
-    assert found.bootstrap == paired("a", "b", A, B).bootstrap
+    many, nothing = {seed: seed**0.5 % 1 for seed in range(12)}, dict.fromkeys(range(12), 0.0)
+    assert paired("a", "b", many, nothing).bootstrap == paired("a", "b", many, nothing).bootstrap
 
 
 def test_swapping_a_pair_mirrors_everything():
@@ -103,6 +104,9 @@ def test_more_seeds_detect_smaller_differences_and_larger_families_larger_ones()
     for count in (2, 3, 10):
         effects = [smallest_effect(count, 0.05 / family) for family in range(1, 30)]
         assert effects == sorted(effects)
+    alone, among = (compare_all([paired("a", "b", A, B)] * family, True)[0] for family in (1, 7))
+    assert among.detectable == pytest.approx(smallest_effect(4, 0.05 / 7) * among.paired.sd)
+    assert among.detectable > alone.detectable and among.seeds_needed > alone.seeds_needed
 
 
 def test_power_is_that_of_statsmodels_where_it_has_one():

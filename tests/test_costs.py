@@ -11,7 +11,10 @@ import torch.distributed as dist
 from tiny import ROOT, TINY, rows, run
 from torch import nn
 
-from runtime.steps import without_sync
+from runtime.finite import FiniteGate
+from runtime.learner import Learner
+from runtime.processes import Ranks
+from runtime.steps import StepPlan, take_steps
 
 PARTS_OF_A_STEP = (
     "engine.py",
@@ -81,17 +84,20 @@ def test_only_the_last_micro_step_joins_gradients(tmp_path):
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
-        joined = []
-        model.register_comm_hook(None, lambda _, bucket: joined.append(1) or done(bucket))
-        for micro_step in range(3):
-            last = micro_step == 2
-            with torch.enable_grad():
-                if last:
-                    model(torch.randn(2, 4)).sum().backward()
-                else:
-                    with without_sync(model):
-                        model(torch.randn(2, 4)).sum().backward()
-        assert len(joined) == 1
+        joined, begun = [], []
+        model.register_comm_hook(None, lambda _, bucket: joined.append(begun[-1]) or done(bucket))
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+        learner, ranks = Learner(model, model.module, None, optimizer, scaler), Ranks(0, 1, torch.device("cpu"))
+
+        def backward(learner, batch, step, micro_step):
+            begun.append((step, micro_step))
+            loss = learner.model(batch).sum()
+            loss.backward()
+            return loss.detach()
+
+        plan, gate = StepPlan(backward, lambda *_: None, 3, None), FiniteGate(learner, ranks, "stop", 1)
+        take_steps(learner, [torch.randn(2, 4)] * 6, plan, 0, gate, lambda *_: None, lambda _: None)
+        assert joined == [(0, 2), (1, 2)] and len(begun) == 6
     finally:
         dist.destroy_process_group()
 

@@ -90,6 +90,14 @@ def test_augmentation_changes_with_epoch_and_seed(digits):
     assert not torch.equal(first, batches_of(digits, 0, seed=6)[0][0])
 
 
+def test_each_place_of_an_epoch_is_augmented_by_numbers_of_its_own(digits):
+    images = train_loader(OPTIONS, digits, accumulate=1, rank=0, ranks=1, seed=0, pin_memory=False).images
+    seen = [images[(0, place, 3)][0] for place in range(8)]
+    assert all(torch.equal(images[(0, place, 3)][0], each) for place, each in enumerate(seen))
+    seen += [images[(1, place, 3)][0] for place in range(8)]
+    assert len({each.numpy().tobytes() for each in seen}) == 16
+
+
 def test_loading_leaves_the_random_state_alone(digits):
     states = [(random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())]
     batches_of(digits, 0)

@@ -15,8 +15,10 @@ from torch import nn
 from engine import backward, train_one_epoch
 from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
+from runtime.errors import NonFiniteError
 from runtime.finite import POLICIES, FiniteGate, traced
-from runtime.learner import Learner
+from runtime.learner import Learner, require_finite
+from runtime.processes import Ranks
 from runtime.selftest import differences
 from runtime.steps import find_bad_values
 
@@ -54,6 +56,20 @@ def test_what_comes_after_a_skipped_step_is_as_if_its_batch_had_not_been():
     assert same(weights(skipping), weights(without))
 
 
+class OtherRankIsBad(Ranks):
+    """One of two processes; the other's numbers are not finite."""
+
+    def any(self, flag):
+        return torch.ones_like(flag)
+
+
+def test_a_step_that_another_rank_leaves_out_is_left_out_here_too():
+    made, bad = learner(), []
+    before, gate = weights(made), FiniteGate(made, OtherRankIsBad(0, 2, ALONE.device), "skip", 1)
+    train_one_epoch(made, batches(1, 8), rules(), ALONE, 0, gate, lambda *_: None, bad.append)
+    assert bad == [0] and same(weights(made), before)
+
+
 def test_a_skipped_step_leaves_running_statistics_alone():
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).double()
@@ -78,8 +94,8 @@ def test_a_late_gate_keeps_the_weights_until_the_host_looks(monkeypatch, optimiz
     def stop(step):
         raise ArithmeticError(step)
 
-    with pytest.raises(ArithmeticError, match="2"):  # said at step 4
-        train_one_epoch(made, poisoned(8, 2), rules(), ALONE, 0, gate, lambda step, _: taken.append(step), stop)
+    with pytest.raises(ArithmeticError, match="2"):  # said at step 4, of the first
+        train_one_epoch(made, poisoned(8, 2, 3), rules(), ALONE, 0, gate, lambda step, _: taken.append(step), stop)
     train(stopped, poisoned(8, 2)[:2], rules())
     assert taken == [1, 2, 3] and same(weights(made), weights(stopped))  # steps 3 and 4 changed nothing
     assert not hasattr(made.optimizer, "found_inf")
@@ -118,6 +134,15 @@ def test_the_samples_at_fault_are_found():
     made = learner()
     found = find_bad_values(made, [*batches(1, 8), *poisoned(1, 0)], backward(rules(accumulate=2), ALONE), 0)
     assert (str(found), found.micro_step, found.samples) == ("the input of 0", 1, [3])
+
+
+def test_large_weights_are_finite():
+    model = nn.Linear(4, 4)
+    nn.init.constant_(model.weight, 3e38)  # their sum is not
+    require_finite(model, 1)
+    nn.init.constant_(model.weight, math.inf)
+    with pytest.raises(NonFiniteError, match="weight holds values that are not finite after optimizer step 1"):
+        require_finite(model, 1)
 
 
 def test_a_step_that_was_fine_has_no_finding():

@@ -42,6 +42,23 @@ def test_norms_biases_positions_and_tokens_are_not_decayed(name):
     assert all(group["weight_decay"] == 0.1 for group in alphadecay.param_groups(model, 0.1, norm_bias=True))
 
 
+class Declares(nn.Module):
+    """Names a parameter that is not to be decayed, in timm's way."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Parameter(torch.zeros(4, 4)), nn.Linear(64, 64)
+
+    def no_weight_decay(self):
+        return {"table"}
+
+
+def test_what_the_model_declares_is_not_decayed():
+    model = Declares()
+    decays = {id(p): group["weight_decay"] for group in alphadecay.param_groups(model, 0.1) for p in group["params"]}
+    assert decays[id(model.table)] == 0 and decays[id(model.layer.weight)] == 0.1
+
+
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan"), float("inf")])
 def test_an_impossible_decay_is_named(weight_decay):
     with pytest.raises(ValueError, match=str(weight_decay)):

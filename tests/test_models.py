@@ -11,6 +11,7 @@ from tiny import TINY, run
 from torch import nn
 
 import alphadecay
+from alphadecay.analysis import Measuring
 from models import ModelOptions, build_model
 from optim_factory import (
     DecayOptions,
@@ -179,3 +180,32 @@ def test_any_measure_can_score_the_modules(metric):
     schedule.refresh()
     ranked = sorted(schedule.scores, key=schedule.scores.__getitem__)
     assert schedule.multipliers[ranked[0]] == pytest.approx(2 / 3) and schedule.multipliers[ranked[-1]] == 3.0
+
+
+def test_the_control_is_dealt_by_the_seed_of_the_run():
+    def dealt(seed):
+        decays = DecayOptions(decay="alphadecay", decay_control="shuffle")
+        model = build_model(options(), 10, 32)
+        torch.manual_seed(0)
+        for p in model.parameters():
+            nn.init.normal_(p)
+        schedule = build_decay(decays, model, build_optimizer(VisionOptimizerOptions(), decays, model), seed)
+        schedule.refresh()
+        return list(schedule.multipliers.values())
+
+    assert dealt(0) == dealt(0) != dealt(1)
+
+
+def test_every_option_of_the_decay_reaches_the_schedule():
+    decays = DecayOptions(
+        decay="alphadecay", decay_interval=7, decay_lag=3, decay_metric="entropy", decay_fit="paper",
+        decay_xmin_pos=3.0, decay_window="farms", filter_zeros=True, decay_assign="sqrt", decay_low=0.5,
+        decay_high=1.5, decay_budget="matched", decay_control="shuffle", decay_frozen=True, decay_cautious=True,
+    )  # fmt: skip
+    model, adamw = build_model(options(), 10, 32), VisionOptimizerOptions(optimizer="adamw")
+    made = build_decay(decays, model, build_optimizer(adamw, decays, model), seed=4)
+    assert (made.interval, made.lag, made.metric, made.frozen, made.cautious) == (7, 3, "entropy", True, True)
+    assert made.measuring == Measuring("paper", 3.0, "farms", True)
+    assert made.assignment == {
+        "rule": "sqrt", "low": 0.5, "high": 1.5, "budget": "matched", "control": "shuffle", "seed": 4,
+    }  # fmt: skip

@@ -33,6 +33,11 @@ def test_defaults_are_the_fields():
     assert read() == Example()
 
 
+def test_words_of_the_command_line_count_more_than_stored_options():
+    values, _ = parse([Example], ["--a_rate", "0.25"], defaults={"a_rate": 0.75, "kind": "yy", "unknown": 1})
+    assert (values["a_rate"], values["kind"]) == (0.25, "yy") and "unknown" not in values
+
+
 @pytest.mark.parametrize("word", ["--a_rate", "--a-rate"])
 def test_dashes_and_underscores_both_work(word):
     assert read(word, "0.25").a_rate == 0.25 and read(f"{word}=0.25").a_rate == 0.25

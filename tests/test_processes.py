@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from photos import bad_files, imagenet
 from tiny import ROOT, TINY, rows, run
 
 from main import read_options
+from runtime.processes import Ranks
 
 # The README of the published program (hed-ucas/AlphaDecay at 23ce27c), paths apart.
 PUBLISHED = """--model vit_deit_tiny_patch16_224 --drop_path 0.1 --batch_size 192 --lr 4e-3
@@ -33,6 +35,14 @@ def torchrun(
     torch_run = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     command = [sys.executable, *torch_run, "--master_addr=localhost", *launch, str(program), *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def test_what_is_added_up_is_added_up_over_ranks(monkeypatch):
+    def other_rank_has_two(values, *_, **__):
+        values += 2
+
+    monkeypatch.setattr("torch.distributed.all_reduce", other_rank_has_two)
+    assert Ranks(0, 2, torch.device("cpu")).sum(torch.tensor([1.0, 3.0])).tolist() == [3.0, 5.0]
 
 
 def test_the_published_command_means_what_the_paper_means(tmp_path):

@@ -27,6 +27,8 @@ def on_ranks(what, ranks, folder):
 def test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it():
     same = {"a": 5.0, "b": 3.0, "c": 3.0, "d": 1.0}
     assert owners_of([same, same]) == {"a": 0, "b": 1, "c": 1, "d": 0}
+    late = {"a": 1.0, "b": 1.0, "c": 2.0}
+    assert owners_of([late, late]) == {"c": 0, "a": 1, "b": 1}
     assert owners_of([{"a": 1.0}, {"b": 9.0, "c": 9.0}]) == {"b": 1, "c": 1, "a": 0}
     assert turns_of({"a": 0, "b": 1, "c": 1}, 3) == [[(0, "a"), (1, "b")], [(1, "c")]]
     assert turns_of({}, 2) == []

@@ -14,6 +14,8 @@ import torch
 from tiny import ROOT, TINY, rows, run, run_apart
 
 from runtime.checkpoints import find_checkpoint
+from runtime.preemption import preemption
+from runtime.processes import Ranks
 from runtime.selftest import differences, first_difference
 from runtime.session import Session
 
@@ -211,6 +213,11 @@ def test_a_signal_does_what_it_did_before_once_the_run_is_over(tmp_path, monkeyp
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     assert run(*TINY, "--output_dir", tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch) == 0
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
+
+
+def test_both_signals_are_noted_and_end_nothing_at_once():
+    with preemption(Ranks(0, 1, torch.device("cpu"))) as told:
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == [told.note] * 2
 
 
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):

@@ -34,6 +34,10 @@ TRANSFORMERS = {
         "attention.output.dense": "attn.o", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
         "crossattention.self.query": "cross_attn.q", "crossattention.output.dense": "cross_attn.o",
     },
+    "decoder.block.2.layer.1.": {  # a number within a block: T5
+        "SelfAttention.q": "attn.q", "EncDecAttention.k": "cross_attn.k", "DenseReluDense.wi_0": "mlp.gate",
+        "DenseReluDense.wo": "mlp.fc2",
+    },
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from tiny import TINY, rows, run, run_apart
 
 from main import read_options
+from reports import show_decay_by_role
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +217,14 @@ def test_overwriting_by_a_resumed_run_leaves_nothing_of_the_old_one(tmp_path, mo
     words = ["--resume", first, "--output_dir", old, "--overwrite", "--max_steps", "3"]
     assert run(*words, monkeypatch=monkeypatch) == 0
     assert [path.name for path in (old / "checkpoints").glob("step_*")] == ["step_00000003"]
+
+
+def test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role(capsys):
+    def row(step, role, score):
+        values = {"score": score, "weight_decay": score / 10, "multiplier": score}
+        return {"step": step, "role": role, "audit": None, **values}
+
+    ledger = [row(0, "mlp.fc1", 9.0), row(5, "mlp.fc1", 2.0), row(5, "mlp.fc1", 4.0), row(5, "mlp.fc2", 1.0)]
+    show_decay_by_role(ledger, "alpha")
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mlp")]
+    assert said == [["mlp.fc1", "2", "3", "0.3", "3"], ["mlp.fc2", "1", "1", "0.1", "1"]]

@@ -99,6 +99,17 @@ def test_frozen_keeps_the_first_assignment():
     assert decay.multipliers == first and len(set(first.values())) > 1
 
 
+def test_the_shuffled_control_deals_by_one_permutation_for_the_whole_run():
+    model, optimizer, decay = setup(interval=1, control="shuffle")
+    dealt = []
+    for step in range(4):
+        take_steps(model, optimizer, 1, seed=step)
+        plain = alphadecay.assign(decay.scores)
+        sources = {multiplier: name for name, multiplier in plain.items()}
+        dealt.append([sources[decay.multipliers[name]] for name in plain])
+    assert all(each == dealt[0] for each in dealt) and dealt[0] != list(plain)
+
+
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_the_optimizers_state_alone_resumes_the_decay(stop):
     model, optimizer, decay = setup(interval=4)

@@ -59,6 +59,15 @@ def test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_on
     assert published < 0.9 * found["perplexity"]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_is_in_its_own_mode_and_leaves_the_mode_as_it_was(made, training):
+    seen = []
+    hook = made.model.train(training).register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    evaluate(made.model, list(made.task.validation)[:2], ALONE, RULES)
+    hook.remove()
+    assert seen == [False, False] and made.model.training == training
+
+
 class Sum(Ranks):
     """A rank that takes what the others have to add from a list."""
 

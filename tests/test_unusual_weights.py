@@ -9,6 +9,9 @@ from by_hand import BASE, alpha_of, decay_on, eigenvalues, linear
 from torch import nn
 
 import alphadecay
+from alphadecay.matrices import find_matrices
+from alphadecay.sharing import power_sums
+from alphadecay.skeletons import skeleton
 
 
 def seeded(make):
@@ -114,6 +117,12 @@ def test_a_complex_weight_with_no_imaginary_part_is_measured_as_the_real_one():
     assert other.spectral_norm == pytest.approx(one.spectral_norm, rel=1e-5)
 
 
+def test_complex_gradients_count_by_their_magnitudes():
+    gradient = torch.tensor([[3 + 4j, 5j]])
+    assert power_sums([gradient], 1).tolist() == pytest.approx([10.0])
+    assert power_sums([gradient, gradient.abs()], 2).tolist() == pytest.approx([50.0, 50.0])
+
+
 def test_complex_weights_are_ranked_among_real_ones():
     model = seeded(
         lambda: nn.ModuleDict(
@@ -191,3 +200,11 @@ def test_groups_with_equal_kernels_have_the_alpha_of_one_of_them():
     repeated = np.repeat(eigenvalues(one.weight), 4)
     tail = repeated[len(repeated) // 2 :]
     assert grouped.alpha == pytest.approx(1 + len(tail) / np.log(tail / tail[0]).sum(), rel=1e-4)
+
+
+def test_groups_that_a_file_does_not_tell_take_no_part_and_say_so():
+    shapes = {"1.conv1": (64, 64, 1, 1), "1.conv2": (64, 2, 3, 3), "1.conv3": (64, 64, 3, 3)}
+    matrices = find_matrices(skeleton({f"layer.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}))
+    reasons = {matrix.name.removeprefix("layer."): matrix.reason for matrix in matrices}
+    assert reasons.pop("1.conv2.weight") == "convolution in groups whose number a file of weights does not tell"
+    assert reasons == {"1.conv1": "", "1.conv3": ""}

@@ -1,0 +1,17 @@
+"""Mistakes that somebody could make, each with the tests that must notice it; tests/planted_faults.py plants them."""
+
+from faults_planted import assignment, commands, comparing, images, measures, noting, reading, runs, text, training
+from faults_planted.fault import Fault
+
+FAULTS: list[Fault] = [
+    *measures.FAULTS,
+    *assignment.FAULTS,
+    *noting.FAULTS,
+    *training.FAULTS,
+    *images.FAULTS,
+    *runs.FAULTS,
+    *commands.FAULTS,
+    *text.FAULTS,
+    *comparing.FAULTS,
+    *reading.FAULTS,
+]
