@@ -86,7 +86,7 @@ FAULTS = [
     Fault(
         "norms_are_decayed",
         "alphadecay/groups.py",
-        'if parameter.ndim < 2 or plain.endswith("bias") or position or token or plain in declared:',
+        'if norm or short or plain.endswith("bias") or position or token or plain in declared:',
         "if position or token or plain in declared:",
         "test_groups.py",
         "norms and biases are pulled to zero",
@@ -109,7 +109,7 @@ FAULTS = [
     ),
     Fault(
         "split_shares_rates",
-        "alphadecay/groups.py",
+        "alphadecay/splitting.py",
         "value.detach().clone() if isinstance(value, Tensor) else value",
         "value",
         "test_optimizers.py::test_a_learning_rate_that_is_a_tensor_is_not_shared",
@@ -147,8 +147,8 @@ FAULTS = [
     Fault(
         "skipped_steps_count",
         "alphadecay/step_hooks.py",
-        "if not will_be_skipped(self.optimizer):",
-        "if self.optimizer:",
+        "if not (will_be_skipped(self.optimizer) or is_trial(self.optimizer)):",
+        "if not is_trial(self.optimizer):",
         "test_schedule.py::test_steps_that_gradscaler_skips_do_not_count",
         "overflows shift all later refreshes",
     ),
@@ -197,7 +197,8 @@ FAULTS = [
         "lag_leaves_no_trace_in_states",
         "alphadecay/adaptive.py",
         """                group["decay_next"] = {
-                    "multiplier": multiplier, "score": scores.get(name), "record": by_name.get(name)
+                    "at": self._measuring_from, "multiplier": multiplier, "score": scores.get(name),
+                    "record": by_name.get(name),
                 }  # fmt: skip
 """,
         """                self.__dict__.setdefault("_next", {})[name] = multiplier

@@ -6,7 +6,7 @@ FAULTS = [
     Fault(
         "thawed_layers_go_unseen",
         "alphadecay/membership.py",
-        "or m.weight.requires_grad != trained",
+        "or weight.requires_grad != trained",
         "",
         "test_changing_models.py",
         "layers that are unfrozen later keep their base decay",
@@ -14,8 +14,8 @@ FAULTS = [
     Fault(
         "added_groups_start_anew",
         "alphadecay/membership.py",
-        'steps = max(group.get("decay_step", 0) for group in self.optimizer.param_groups)',
-        'steps = min(group.get("decay_step", 0) for group in self.optimizer.param_groups)',
+        'steps = max(group.get("decay_step", 0) for group in groups)',
+        'steps = min(group.get("decay_step", 0) for group in groups)',
         "test_changing_models.py",
         "an added group puts the count of steps back to 0",
     ),
