@@ -132,6 +132,7 @@ def analysis(tmp_path_factory):
     return run, folder / "out", done.stdout
 
 
+@pytest.mark.slow
 def test_tables_and_files_hold_what_analyze_says(analysis):
     run, out, said = analysis
     raw, average = (alphadecay.split_qkv(read_source(str(run), ema=ema).model) for ema in (False, True))

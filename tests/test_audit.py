@@ -232,6 +232,7 @@ def test_an_impossible_interval_is_refused():
         alphadecay.DecayAudit(setup(every=None)[2], 0)
 
 
+@pytest.mark.slow
 def test_ranks_find_what_one_process_finds(tmp_path):
     (alone,) = on_ranks("audit_alone", 1, tmp_path)
     for kind in ("data_parallel_audit", "fully_sharded_audit"):
@@ -355,6 +356,7 @@ def test_rows_of_audits_say_what_a_step_did_and_assign_nothing(kind, tmp_path):
     replayed(rows, model, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_notes_audits_at_log_intervals_and_trains_as_without(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slower than the training
     monkeypatch.setattr("runtime.curves.Curves.figure", lambda *_: None)

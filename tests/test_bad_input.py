@@ -119,6 +119,7 @@ def test_a_folder_without_checkpoints_cannot_be_resumed(tmp_path, monkeypatch, c
     assert f"{tmp_path} is no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_process_says_it_too(tmp_path):
     done = run_apart(*TINY, "--output_dir", tmp_path / "run", "--decay_interval", "0")
     assert (done.returncode, done.stdout) == (2, "")

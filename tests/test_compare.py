@@ -73,6 +73,7 @@ def test_a_bad_command_line_is_one_line_and_writes_nothing(words, said, tmp_path
     assert error.startswith(said) and error.count("\n") == 1 and not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -105,6 +106,7 @@ def test_a_dry_run_lists_the_runs_with_commands_that_work_and_writes_nothing(gri
     assert command[1] == str(ROOT / "main.py") and command[-4] == "--output_dir"
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_cannot_be_made_is_one_line(grid, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     words = ("--config", grid(), "--output_dir", tmp_path / "file" / "out")

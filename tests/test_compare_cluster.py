@@ -28,6 +28,7 @@ def submit(kind, runs, root, **parameters):
     run_on_cluster(kind, runs, root, parameters, {"OMP_NUM_THREADS": "1"}, Board(runs, len(runs)))
 
 
+@pytest.mark.slow
 def test_jobs_take_runs_to_their_end_and_failures_are_noted(tmp_path):
     runs = [stub_run(tmp_path, 0), stub_run(tmp_path, 1, fails_at=1, status=3)]
     submit("local", runs, tmp_path)

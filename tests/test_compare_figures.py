@@ -33,6 +33,7 @@ def drawn(finding, looks):
     return [*figures, *([roles] if roles else []), *(modules_over_time(tuned) for tuned in adaptive(finding))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "grid",
     [

@@ -73,6 +73,7 @@ def key(text):
         return (1, text)
 
 
+@pytest.mark.slow
 def test_tables_are_filled_and_figures_shown(seen):
     runs, found = seen
     titles = [table["title"] for table in found["tables"]]

@@ -113,6 +113,7 @@ run_one(stub_run(Path({folder!r}), steps={steps}), {{}}, Stopping())
 """
 
 
+@pytest.mark.slow
 def test_two_calls_never_train_in_one_folder_also_if_the_first_was_killed(tmp_path):
     code = ORPHAN.format(tests=str(ROOT / "tests"), root=str(ROOT), folder=str(tmp_path), steps=60)
     first = subprocess.Popen([sys.executable, "-c", code])

@@ -75,6 +75,7 @@ def test_swapping_a_pair_mirrors_everything():
     assert back.seeds_needed == there.seeds_needed
 
 
+@pytest.mark.slow
 def test_shifting_both_changes_nothing_and_a_sure_difference_has_its_sign():
     shifted = one({k: v + 7 for k, v in A.items()}, {k: v + 7 for k, v in B.items()})
     assert shifted.paired.mean == pytest.approx(one(A, B).paired.mean)
@@ -84,6 +85,7 @@ def test_shifting_both_changes_nothing_and_a_sure_difference_has_its_sign():
     assert [one(low, high, h).verdict for h in (True, False)] == [WORSE, BETTER]
 
 
+@pytest.mark.slow
 def test_holm_is_its_sentence_and_never_below_the_raw_p():
     draw = random.Random(0)
     for count in range(1, 9):

@@ -91,6 +91,7 @@ def test_a_baseline_that_failed_everywhere_is_said(tmp_path):
     assert "No run of the baseline, uniform, has finished" in text and "9 failed" in text
 
 
+@pytest.mark.slow
 def test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does_not(tmp_path):
     for name, effects, sentences in (
         ("stays", {"alphadecay": 3.0, "alphadecay matched": 3.0},

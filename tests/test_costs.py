@@ -39,6 +39,7 @@ def own_frames():
         frame = frame.f_back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["uniform", "alphadecay", "alphadecay --decay_cautious"])
 def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_path, monkeypatch, decay):
     waits = Counter()
@@ -108,6 +109,7 @@ def done(bucket):
     return future
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_curves_and_figures_and_its_run_is_continued(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

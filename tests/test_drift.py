@@ -196,6 +196,7 @@ def test_other_threads_are_refused_with_how_to_get_them_back(stopped, tmp_path, 
     assert times(stopped) == before and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_world_size_is_refused_by_all_ranks_and_said_once(stopped):
     before = times(stopped)
     done = torchrun(2, "--resume", stopped, timeout=120)
@@ -210,6 +211,7 @@ def copied(stopped, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_what_is_allowed_by_room_or_name_is_said_and_becomes_the_runs(copied, monkeypatch, capsys):
     words = ["--resume", copied, "--max_steps", "3", "--mixup", "0.4", "--reprob", "0", "--lr", "0.002"]
     assert run(*words, "--allow_changed", "mixup", "seed", monkeypatch=monkeypatch) == 2

@@ -152,6 +152,7 @@ def test_spectra_are_the_measured_ones_and_pages_hold_24():
     assert list(panels(first)[0].lines[1].get_xdata()) == [record.xmin, record.xmin]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 24])
 def test_nothing_is_written_on_top_of_something_else(depth):
     found, spectra = measured_spectra(Blocks(depth))

@@ -191,6 +191,7 @@ def test_files_are_named_where_images_have_them(tmp_path, monkeypatch):
     assert (ROOT / suspect).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_going_on_after_bad_steps_is_counted_and_resumes_exactly(tmp_path, monkeypatch, capsys, policy):
     poison_images(monkeypatch, (0, 240 * 2 + 7), (1, 240 + 9))
@@ -289,6 +290,7 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed_from_its_last_checkpoint(
     assert differences(tmp_path / "whole", tmp_path / "hit") == {}
 
 
+@pytest.mark.slow
 def test_a_rollback_of_a_run_continued_elsewhere_finds_the_weights_it_began_with(tmp_path, monkeypatch, capsys):
     assert run(*RUN, "--output_dir", tmp_path / "first", "--max_steps", "1", monkeypatch=monkeypatch) == 0
     poison_images(monkeypatch, (0, 240 + 7))

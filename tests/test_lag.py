@@ -69,6 +69,7 @@ def test_training_goes_on_while_they_are_measured(monkeypatch):
     assert decay.measured_at == 4 and threads == {"MainThread", "alphadecay_0"}
 
 
+@pytest.mark.slow
 def test_every_rank_ends_with_the_decays_of_one_process(tmp_path):
     (alone,) = on_ranks("lagging_alone", 1, tmp_path)
     for kind in ("lagging", "lagging_shards"):

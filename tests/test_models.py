@@ -95,6 +95,7 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch):
         build_model(ModelOptions(model="deit_tiny_patch16_224", pretrained=True), 10, 224)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_and_its_weights_are_evaluated(tmp_path, monkeypatch, capsys):
     first = tmp_path / "first"
     assert run(*TINY, "--output_dir", first, "--max_steps", "2", monkeypatch=monkeypatch) == 0

@@ -107,6 +107,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, tmp_path, monkeypatch):
     assert run(*TWO, "--output_dir", tmp_path / "one", monkeypatch=monkeypatch) == 0
     for one, two in zip(rows(tmp_path / "one" / "log.jsonl"), rows(two_processes / "log.jsonl"), strict=True):
@@ -136,6 +137,7 @@ def test_two_processes_resume_to_the_same_bits(two_processes, tmp_path):
     assert (folder / name).read_bytes() == (two_processes / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
     done = torchrun(2, *TINY, "--output_dir", tmp_path / "run", "--weight_decay", "-1")
     assert done.stderr.count("error: --weight_decay -1.0: must be at least 0\n") == 1

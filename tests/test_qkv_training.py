@@ -118,6 +118,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_split_run_resumes_to_the_same_bits(whole, tmp_path, monkeypatch):
     parts = tmp_path / "parts"
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)

@@ -34,6 +34,7 @@ def test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it()
     assert turns_of({}, 2) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data_parallel", "fully_sharded"])
 def test_every_rank_ends_with_the_records_and_decays_of_one_process(kind, tmp_path):
     (alone,) = on_ranks("alone", 1, tmp_path)
@@ -44,6 +45,7 @@ def test_every_rank_ends_with_the_records_and_decays_of_one_process(kind, tmp_pa
     assert found[0]["sum"] == pytest.approx(alone["sum"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["each_step_copies", "each_step_shards"])
 def test_kinds_that_act_at_every_step_give_the_weights_of_one_process(kind, tmp_path):
     (alone,) = on_ranks("each_step_alone", 1, tmp_path)
@@ -54,12 +56,14 @@ def test_kinds_that_act_at_every_step_give_the_weights_of_one_process(kind, tmp_
         assert found[0][name]["norms"] == pytest.approx(expected["norms"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_shards_are_scored_as_whole_ones(tmp_path):
     (alone,) = on_ranks("by_gradient_alone", 1, tmp_path)
     found = on_ranks("fully_sharded_by_gradient", 2, tmp_path)
     assert found[0] == found[1] and found[0]["scores"] == pytest.approx(alone["scores"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_ranks_that_hold_other_modules_are_ranked_together(tmp_path):
     (whole,) = on_ranks("pipeline_whole", 1, tmp_path)
     first, second = on_ranks("pipeline", 2, tmp_path)
@@ -69,6 +73,7 @@ def test_ranks_that_hold_other_modules_are_ranked_together(tmp_path):
     assert len(whole["multipliers"]) == 6
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_the_same_names_and_decays(tmp_path):
     found = on_ranks("compiled", 2, tmp_path)
     assert found[0] == found[1] and "blocks.0.proj" in found[0]["multipliers"]

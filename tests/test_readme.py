@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from tiny import ROOT, TINY, run
 
 README = (ROOT / "README.md").read_text()
@@ -16,6 +17,7 @@ def test_the_readmes_python_example_runs(capsys):
     assert said[1].startswith("module  role  shape") and set(eval(said[-1])) == {"0", "1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_the_readmes_training_command_is_understood(tmp_path, monkeypatch, capsys):
     command = re.search(r"python main.py --data_set.*?\n```", README, re.S)[0]
     words = command.removesuffix("```").replace("\\\n", " ").split()[2:]

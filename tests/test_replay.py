@@ -120,6 +120,7 @@ def test_modules_of_another_model_are_named(tmp_path):
     assert list(read_ledger(path)) == [0]
 
 
+@pytest.mark.slow
 def test_the_trainer_replays_a_run_to_the_same_bits(tmp_path, monkeypatch):
     first, again = tmp_path / "first", tmp_path / "again"
     assert run(*TINY, "--output_dir", first, monkeypatch=monkeypatch) == 0

@@ -69,6 +69,7 @@ def whole(tmp_path_factory):
     return whole_run(tmp_path_factory.mktemp("resume") / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", range(1, 10))
 def test_stopped_at_any_step_it_resumes_to_the_same_bits(whole, tmp_path, monkeypatch, stop):
     parts = tmp_path / "parts"
@@ -79,6 +80,7 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bits(whole, tmp_path, monkey
     assert differences(whole, parts) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in VARIETY if kind != "alphadecay"])
 def test_whatever_is_trained_resumes_to_the_same_bits(tmp_path, monkeypatch, kind):
     left_alone, parts = whole_run(tmp_path / "whole", *VARIETY[kind]), tmp_path / "parts"
@@ -87,6 +89,7 @@ def test_whatever_is_trained_resumes_to_the_same_bits(tmp_path, monkeypatch, kin
     assert differences(left_alone, parts) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("workers", [(0, 2), (2, 4), (4, 0)], ids=str)
 def test_the_number_of_loader_processes_may_change_in_between(whole, tmp_path, monkeypatch, workers):
@@ -129,6 +132,7 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
     monkeypatch.setattr("runtime.selftest.subprocess.run", in_this_process(monkeypatch))
@@ -140,6 +144,7 @@ def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     assert "_self_test is there already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_self_test_whose_runs_fail_says_why(tmp_path, monkeypatch, capfd):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume"]
     monkeypatch.setattr("runtime.selftest.run_to", lambda *_: ["--no_self_test_resume", "--lr", "-1"])

@@ -94,6 +94,7 @@ def timeless(path):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
 
 
+@pytest.mark.slow
 def test_auto_starts_fresh_and_says_so_and_then_goes_on(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--resume", "auto", "--max_steps"]
     assert run(*words, "3", monkeypatch=monkeypatch) == 0
@@ -102,6 +103,7 @@ def test_auto_starts_fresh_and_says_so_and_then_goes_on(tmp_path, monkeypatch, c
     assert "resuming from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_the_run_and_nothing_else(tmp_path, monkeypatch):
     words = [*TINY, "--output_dir", tmp_path, "--max_steps", "2"]
     assert run(*words, monkeypatch=monkeypatch) == 0
@@ -117,6 +119,7 @@ def test_a_configuration_runs_again(finished, tmp_path, monkeypatch):
     assert timeless(tmp_path / "again" / "log.jsonl") == timeless(finished / "log.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["--seed 1", "--decay uniform", "--weight_decay 5"])
 def test_options_change_the_result(finished, tmp_path, monkeypatch, change):
     words = ["--config", finished / "config.json", "--output_dir", tmp_path / "other", *change.split()]
@@ -124,6 +127,7 @@ def test_options_change_the_result(finished, tmp_path, monkeypatch, change):
     assert timeless(tmp_path / "other" / "log.jsonl") != timeless(finished / "log.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -201,6 +205,7 @@ def test_weights_that_went_wrong_between_two_looks_are_never_logged_or_saved(
     assert not (tmp_path / "run" / "log.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     assert run(*TINY, "--output_dir", folder, monkeypatch=monkeypatch) == 0
@@ -210,6 +215,7 @@ def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(tmp_path, mo
     assert steps == ["step_00000005", "step_00000006"] and [r["step"] for r in rows(folder / "log.jsonl")] == [5, 6]
 
 
+@pytest.mark.slow
 def test_overwriting_by_a_resumed_run_leaves_nothing_of_the_old_one(tmp_path, monkeypatch):
     first, old = tmp_path / "first", tmp_path / "old"
     assert run(*TINY, "--output_dir", first, "--max_steps", "2", monkeypatch=monkeypatch) == 0

@@ -58,6 +58,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.json", "log.jsonl", "decay.jsonl", "tensorboard", "checkpoints", "summary.json", "figures",

@@ -87,6 +87,7 @@ def test_padding_that_is_also_the_end_of_sequence_hides_no_end():
     assert batch["labels"].tolist() == [[5, 6, 1, -100], [5, -100, -100, -100]]
 
 
+@pytest.mark.slow
 def test_processes_share_documents_and_validation_and_all_hear_of_bad_files(tmp_path):
     first, second = on_ranks("text_shares", 2, tmp_path)
     (folder,) = tmp_path.glob("*_c4")

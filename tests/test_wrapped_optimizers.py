@@ -76,6 +76,7 @@ def sam_by_hand(steps):
 SAMS = {"the paper's": SAM, "pytorch_optimizer's": pytorch_optimizer.SAM}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["closure", "two calls"])
 @pytest.mark.parametrize("name", SAMS)
 def test_a_step_of_sam_counts_once_and_decays_by_the_weights_from_which_it_goes(name, way):
