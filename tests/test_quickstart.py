@@ -18,7 +18,7 @@ def quickstart(folder, *more):
 @pytest.mark.slow
 def test_a_short_quickstart_ends_with_its_tables_and_is_evaluated_again(tmp_path):
     said, summary = quickstart(tmp_path / "run", "--epochs", "3", "--warmup_epochs", "1", "--decay_interval", "50")
-    assert max(summary["acc1"], summary["acc1_ema"]) >= 50  # ten digits: chance is 10
+    assert max(summary["acc1"], summary["acc1_ema"]) >= 20  # of ten digits, after 135 steps: chance is 10
     for words in ("raw weights", "EMA weights", "decay by role at step 100", "attn.qkv", "mlp.fc2"):
         assert words in said
     command = [".venv/bin/python", "main.py", "--eval", "--resume", str(tmp_path / "run")]
