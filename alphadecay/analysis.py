@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from alphadecay import metrics, tails
-from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
+from alphadecay.matrices import FROZEN, MIN_EIGENVALUES, Matrix, find_matrices
 from alphadecay.records import Eigenvalues, SpectrumRecords
 from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.sharing import Snapshots, brought_together, gradient_norms, shared_out, whole
@@ -131,13 +131,10 @@ def analyze(
         >>> alphadecay.analyze(model, fit="paper", window="farms", exclude=["0"])[0].note
         "excluded by '0'"
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"analyze takes a model (torch.nn.Module), got {type(model).__name__}; files of weights are "
-                        "analysed by `python -m alphadecay analyze FILE`")  # fmt: skip
     measuring = Measuring(fit, xmin_pos, window, filter_zeros)
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        matrices = find_matrices(model, exclude, min_eigenvalues, (*include, "frozen"))
+        matrices = [replace(m, reason="") if m.reason == FROZEN else m for m in matrices]
     measurement = Measurement(matrices, measuring, process_group)
     spectra: dict[str, Eigenvalues] = {}
 

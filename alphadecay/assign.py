@@ -77,12 +77,7 @@ def assign(
     if control == "invert":
         ends = min(scores.values()) + max(scores.values())
         scores = {name: ends - score for name, score in scores.items()}
-    if rule == "linear":
-        multipliers = linear(scores, low, high)
-    elif rule == "sigmoid":
-        multipliers = sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
-    else:
-        multipliers = over_mean({name: _shaped(rule, name, score) for name, score in scores.items()})
+    multipliers = _by_rule(scores, rule, low, high, blocks)
     if control == "shuffle":
         multipliers = shuffled(multipliers, seed)
     elif control == "by-type":
@@ -90,6 +85,14 @@ def assign(
     if budget == "matched":
         multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
     return multipliers
+
+
+def _by_rule(scores: Scores, rule: str, low: float, high: float, blocks: Mapping[str, str] | None) -> dict[str, float]:
+    if rule == "linear":
+        return linear(scores, low, high)
+    if rule == "sigmoid":
+        return sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
+    return over_mean({name: _shaped(rule, name, score) for name, score in scores.items()})
 
 
 def linear(scores: Scores, low: float, high: float) -> dict[str, float]:

@@ -34,6 +34,7 @@ POSITION_PARTS = (
     "wpe",
     "pos_emb",
 )
+NO_DECAY = "(no decay)"  # the label of what is excluded from decay
 TOKEN_ENDINGS = ("_token", "_tokens")
 
 
@@ -83,24 +84,24 @@ def param_groups(
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     own = {id(m.weight): m.name for m in matrices if m.reason in ("", LAZY)}
-    undecayed = set() if norm_bias else _undecayed_names(unwrap(model))
-    pairs = _batchnorm_pairs(unwrap(model)) if norm_bias and batchnorm else {}
-    labels = {f"(batch norm of {name})": name for name in own.values()}
+    plain = unwrap(model)
+    undecayed = set() if norm_bias else _undecayed_names(plain)
+    pairs = _batchnorm_pairs(plain) if norm_bias and batchnorm else {}
+    norms = {f"(batch norm of {conv})": conv for conv in pairs.values() if conv in own.values()}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in own.values()}
-    for name, parameter in unwrap(model).named_parameters():
+    for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
-            label = f"(batch norm of {pairs.get(name)})"
-            rest = label if label in labels else "(no decay)" if name in undecayed else "(other)"
-            alone = id(parameter) in own and name not in undecayed
-            members.setdefault(own[id(parameter)] if alone else rest, []).append(parameter)
-    members = {name: each for name, each in members.items() if each}
-    if not members:
-        raise ValueError(f"{type(unwrap(model)).__name__} has no trainable parameter")
-    order = sorted(members, key=lambda name: (name.startswith("("), name == "(no decay)"))  # stable: matrices first
-    groups = [new_group(members[name], name, weight_decay, 0.0 if name == "(no decay)" else 1.0) for name in order]
+            norm = f"(batch norm of {pairs.get(name)})"
+            rest = norm if norm in norms else NO_DECAY if name in undecayed else "(other)"
+            label = rest if name in undecayed else own.get(id(parameter), rest)
+            members.setdefault(label, []).append(parameter)
+    if not any(members.values()):
+        raise ValueError(f"{type(plain).__name__} has no trainable parameter")
+    order = sorted(filter(members.get, members), key=lambda name: (not is_module(name), name == NO_DECAY))  # stable
+    groups = [new_group(members[name], name, weight_decay, 0.0 if name == NO_DECAY else 1.0) for name in order]
     for group in groups:
-        if group["decay_name"] in labels:
-            group["decay_as"] = labels[group["decay_name"]]
+        if group["decay_name"] in norms:
+            group["decay_as"] = norms[group["decay_name"]]
     return groups
 
 
@@ -131,6 +132,11 @@ def _batchnorm_pairs(model: nn.Module) -> dict[str, str]:
 
 
 OWN_KEYS = frozenset(new_group([], "", 0.0))  # of a group of this module
+
+
+def is_module(label: str) -> bool:
+    """Whether a group is of one module's weight, by its decay_name; labels of all others are in parentheses."""
+    return not label.startswith("(")
 
 
 def effective_decay(group: Group) -> float:

@@ -85,7 +85,7 @@ class DecayLog:
 
     def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
         self.path, self._kept, self._begun = Path(path), dict[int, list[str]](), False
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        if not _writes_here():
             return
         if self.path.exists() and not append:
             raise ValueError(f"{self.path} is there already: take another name, or append=True to go on with it")
@@ -98,12 +98,13 @@ class DecayLog:
             raise ValueError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
         whole = text[: text.rfind("\n") + 1]  # a last line may have been cut by a kill
         for number, line in enumerate(whole.splitlines(), 1):
-            self._kept.setdefault(_step_of(line, f"{self.path}, line {number}"), []).append(line)
+            step = parsed_row(line, f"{self.path}, line {number}", {"step": int})["step"]
+            self._kept.setdefault(step, []).append(line)
 
     def write(self, schedule: "DecaySchedule") -> None:
         """Add the rows of a refresh; all ranks must call."""
         rows = ledger_rows(schedule)
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        if not _writes_here():
             return
         if not self._begun:
             before = [line for step, lines in self._kept.items() if step < schedule.step for line in lines]
@@ -115,14 +116,21 @@ class DecayLog:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _step_of(line: str, where: str) -> int:
+def parsed_row(line: str, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a ledger; ValueError, which names the place, unless it is JSON with these keys of these kinds."""
     try:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where}: no JSON ({error})") from error
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise ValueError(f"{where}: no row of a log, it has no step")
-    return row["step"]
+    for key, kind in kinds.items():
+        if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):
+            raise ValueError(f"{where}: no row of a ledger, it has no {key}")
+    return row
+
+
+def _writes_here() -> bool:
+    """Whether this process is the one that writes: the first of several."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_rank() != 0)
 
 
 def refreshes(rows: Sequence[Row]) -> list[Row]:

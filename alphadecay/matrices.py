@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from alphadecay.qkv import is_split, part_name
@@ -39,7 +39,7 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight; empty while it is not initialised."""
-        return () if isinstance(self.weight, UninitializedParameter) else tuple(self.weight.shape)
+        return () if is_lazy(self.weight) else tuple(self.weight.shape)
 
     @property
     def form(self) -> tuple[int, int, int]:
@@ -102,7 +102,7 @@ def find_matrices(
     owners = _owners(model)
     matrices = []
     for name, parameter_name, module, weight in _weights(model):
-        kind = "other" if isinstance(weight, UninitializedParameter) else _kind(module, parameter_name)
+        kind = "other" if is_lazy(weight) else _kind(module, parameter_name)
         groups = module.groups if isinstance(module, nn.Conv2d) and kind == "conv2d" else 1
         matrix = Matrix(name, role_of(name), weight, "", kind, groups, (module, parameter_name))
         reason = (
@@ -133,7 +133,10 @@ def _check_selection(exclude: Sequence[str], include: Sequence[str], min_eigenva
 def require_model(model: nn.Module) -> nn.Module:
     """The model; TypeError if it is none."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; files of weights are analysed by "
+            "`python -m alphadecay analyze FILE`"
+        )
     return model
 
 
@@ -149,8 +152,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Paramet
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, weight in module.named_parameters(recurse=False):
-            lazy = isinstance(weight, UninitializedParameter)
-            if id(weight) in seen or (parameter_name != "weight" if lazy else weight.ndim < 2):
+            if id(weight) in seen or (parameter_name != "weight" if is_lazy(weight) else weight.ndim < 2):
                 continue
             seen.add(id(weight))
             name = _name(module_name, parameter_name, module)
@@ -196,7 +198,7 @@ def _kind(module: nn.Module, parameter_name: str) -> str:
 
 
 def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
-    if isinstance(matrix.weight, UninitializedParameter):
+    if is_lazy(matrix.weight):
         return LAZY if _takes_products(module) else f"of {_article(module)}"
     if isinstance(module, nn.Embedding):
         return "embedding"
@@ -216,11 +218,10 @@ def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> s
 def _reason_of_other(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
     if len(matrix.shape) == 3 and matrix.shape[0] > 1 and parameter_name != "weight":
         return "3-D weight (experts?)"
-    kind = type(module).__name__
-    if kind == "UnknownGroups":
-        return "convolution in groups whose number a file of weights does not tell"
-    if parameter_name != "weight" or kind in ("Module", "Skeleton"):
+    if parameter_name != "weight":
         return "no weight of a Linear, Conv1D or Conv2d"
+    if said := getattr(module, "why_not_measured", ""):  # a stand-in for a module of a file
+        return str(said)
     return f"of {_article(module)}; measured are Linear, transformers' Conv1D and Conv2d"
 
 

@@ -154,8 +154,7 @@ class _Rates:
 
     @staticmethod
     def _of(groups: Sequence[Group]) -> dict[str, Any]:
-        rates = {group["decay_name"]: group.get("lr") for group in groups}
-        return {name: rate for name, rate in rates.items() if not isinstance(rate, Tensor)}
+        return {group["decay_name"]: lr for group in groups if not isinstance(lr := group.get("lr"), Tensor)}
 
     def set_alone(self, groups: Sequence[Group]) -> str:
         last, now = self._last, self._of(groups)
@@ -163,16 +162,12 @@ class _Rates:
             return ""
         self._last = now
         for first, *others in self._parts:
-            was, others_were = last.get(first), {last.get(name) for name in others}
-            if (
-                first in last
-                and first in now
-                and others_were == {was} == {now.get(name) for name in others}
-                and now.get(first) != was
-            ):
+            if first not in last or first not in now or now[first] == last[first]:
+                continue
+            if all(last.get(name) == now.get(name) == last[first] for name in others):
                 return (
-                    f"the learning rate of group {first} was set to {now.get(first)} alone, and {len(others)} other "
-                    f"groups stay at {was}: the group that they were is split, so set it for every group"
+                    f"the learning rate of group {first} was set to {now[first]} alone, and {len(others)} other groups "
+                    f"stay at {last[first]}: the group that they were is split, so set it for every group"
                 )
         return ""
 

@@ -1,6 +1,5 @@
 """The decays of another run again, from its ledger."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from alphadecay.analysis import SpectrumRecord
 from alphadecay.baselines import AdaDecayPerEntry
 from alphadecay.groups import ALL
+from alphadecay.ledger import parsed_row
 from alphadecay.matrices import MIN_EIGENVALUES
 from alphadecay.schedule import DecaySchedule
 
@@ -141,13 +141,7 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def _checked(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: no JSON ({error})") from error
-    for key, kind in (("step", int), ("module", str), ("multiplier", int | float)):
-        if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):
-            raise ValueError(f"{where}: no row of a ledger, it has no {key}")
+    row = parsed_row(line, where, {"step": int, "module": str, "multiplier": int | float})
     if not (0 <= row["multiplier"] < math.inf and row["step"] >= 0):
         raise ValueError(f"{where}: multiplier {row['multiplier']} at step {row['step']} is impossible")
     if row.get("kind") == AdaDecayPerEntry.kind:

@@ -23,13 +23,10 @@ MLP_LEAVES = {
     **dict.fromkeys(("fc1", "c_fc", "lin1", "wi", "dense_h_to_4h"), "fc1"),
     **dict.fromkeys(("fc2", "c_proj", "lin2", "wo", "dense_4h_to_h"), "fc2"),
 }
-ADAPTED = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_[AB])(?:\.[^.]+)?"
-)  # PEFT's: a module's, of an adapter of any name
-ADAPTED_MODULE = re.compile(
-    r"\.(base_layer|original_module|modules_to_save\.[^.]+)$"
-)  # what it calls the module itself
 WHOLE_NAMES = {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}  # BERT's
+# Of PEFT: a matrix of an adapter of any name, and what it calls the module itself.
+ADAPTED = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB])(?:\.[^.]+)?")
+ADAPTED_MODULE = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)$")
 
 
 def role_of(name: str) -> str:

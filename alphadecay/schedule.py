@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
 from alphadecay.entries import EntryDecay
-from alphadecay.groups import Group, effective_decay
+from alphadecay.groups import Group, effective_decay, is_module
 from alphadecay.ledger import DecayLog
-from alphadecay.matrices import MIN_EIGENVALUES, require_model, whole_number
+from alphadecay.matrices import MIN_EIGENVALUES, whole_number
 from alphadecay.membership import Membership, shared_multipliers
 from alphadecay.records import SpectrumRecords
 from alphadecay.saved_state import checked_state, note_measured, take_measured
@@ -112,7 +112,6 @@ class DecaySchedule(ABC):
         cautious: bool = False,
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
-        require_model(model)
         self.interval = whole_number("interval", interval, "optimizer steps")
         if on_refresh is not None and not callable(on_refresh):
             raise ValueError(f"on_refresh must be callable, got {on_refresh!r}")
@@ -127,8 +126,8 @@ class DecaySchedule(ABC):
         self.watchers: list[StepWatcher] = []
         self.cautious = cautious
         self._entries = self._entry_decay()
-        take_written(self.optimizer.param_groups)
         self._membership = Membership(model, self.optimizer, self.selection, ranking)
+        take_written(self.optimizer.param_groups)
         self._log: DecayLog | None = None
         self._said: set[str] = set()
         self._due = False
@@ -174,7 +173,6 @@ class DecaySchedule(ABC):
     @property
     def multipliers(self) -> dict[str, float]:
         """The adaptive multiplier of each module that has a group of its own, or shares one that was added."""
-        self._find_members()
         own = {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
         return own | shared_multipliers(self.optimizer.param_groups)
 
@@ -182,7 +180,7 @@ class DecaySchedule(ABC):
     def own_groups(self) -> list[Group]:
         """The groups that hold one module's weight and nothing else."""
         self._find_members()
-        return [group for group in self.optimizer.param_groups if not group["decay_name"].startswith("(")]
+        return [group for group in self.optimizer.param_groups if is_module(group["decay_name"])]
 
     def __repr__(self) -> str:
         return description(self)

@@ -37,12 +37,20 @@ class Skeleton(nn.Module):
     pretrained_cfg: dict[str, Any] | None = None
 
 
-class UnknownGroups(nn.Module):
+class ConvolutionOfUnknownGroups(nn.Module):
     """A convolution in groups whose number is not known: its spectra cannot be told apart."""
+
+    why_not_measured = "convolution in groups whose number a file of weights does not tell"
+
+
+class ModuleOfUnknownKind(nn.Module):
+    """What has weights of no kind that could be measured."""
+
+    why_not_measured = "no weight of a Linear, Conv1D or Conv2d"
 
 
 def skeleton(
-    tensors: Mapping[str, Tensor], ends: dict[str, Any] | None = None, groups: Mapping[str, int] | None = None
+    tensors: Mapping[str, Tensor], ends: dict[str, Any] | None = None, declared: Mapping[str, nn.Conv2d] | None = None
 ) -> Skeleton:
     """Modules with these weights, on which `alphadecay.analyze` says the same as on the model they are of.
 
@@ -53,16 +61,19 @@ def skeleton(
     Args:
         tensors: By name, as in a state dict. Those of fewer than two dimensions tell only the kind of their module.
         ends: "first_conv" and "classifier" as in timm's pretrained_cfg, where they are known.
-        groups: Of each convolution by name, where they are known. Else one whose input is narrower than the output of
-            the convolution before it, by a whole factor, is of unknown groups, and takes no part.
+        declared: Convolutions by name, where the model is known, for their groups. One that it does not have, with a
+            weight of that shape, is of unknown groups and takes no part, if its input is narrower than the output of
+            the convolution before it by a whole factor.
     """
     weights = {name: tensor for name, tensor in tensors.items() if tensor.ndim >= 2 and not _is_buffer(name, tensor)}
     root = Skeleton()
     if ends is None and {"conv1.weight", "fc.weight"} <= set(weights):
         ends = RESNET_ENDS
     root.pretrained_cfg = ends
-    if groups is None:
-        groups = _guessed_groups(weights)
+    groups = _guessed_groups(weights)
+    for name, convolution in (declared or {}).items():
+        if (weight := weights.get(f"{name}.weight")) is not None and weight.shape == convolution.weight.shape:
+            groups[name] = convolution.groups
     embeddings = [w for name, w in weights.items() if _is_embedding(name, tensors)]
     for name in sorted(weights, key=_place):
         owner, _, leaf = name.rpartition(".")
@@ -139,11 +150,13 @@ def _module_for(name: str, tensors: Mapping[str, Tensor], groups: int) -> nn.Mod
     """A module of the kind that has such a weight."""
     owner, _, leaf = name.rpartition(".")
     weight = tensors[name]
-    if leaf != "weight" or weight.ndim not in (2, 4):
+    if leaf != "weight":
         return nn.Module()
+    if weight.ndim not in (2, 4):
+        return ModuleOfUnknownKind()
     if weight.ndim == 4:
         if not groups or len(weight) % groups:
-            return UnknownGroups()
+            return ConvolutionOfUnknownGroups()
         out, inputs, height, width = weight.shape
         return nn.Conv2d(inputs * groups, out, (height, width), groups=groups, bias=False, device="meta")
     if _is_embedding(name, tensors):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from alphadecay.groups import Group, effective_decay, new_group
+from alphadecay.groups import ALL, Group, effective_decay, is_module, new_group
 from alphadecay.matrices import Matrix, unwrap
+from alphadecay.sharing import is_sharded
 
 
 def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
@@ -67,8 +68,8 @@ def label_replaced(groups: Sequence[Group], model: nn.Module) -> None:
     """Give groups whose weight is the model's no longer another label: its name may be another weight's now."""
     present = {id(p) for p in unwrap(model).parameters()}
     for group in groups:
-        name, params = group.get("decay_name", "("), group["params"]
-        if not name.startswith("(") and not any(id(p) in present or hasattr(p, "full_tensor") for p in params):
+        name, params = group.get("decay_name", ALL), group["params"]
+        if is_module(name) and not any(id(p) in present or is_sharded(p) for p in params):
             taken = {each.get("decay_name") for each in groups}
             labels = (f"({name}, replaced{f' {i}' if i else ''})" for i in count())
             group["decay_name"] = next(label for label in labels if label not in taken)

@@ -198,8 +198,8 @@ def _check_manifest(file: Path, found: str) -> None:
         raise BadInput(f"{file}: is broken: its SHA-256 is not the manifest's")
 
 
-def _declared(folder: Path) -> tuple[dict[str, Any] | None, dict[str, int] | None]:
-    """Stem and head, and the groups of convolutions, of the timm model of a run or of a folder that timm saved."""
+def _declared(folder: Path) -> tuple[dict[str, Any] | None, dict[str, nn.Conv2d]]:
+    """Stem and head, and the convolutions, of the timm model of a run or of a folder that timm saved."""
     run = folder.resolve().parent.parent
     for path, key in ((folder / "config.json", "architecture"), (run / "config.json", "model")):
         name = _config(path).get(key)
@@ -210,9 +210,9 @@ def _declared(folder: Path) -> tuple[dict[str, Any] | None, dict[str, int] | Non
                 declared = config.to_dict()
                 with torch.device("meta"):
                     modules = dict(timm.create_model(name).named_modules())
-                groups = {name: each.groups for name, each in modules.items() if isinstance(each, nn.Conv2d)}
-                return {key: declared[key] for key in ("first_conv", "classifier") if key in declared}, groups
-    return None, None
+                convolutions = {name: each for name, each in modules.items() if isinstance(each, nn.Conv2d)}
+                return {key: declared[key] for key in ("first_conv", "classifier") if key in declared}, convolutions
+    return None, {}
 
 
 def _config(path: Path) -> dict[str, Any]:

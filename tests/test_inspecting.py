@@ -1,28 +1,15 @@
 """What a schedule says of itself: in a notebook, in the log that another run replays, and after a state was loaded."""
 
-import io
 import json
 
 import pytest
 import torch
 from recipes import block_model
+from test_state import saved, setup, take_steps
 from torch import nn
 
 import alphadecay
 from alphadecay.ledger import ledger_rows
-
-
-def setup(kind=alphadecay.AlphaDecay, interval=4, **options):
-    model = block_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    return model, optimizer, kind(model, optimizer, interval, **options)
-
-
-def take_steps(model, optimizer, first, last):
-    for step in range(first, last):
-        optimizer.zero_grad()
-        model(torch.randn(8, 60, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        optimizer.step()
 
 
 def rows(path):
@@ -96,8 +83,7 @@ def test_a_resumed_log_is_that_of_a_run_that_was_not_stopped(tmp_path):
     model, optimizer, decay = setup()
     decay.log_to(tmp_path / "parts.jsonl")
     take_steps(model, optimizer, 0, 3)
-    state = model.state_dict(), optimizer.state_dict()
-    state = torch.load(io.BytesIO(_saved(state)), weights_only=True)
+    state = saved(model, optimizer)
     take_steps(model, optimizer, 3, 6)  # logs step 4, and dies
 
     model, optimizer, decay = setup()
@@ -108,17 +94,11 @@ def test_a_resumed_log_is_that_of_a_run_that_was_not_stopped(tmp_path):
     assert (tmp_path / "parts.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
-def _saved(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("lag", [0, 2])
 def test_a_loaded_state_says_what_the_last_refresh_found(lag):
     model, optimizer, decay = setup(lag=lag)
     take_steps(model, optimizer, 0, 7)
-    weights, state = torch.load(io.BytesIO(_saved((model.state_dict(), optimizer.state_dict()))), weights_only=True)
+    weights, state = saved(model, optimizer)
     other, other_optimizer, loaded = setup(lag=lag)
     other.load_state_dict(weights)
     other_optimizer.load_state_dict(state)
@@ -180,7 +160,7 @@ def test_impossible_arguments_are_one_line_that_names_them(options, sentence):
 
 def test_what_is_no_model_is_named():
     with pytest.raises(
-        TypeError, match=r"analyze takes a model \(torch.nn.Module\), got OrderedDict; files of weights"
+        TypeError, match=r"model must be a torch.nn.Module, got OrderedDict; files of weights are analysed by"
     ):
         alphadecay.analyze(block_model().state_dict())
 
