@@ -3,11 +3,14 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:  # which has hooks
+    from alphadecay.schedule import DecaySchedule
 
 KEY = "alphadecay"  # under which hooks stand with torch's, which are numbered
 STEP_WRAPPER = Optimizer.profile_hook_step(lambda *_: None).__code__  # torch's, which calls the hooks of a step
@@ -154,7 +157,7 @@ def _fill_caches() -> None:
     torch.autograd.profiler.record_function("")
 
 
-def attached(optimizer: Any) -> Any:
+def attached(optimizer: Any) -> "DecaySchedule | None":
     """The decay schedule that acts on an optimizer, wrapped or not; None if there is none.
 
     Args:
@@ -174,7 +177,8 @@ def attached(optimizer: Any) -> Any:
     for each in chain_of(optimizer):
         hook = getattr(each, "_optimizer_step_pre_hooks", {}).get(KEY)
         if hook is not None:
-            return hook.__self__.schedule
+            found: DecaySchedule = hook.__self__.schedule
+            return found
     return None
 
 
