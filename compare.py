@@ -4,6 +4,9 @@ python compare.py --preset quick
 python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/llama_c4 --submit slurm
 """
 
+import runtime.openmp  # noqa: F401  before torch
+
+# isort: split
 import os
 import signal
 import sys

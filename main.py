@@ -4,6 +4,9 @@ python main.py --data_set digits --decay alphadecay --output_dir runs/first
 torchrun --nproc_per_node=2 main.py ...
 """
 
+import runtime.openmp  # noqa: F401  before torch
+
+# isort: split
 import copy
 import sys
 from collections.abc import Sequence

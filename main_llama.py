@@ -4,6 +4,9 @@ python main_llama.py --dataset stdlib --decay alphadecay --output_dir runs/langu
 torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130m.json ...
 """
 
+import runtime.openmp  # noqa: F401  before torch
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

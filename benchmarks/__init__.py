@@ -1,1 +1,3 @@
 """Paired timings: ratios measured in one run, never absolute times."""
+
+import runtime.openmp  # noqa: F401  before torch

@@ -22,7 +22,7 @@ from runtime.runfolder import environment
 from runtime.tables import say, table
 
 SETTINGS: dict[str, dict[str, str]] = {
-    "OpenMP's default": {},
+    "GOMP_SPINCOUNT=300000": {"GOMP_SPINCOUNT": "300000"},  # the default of GNU's OpenMP
     "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
     "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},

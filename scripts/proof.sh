@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/environment.sh dev
-OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -q -m proof "$@"
+.venv/bin/python -m pytest -q -m proof "$@"
 .venv/bin/python tests/planted_faults.py

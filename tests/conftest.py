@@ -1,3 +1,6 @@
+import runtime.openmp  # noqa: F401  before torch
+
+# isort: split
 import os
 
 import torch

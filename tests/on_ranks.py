@@ -1,4 +1,4 @@
-"""What test_ranks.py runs on several processes: python on_ranks.py WHAT RANK RANKS STORE, prints JSON."""
+"""What test_ranks.py runs on several processes: python on_ranks.py WHAT RANKS STORE, writes STORE_<rank>.json."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from alphadecay.sharing import cost
 
 
 def main():
-    what, rank, ranks, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    what, ranks, store = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    rank = int(os.environ.get("RANK", 0))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     found = globals()[what](rank, ranks)
     dist.barrier()
     dist.destroy_process_group()
-    json.dump(found, sys.stdout)
-    sys.stdout.flush()
+    Path(f"{store}_{rank}.json").write_text(json.dumps(found))
     os._exit(0)  # at the end of the interpreter gloo's threads abort now and then ("terminate called ...")
 
 
@@ -167,6 +167,12 @@ def not_finite_on_one(rank, ranks):
     return {"error": ""}
 
 
+def split_qkv(rank, ranks):
+    from test_qkv_training import check_sharded
+
+    check_sharded(ranks)
+
+
 def work(rank, ranks):
     """CPU seconds of a refresh of deit_tiny on this rank and alone, and its share of the work by counting."""
     import timm
@@ -204,7 +210,7 @@ def text_shares(rank, ranks):
     from runtime.errors import UserError
     from runtime.processes import Ranks
 
-    folder, where = Path(sys.argv[4] + "_c4"), Ranks(rank, ranks, torch.device("cpu"))
+    folder, where = Path(sys.argv[3] + "_c4"), Ranks(rank, ranks, torch.device("cpu"))
     if where.is_main:
         write_c4(folder, shards=2)
     where.wait()

@@ -153,6 +153,7 @@ def test_tables_and_files_hold_what_analyze_says(analysis):
     assert {each["role"] for each in content["roles"]} >= {"attn.q", "attn.k", "attn.v", "mlp.fc1"}
 
 
+@pytest.mark.slow
 def test_figures_are_written_for_screen_and_print(analysis):
     _, out, _ = analysis
     names = {path.name for path in (out / "figures").iterdir()}
@@ -165,6 +166,7 @@ def test_figures_are_written_for_screen_and_print(analysis):
     assert all((out / "figures" / name).stat().st_size > 1000 for name in names)
 
 
+@pytest.mark.slow
 def test_another_analysis_is_replaced_only_when_asked(analysis, capsys):
     run, out, _ = analysis
     assert main(["analyze", str(run), "--output_dir", str(out)]) == 2

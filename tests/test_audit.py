@@ -358,8 +358,6 @@ def test_rows_of_audits_say_what_a_step_did_and_assign_nothing(kind, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_notes_audits_at_log_intervals_and_trains_as_without(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slower than the training
-    monkeypatch.setattr("runtime.curves.Curves.figure", lambda *_: None)
     plain, audited = tmp_path / "plain", tmp_path / "audited"
     words = [*TINY, "--log_interval", "2", "--weight_decay", "1e-7"]
     assert run(*words, "--output_dir", plain, monkeypatch=monkeypatch) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TINY, run
-from tiny_text import TINY_TEXT, changed_config, no_drawing, run_text
+from tiny_text import TINY_TEXT, changed_config, run_text
 
 import alphadecay
 import main
@@ -80,7 +80,7 @@ def watched_loss(built, seen):
 def train(domain, strategy, seed):
     """What a run of a few steps saw."""
     seen = Seen()
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, no_drawing():
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         shared = ["--output_dir", folder + "/run", "--seed", seed, "--max_steps", STEPS, "--decay_interval", 2]
         words = [*RANDOM[domain], *shared, "--decay", "uniform", *words_of(strategy)]
         program = main if domain == "digits" else main_llama

@@ -12,6 +12,7 @@ from comparison.report import summary_text, write_report
 from comparison.tables import comparisons_table, points_table, strategies_table
 from runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
 SMALL = {**IMAGES, "search": {"weight_decay": [0.1, 0.5]}}
 NEVER = re.compile(r"\b(nan|NaN|None|inf|Infinity)\b")
 
@@ -40,7 +41,6 @@ def whole(tmp_path_factory):
     return folder, grid, runs, texts
 
 
-@pytest.mark.slow
 def test_every_run_is_one_row_of_the_csv_finished_or_not(whole):
     folder, grid, runs, _ = whole
     with open(folder / "report" / "results.csv", newline="") as file:
@@ -106,7 +106,6 @@ def test_published_figures_stand_beside_ours(whole):
     assert "Published" in strategies_table(text).header
 
 
-@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     grid = grid_of(tmp_path, domains={"digits": SMALL})
     runs, *first = written(tmp_path, grid)
@@ -115,7 +114,6 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "again" / "figures").iterdir()} == figures
 
 
-@pytest.mark.slow
 def test_hostile_names_stay_text(tmp_path):
     hostile = {
         "uniform": {}, "<script>alert(1)</script>": {"decay": "alphadecay"}, "_a$b_{$ | `c` *d*": {"decay": "adadecay"},
@@ -129,7 +127,6 @@ def test_hostile_names_stay_text(tmp_path):
     assert all("$ \\| " in line for line in table_lines if "_a$b" in line.replace("\\", ""))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seeds, search", [([0], {"weight_decay": [0.1, 0.5]}), ([0, 1], {}), ([0], {})])
 def test_one_seed_or_one_point_make_a_report_too(tmp_path, seeds, search):
     grid = grid_of(tmp_path, seeds=seeds, domains={"digits": {**IMAGES, "search": search}})
@@ -147,7 +144,6 @@ def test_before_any_run_has_finished_there_is_a_report(tmp_path):
     assert "no run has finished" in summary_text(grid, runs)
 
 
-@pytest.mark.slow
 def test_a_figure_that_is_not_finite_is_counted_as_none(tmp_path):
     grid = grid_of(tmp_path, domains={"text": {**TEXT, "search": {}}})
     runs = fill(grid, tmp_path)

@@ -115,7 +115,7 @@ def test_wandb_gets_the_curves_and_figures_and_its_run_is_continued(tmp_path, mo
     monkeypatch.setenv("WANDB_SILENT", "true")
     words = [*TINY, "--output_dir", tmp_path / "run", "--enable_wandb", "--wandb_name", "mine"]
     assert run(*words, "--max_steps", "5", monkeypatch=monkeypatch) == 0
-    assert run(*words, "--resume", "auto", monkeypatch=monkeypatch) == 0
+    assert run(*words, "--resume", "auto", monkeypatch=monkeypatch, draw=True) == 0
     ids = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
     assert len(ids) == 1 and len(rows(tmp_path / "run" / "log.jsonl")) == 2
     images = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/*.png")

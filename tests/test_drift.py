@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from photos import class_folders
-from test_processes import torchrun
 from tiny import TINY, run
 from torchvision.datasets import CIFAR10
 
@@ -199,7 +199,7 @@ def test_other_threads_are_refused_with_how_to_get_them_back(stopped, tmp_path, 
 @pytest.mark.slow
 def test_another_world_size_is_refused_by_all_ranks_and_said_once(stopped):
     before = times(stopped)
-    done = torchrun(2, "--resume", stopped, timeout=120)
+    done = forked(2, "--resume", stopped, timeout=120)
     assert done.returncode == 1 and done.stderr.count("not as in the checkpoint: ") == 1
     assert any(line.split() == ["world_size", "world_size", "1", "2"] for line in done.stderr.splitlines())
     assert times(stopped) == before

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import forked, free_port
 from photos import bad_files, imagenet
 from tiny import ROOT, TINY, rows, run
 
@@ -21,12 +21,6 @@ PUBLISHED = """--model vit_deit_tiny_patch16_224 --drop_path 0.1 --batch_size 19
     --weight_decay 0.000005 --use_modulewise_wd --alpha_positively_with_WD --unbalancedWD_every 500
     --esd_metric_for_tb alpha --assign_func tb_linear_map --wd_min_ratio 0.6666 --wd_max_ratio 3 --update_freq 1
     --model_ema true --model_ema_eval true --data_path {data} --output_dir {output} --wandb_name published"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def torchrun(
@@ -102,7 +96,7 @@ TWO = [*TINY, "--drop_path", "0", "--mixup", "0", "--cutmix", "0"]
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = torchrun(2, *TWO, "--batch_size", "120", "--output_dir", folder)
+    done = forked(2, *TWO, "--batch_size", "120", "--output_dir", folder)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -123,7 +117,7 @@ def test_evaluation_is_the_same_for_any_number_of_processes(two_processes, monke
     words = ["--eval", "--resume", two_processes]
     assert run(*words, monkeypatch=monkeypatch) == 0
     alone = capsys.readouterr().out
-    assert torchrun(3, *words).stdout == alone
+    assert forked(3, *words).stdout == alone
     assert f"{rows(two_processes / 'log.jsonl')[-1]['acc1']:.4g}" in alone
 
 
@@ -132,14 +126,14 @@ def test_two_processes_resume_to_the_same_bits(two_processes, tmp_path):
     folder = tmp_path / "run"
     words = [*TWO, "--batch_size", "120", "--output_dir", folder]
     for more in (["--max_steps", "7"], ["--resume", "auto"]):
-        assert torchrun(2, *words, *more).returncode == 0
+        assert forked(2, *words, *more).returncode == 0
     name = "checkpoints/step_00000010/model.safetensors"
     assert (folder / name).read_bytes() == (two_processes / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
-    done = torchrun(2, *TINY, "--output_dir", tmp_path / "run", "--weight_decay", "-1")
+    done = forked(2, *TINY, "--output_dir", tmp_path / "run", "--weight_decay", "-1")
     assert done.stderr.count("error: --weight_decay -1.0: must be at least 0\n") == 1
     assert done.returncode == 1 and not (tmp_path / "run").exists()
 
@@ -149,5 +143,5 @@ def test_too_many_bad_images_on_one_rank_end_all(tmp_path):
     root = imagenet(tmp_path / "images", classes=2, train=20, val=2)
     bad_files(root / "val" / "n0001")
     words = ["--data_path", root, "--data_set", "IMNET", "--batch_size", "8", "--max_bad_images", "2"]
-    done = torchrun(2, *TINY, *words, "--output_dir", tmp_path / "run", timeout=120)
+    done = forked(2, *TINY, *words, "--output_dir", tmp_path / "run", timeout=120)
     assert done.returncode == 1 and "error: --max_bad_images 2: 3 images cannot be read" in done.stderr

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from attention import images, made, same_state, step
 from safetensors.torch import load_file
+from test_ranks import on_ranks
 from tiny import TINY, rows, run
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -18,9 +19,10 @@ from runtime.selftest import differences
 
 
 @pytest.mark.slow
-def test_a_compiled_split_model_computes_the_same():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)])
+def test_a_compiled_split_model_computes_the_same(backend):
     model = alphadecay.split_qkv(made())
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=backend)
     compiled(images()).square().mean().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -94,16 +96,9 @@ def test_sharded_training_is_that_of_the_plain_model(process_group):
     check_sharded(1)
 
 
-def sharded_rank(rank, ranks, store):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    check_sharded(ranks)
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_sharded_training_of_two_processes_too(tmp_path):
-    torch.multiprocessing.spawn(sharded_rank, (2, tmp_path / "store"), 2)
+    on_ranks("split_qkv", 2, tmp_path)
 
 
 SPLIT = [*TINY, "--split_qkv", "--max_steps", "8"]
@@ -113,7 +108,6 @@ SPLIT = [*TINY, "--split_qkv", "--max_steps", "8"]
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
         assert run(*SPLIT, "--output_dir", folder, monkeypatch=monkeypatch) == 0
     return folder
 
@@ -121,7 +115,6 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 def test_a_split_run_resumes_to_the_same_bits(whole, tmp_path, monkeypatch):
     parts = tmp_path / "parts"
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     for more in (["--max_steps", "3"], ["--resume", "auto"]):
         assert run(*SPLIT, "--output_dir", parts, *more, monkeypatch=monkeypatch) == 0
     assert differences(whole, parts) == {}

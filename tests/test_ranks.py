@@ -1,27 +1,20 @@
 """Several processes: the same records, decays and bits on all, and each does its share of the work."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from forked import forked
 
 from alphadecay.sharing import owners_of, turns_of
 
 
 def on_ranks(what, ranks, folder):
     """What a function of on_ranks.py returns on each of some processes."""
-    words = [sys.executable, str(ROOT / "tests" / "on_ranks.py"), what]
     store = folder / f"store_{what}_{ranks}"
-    started = [
-        subprocess.Popen([*words, str(rank), str(ranks), str(store)], cwd=ROOT, stdout=-1, stderr=-1, text=True)
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=180) for process in started]
-    codes = [process.returncode for process in started]
-    assert codes == [0] * ranks, [said[-2000:] for code, (_, said) in zip(codes, outputs, strict=True) if code]
-    return [json.loads(said) for said, _ in outputs]
+    done = forked(ranks, what, ranks, store, program="tests/on_ranks.py", timeout=180)
+    assert done.codes == [0] * ranks, done.stderr[-2000:]
+    return [json.loads(Path(f"{store}_{rank}.json").read_text()) for rank in range(ranks)]
 
 
 def test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it():

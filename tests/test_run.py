@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from reports import show_decay_by_role
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(*TINY, "--output_dir", folder, "--weight_decay_end", "0.01", monkeypatch=monkeypatch) == 0
+        assert run(*TINY, "--output_dir", folder, "--weight_decay_end", "0.01", monkeypatch=monkeypatch, draw=True) == 0
     return folder
 
 
@@ -149,10 +150,13 @@ def test_options_change_the_result(finished, tmp_path, monkeypatch, change):
         "--channels_last --model resnet10t --model_kwargs in_chans=3",
         "--mixup_mode elem --cutmix_minmax 0.2 0.8",
         "--layer_decay 0.7 --remove_last_layer false",
-        pytest.param("--compile", marks=pytest.mark.slow),
+        "--compile",
+        pytest.param("--compile ", marks=pytest.mark.proof),
     ],
 )
 def test_options_train(tmp_path, monkeypatch, words):
+    if words == "--compile":  # without the minute that generating and compiling C++ takes
+        monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
     limits = ["--max_steps", "3", "--output_dir", tmp_path / "run"]
     assert run(*TINY, *limits, *words.split(), monkeypatch=monkeypatch) == 0
     assert (tmp_path / "run" / "summary.json").exists()

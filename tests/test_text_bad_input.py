@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from texts import save_tokenizer, write_c4, write_shard
-from tiny_text import CONFIG, TINY_TEXT, changed_config, no_drawing, run_text
+from tiny_text import CONFIG, TINY_TEXT, changed_config, run_text
 
 CASES = {
     "unknown option": ("--model_confg x", "--model_confg; did you mean --model_config?"),
@@ -33,12 +33,6 @@ CASES = {
     "precision": ("--dtype float8", "--amp float8: must be one of none, bf16, fp16"),
     "rates swapped": ("--min_lr 1", "--min_lr 1: above --lr 0.003"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with no_drawing():
-        yield
 
 
 @pytest.fixture

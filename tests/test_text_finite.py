@@ -6,19 +6,13 @@ import pytest
 import torch
 from texts import write_c4
 from tiny import rows
-from tiny_text import TINY_TEXT, no_drawing, run_text
+from tiny_text import TINY_TEXT, run_text
 
 import llama.engine
 from llama.stream import TextStream
 from runtime.selftest import differences
 
 BAD_ROW = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with no_drawing():
-        yield
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_processes import torchrun
+from forked import forked
 from texts import ALONE
 from tiny import rows
-from tiny_text import TINY_TEXT, no_drawing, run_text, task_of
+from tiny_text import TINY_TEXT, run_text, task_of
 from torch import nn
 
 from llama.engine import LanguageRules, backward, evaluate, loss_sum, weighed
@@ -214,8 +214,7 @@ def printed(said: str) -> list[float]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loss") / "run"
-    with no_drawing():
-        assert run_text(*TINY_TEXT, "--no-pack", "--batch_size", "5", "--output_dir", folder) == 0
+    assert run_text(*TINY_TEXT, "--no-pack", "--batch_size", "5", "--output_dir", folder) == 0
     return folder
 
 
@@ -234,5 +233,5 @@ def test_evaluation_is_the_same_for_any_number_of_processes(finished, capsys):
     assert run_text(*words) == 0
     alone = printed(capsys.readouterr().out)
     for ranks in (2, 3):  # of sequences that do not divide evenly
-        together = printed(torchrun(ranks, *words, program="main_llama.py", timeout=120).stdout)
+        together = printed(forked(ranks, *words, program="main_llama.py", timeout=120).stdout)
         assert together[0] == alone[0] and together[2:] == alone[2:]

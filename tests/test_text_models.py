@@ -9,7 +9,7 @@ import torch
 import transformers
 from texts import ALONE, save_tokenizer, write_c4
 from tiny import ROOT
-from tiny_text import TINY_TEXT, changed_config, no_drawing, run_text, task_of
+from tiny_text import TINY_TEXT, changed_config, run_text, task_of
 
 from llama.models import LanguageModelOptions, build_model, read_config
 from llama.probes import require_causal, require_plain_head
@@ -20,12 +20,6 @@ CONFIGS = sorted((ROOT / "llama" / "configs").glob("*.json"))
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64} | dict.fromkeys(
     ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"), ...
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with no_drawing():
-        yield
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from test_processes import torchrun
+from forked import forked
 from test_text_run import PUBLISHED
 from texts import paragraphs, save_tokenizer, write_c4, write_shard
 from tiny import rows
@@ -15,7 +15,7 @@ from runtime.checkpoints import find_checkpoint
 
 
 def launched(*words, timeout=200):
-    return torchrun(2, *words, program="main_llama.py", timeout=timeout)
+    return forked(2, *words, program="main_llama.py", timeout=timeout)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from texts import ALONE, save_tokenizer, write_c4
 from tiny import rows
-from tiny_text import CONFIG, MODULES, TINY_TEXT, no_drawing, run_text, task_of
+from tiny_text import CONFIG, MODULES, TINY_TEXT, run_text, task_of
 
 from llama.models import flops_per_token
 from llama.options import STDLIB
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
     text = ["--dataset", "c4", "--data_path", write_c4(folder.parent / "c4"), "--tokenizer", "bytes", "--no-pack"]
     text += ["--max_length", "64"]
     words = [*TINY_TEXT, *text, "--log_interval", "1", "--peak_tflops", "0.001", "--checkpoint_every", "2"]
-    assert run_text(*words, "--output_dir", folder) == 0
+    assert run_text(*words, "--output_dir", folder, draw=True) == 0
     return folder
 
 
@@ -109,13 +109,7 @@ def test_every_projection_takes_part_and_nothing_else(finished):
     assert len({row["weight_decay"] for row in ledger}) > 2
 
 
-@pytest.fixture
-def quick():
-    with no_drawing():
-        yield
-
-
-def test_the_first_and_last_can_stay_out_as_published(tmp_path, quick):
+def test_the_first_and_last_can_stay_out_as_published(tmp_path):
     words = [*TINY_TEXT, "--remove_first_layer", "--remove_last_layer", "--max_steps", "1"]
     assert run_text(*words, "--output_dir", tmp_path / "run") == 0
     modules = [row["module"] for row in rows(tmp_path / "run" / "decay.jsonl")]
@@ -132,7 +126,7 @@ def test_it_takes_as_many_steps_as_it_is_told_and_ends_at_the_lowest_rate(finish
     assert log[0]["lr"] == pytest.approx(1e-3)  # the first step behind the warm-up
 
 
-def test_a_run_of_one_step_works(tmp_path, quick):
+def test_a_run_of_one_step_works(tmp_path):
     words = [*TINY_TEXT, "--num_training_steps", "1", "--warmup_steps", "0", "--output_dir", tmp_path / "run"]
     assert run_text(*words) == 0
     assert [row["lr"] for row in rows(tmp_path / "run" / "log.jsonl")] == [3e-3]
@@ -151,14 +145,14 @@ def test_a_run_of_one_step_works(tmp_path, quick):
         pytest.param("--compile", marks=pytest.mark.proof),
     ],
 )
-def test_options_train(tmp_path, quick, words):
+def test_options_train(tmp_path, words):
     limits = ["--max_steps", "2", "--output_dir", tmp_path / "run"]
     assert run_text(*TINY_TEXT, *limits, *words.split()) == 0
     assert math.isfinite(json.loads((tmp_path / "run" / "summary.json").read_text())["perplexity"])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_awd_by_its_published_name_decays_all_alike(tmp_path, quick, optimizer):
+def test_awd_by_its_published_name_decays_all_alike(tmp_path, optimizer):
     words = [word for word in TINY_TEXT if word not in ("--decay", "alphadecay")]
     words += ["--use_AWD_NeurIPS2023", "--optimizer", optimizer, "--output_dir", tmp_path / "run"]
     assert run_text(*words) == 0
@@ -175,7 +169,7 @@ PRECISIONS = {
 
 
 @pytest.mark.parametrize(("words", "dtypes"), PRECISIONS.items(), ids=lambda each: str(each))
-def test_only_pure_bfloat16_rounds_weights_and_says_what_that_does_to_decay(tmp_path, quick, capsys, words, dtypes):
+def test_only_pure_bfloat16_rounds_weights_and_says_what_that_does_to_decay(tmp_path, capsys, words, dtypes):
     assert run_text(*TINY_TEXT, *words.split(), "--max_steps", "1", "--output_dir", tmp_path / "run") == 0
     checkpoint, said = find_checkpoint(tmp_path / "run")[0], capsys.readouterr().out
     assert {each.dtype for each in checkpoint.model_weights().values()} == {dtypes[0]}
@@ -186,7 +180,7 @@ def test_only_pure_bfloat16_rounds_weights_and_says_what_that_does_to_decay(tmp_
     assert all("--decay_audit" in line and "--dtype bfloat16" in line for line in warnings)
 
 
-def test_text_in_c4s_format_and_a_tokenizer_of_transformers_train(tmp_path, quick):
+def test_text_in_c4s_format_and_a_tokenizer_of_transformers_train(tmp_path):
     words = shlex.split(PUBLISHED) + ["--batch_size", "4", "--total_batch_size", "8", "--max_length", "32"]
     words += ["--target_eval_tokens", "300"]
     data, tokenizer = write_c4(tmp_path / "c4"), save_tokenizer(tmp_path / "tokenizer")

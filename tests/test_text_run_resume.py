@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from test_processes import torchrun
-from test_resume import signal_at
+from forked import forked
+from test_resume import in_this_process, signal_at
 from texts import write_c4
 from tiny import ROOT, rows
-from tiny_text import TINY_TEXT, changed_config, no_drawing, run_text
+from tiny_text import TINY_TEXT, changed_config, run_text
 
 from runtime.checkpoints import find_checkpoint
 from runtime.selftest import differences
@@ -26,12 +26,6 @@ VARIETY = {
     "adam": ["--optimizer", "adam", "--decay_control", "shuffle", "--decay_budget", "matched"],
     "recomputed": ["--activation_checkpointing", "--chunked_loss"],
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with no_drawing():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +103,10 @@ def test_evaluating_more_often_changes_no_weight(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_can_see_it_for_their_own_options(tmp_path, capsys):
+def test_a_user_can_see_it_for_their_own_options(tmp_path, capsys, monkeypatch):
     words = [*TINY_TEXT, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
-    assert run_text(*words, program_name=sys.modules["main_llama"].__file__) == 0
+    monkeypatch.setattr("runtime.selftest.subprocess.run", in_this_process(run_text))
+    assert run_text(*words) == 0
     assert "resuming is exact: nothing differs but times" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -148,6 +143,6 @@ def test_two_processes_resume_to_the_same_bits(tmp_path, kind):
         (tmp_path / "parts", "--resume", "auto", "--max_steps", "5"),
         (tmp_path / "parts", "--resume", "auto"),
     ):
-        done = torchrun(2, *words, folder, *more, program="main_llama.py")
+        done = forked(2, *words, folder, *more, program="main_llama.py")
         assert done.returncode == 0, done.stderr[-3000:]
     assert differences(tmp_path / "whole", tmp_path / "parts") == {}

@@ -1,9 +1,12 @@
 """The smallest runs of main.py that still go through everything."""
 
 import json
-import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+from forked import Ended, forked
 
 import main as program
 from runtime.errors import exit_status
@@ -17,16 +20,25 @@ TINY = (
 ).split()  # 5 optimizer steps an epoch
 
 
-def run(*words: str, monkeypatch) -> int:
+def run(*words: str, monkeypatch, draw: bool = False) -> int:
     """main.py in this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words)])
-    return exit_status(program.main)
+    with drawing(draw):
+        return exit_status(program.main)
 
 
-def run_apart(*words: str) -> subprocess.CompletedProcess:
+@contextmanager
+def drawing(draw: bool):
+    """Without figures, which take longer to draw than these runs take to train."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if not draw:
+            monkeypatch.setattr("trainer.Trainer._figures", lambda *_: {})
+        yield
+
+
+def run_apart(*words: str) -> Ended:
     """main.py in a process of its own."""
-    command = [sys.executable, "main.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return forked(1, *words)
 
 
 def rows(path: Path) -> list[dict]:

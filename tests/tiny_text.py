@@ -2,11 +2,10 @@
 
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from tiny import ROOT, drawing
 
 import main_llama as program
 from runtime.errors import exit_status
@@ -20,19 +19,11 @@ TINY_TEXT = [
 MODULES = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
-def run_text(*words: str, program_name: str = "main_llama.py") -> int:
+def run_text(*words: str, program_name: str = "main_llama.py", draw: bool = False) -> int:
     """main_llama.py in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, drawing(draw):
         monkeypatch.setattr(sys, "argv", [program_name, *map(str, words)])
         return exit_status(program.main)
-
-
-@contextmanager
-def no_drawing():
-    """Figures take longer to draw than these runs take to train."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("trainer.Trainer._figures", lambda *_: {})
-        yield
 
 
 def changed_config(folder: Path, **changed) -> Path:
