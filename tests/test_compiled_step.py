@@ -46,6 +46,7 @@ def runs():
     return Run(), attached, Run(decays=attached.decays)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_decays_as_by_hand(runs):
     _, attached, by_hand = runs
     for step, expected in attached.expected.items():
@@ -56,12 +57,14 @@ def test_a_compiled_step_decays_as_by_hand(runs):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_at_most_three_more_frames_are_compiled_than_without(runs):
     without, attached, by_hand = runs
     assert attached.frames[0] <= without.frames[0] + 3 and attached.graphs[0] <= without.graphs[0] + 3
     assert attached.frames[-1] <= by_hand.frames[-1] + 3 and attached.graphs[-1] <= by_hand.graphs[-1] + 3
 
 
+@pytest.mark.slow
 def test_a_refresh_compiles_nothing_that_changed_values_would_not(runs):
     _, attached, by_hand = runs
     for step in range(INTERVAL, STEPS, INTERVAL):

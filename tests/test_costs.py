@@ -141,6 +141,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_refresh_takes_the_memory_of_one_gram_matrix_what_the_solver_takes_and_work_space(dtype):
     command = [sys.executable, "-c", REFRESH_MEMORY, dtype]

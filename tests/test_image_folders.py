@@ -77,6 +77,7 @@ def loaders(root, workers=0, most=100, batch_size=8, seed=0):
     return made, eval_loader(options, data, rank=0, ranks=1, pin_memory=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_replaced_in_training_left_out_of_evaluation_and_named_once(tmp_path, workers, capsys):
     root = imagenet(tmp_path)

@@ -106,6 +106,7 @@ def test_the_guard_of_alphadecay_can_fail():
     assert too_much("tails.py", "def f():\n    import matplotlib") == {"matplotlib"}
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_an_option_in_use_does_not_need():
     code = "import sys, main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -72,6 +72,7 @@ def test_a_compiled_model_has_the_same_names_and_decays(tmp_path):
     assert found[0] == found[1] and "blocks.0.proj" in found[0]["multipliers"]
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_finite_on_one_rank_ends_all(tmp_path):
     found = on_ranks("not_finite_on_one", 2, tmp_path)
     assert all("blocks.2.fc1 (256, 64): the weight holds values that are not finite" in r["error"] for r in found)

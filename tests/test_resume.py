@@ -92,6 +92,7 @@ def test_the_number_of_loader_processes_may_change_in_between(whole, tmp_path, m
     assert differences(whole, tmp_path / "parts") == {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere(whole, tmp_path, monkeypatch):
     often, again = tmp_path / "often", tmp_path / "again"
     words = [*ALL_ON, "--output_dir", often, "--checkpoint_every", "2", "--save_ckpt_num", "9"]
@@ -174,7 +175,11 @@ SIGNALLED_IN = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 @pytest.mark.parametrize("phase", SIGNALLED_IN)
 def test_told_to_end_it_saves_leaves_a_mark_and_goes_on(whole, tmp_path, monkeypatch, capsys, phase, number):
     target, call = SIGNALLED_IN[phase]

@@ -93,6 +93,7 @@ EXPORTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "words"), EXPORTED.values(), ids=EXPORTED)
 def test_what_is_exported_predicts_the_same_and_can_be_gone_on_from(tmp_path, config, words):
     config, folder = changed_config(tmp_path / "config", **config), tmp_path / "exported"

@@ -45,6 +45,7 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bits(whole, tmp_path, stop):
     assert differences(whole, parts) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VARIETY)
 def test_whatever_is_trained_resumes_to_the_same_bits_twice_in_a_row(tmp_path, kind):
     left_alone, parts = tmp_path / "whole", tmp_path / "parts"
@@ -58,6 +59,7 @@ def test_whatever_is_trained_resumes_to_the_same_bits_twice_in_a_row(tmp_path, k
     assert (rows(parts / "log.jsonl")[-1]["pad_share"] > 0) == (kind == "padded")
 
 
+@pytest.mark.slow
 def test_dropout_and_split_projections_resume_to_the_same_bits(tmp_path):
     gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "hidden_size": ...}
     config = changed_config(tmp_path / "gpt2", **gpt2, num_hidden_layers=..., num_attention_heads=..., pad_token_id=...)

@@ -3,6 +3,7 @@
 import ast
 import re
 
+import pytest
 import typed_user
 from tiny import ROOT
 
@@ -11,6 +12,7 @@ import alphadecay
 SETTINGS = (ROOT / "pyproject.toml").read_text()
 
 
+@pytest.mark.slow
 def test_the_users_program_runs(tmp_path):
     assert typed_user.main(tmp_path).startswith(f"alphadecay {alphadecay.__version__}: ")
     assert (tmp_path / "alpha.png").stat().st_size > 1000

@@ -107,7 +107,7 @@ def _pytest(tree: str, node_ids: list[str], printed: str) -> None:
     sys.path[:] = [tree, *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests")))]
     import pytest
 
-    options = ["-x", "-q", "-n0", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
+    options = ["-x", "-q", "-n0", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not proof"]
     options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # plugins, by LIBRARIES
     status = pytest.main([*options, *node_ids])
     sys.stdout.flush()
