@@ -28,11 +28,12 @@ from reports import show_evaluation, show_groups
 from runtime import drift
 from runtime.errors import exit_status
 from runtime.learner import Learner, load_weights, restore
+from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, read_command
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, finished, read_command
 from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
@@ -72,15 +73,16 @@ def main() -> None:
             other_workers = ["--num_workers", "0" if options.data.num_workers else "2"]
             show_that_it_resumes(sys.argv, options.run, ranks, other_workers)
             return
-        start = find_start(options.run, ranks)
-        announce(start, options.run, ranks)
-        if options.run.eval:
-            evaluate_only(options, start, ranks)
-        elif options.run.dry_run:
-            show_only(options, ranks)
-        else:
-            with preemption(ranks) as told:
-                train(options, start, ranks, told)
+        with sole_writer(options.run, ranks):
+            start = find_start(options.run, ranks)
+            announce(start, options.run, ranks)
+            if options.run.eval:
+                evaluate_only(options, start, ranks)
+            elif options.run.dry_run:
+                show_only(options, ranks)
+            else:
+                with preemption(ranks) as told:
+                    train(options, start, ranks, told)
 
 
 def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
@@ -90,6 +92,8 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
     facts = drift.facts(ranks, fingerprint(task.data) if ranks.is_main else "")
     contract = drift.contract(options.flat(), facts, FIXED)
     drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    if finished(start, task.last_step, ranks):
+        return
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
     session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None

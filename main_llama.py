@@ -18,7 +18,15 @@ from torch import nn
 
 from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
 from llama.engine import LanguageRules, evaluate
-from llama.models import LanguageModelOptions, architecture, build_model, export, longest, vocabulary_size
+from llama.models import (
+    LanguageModelOptions,
+    architecture,
+    build_model,
+    check_export,
+    export,
+    longest,
+    vocabulary_size,
+)
 from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
 from llama.tokenizers import require_fits
 from llama.training import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
@@ -27,11 +35,12 @@ from reports import show_groups
 from runtime import drift
 from runtime.errors import UserError, exit_status
 from runtime.learner import Learner, load_weights, restore
+from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, read_command
+from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, finished, read_command
 from runtime.tables import say
 
 OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
@@ -71,19 +80,20 @@ def main() -> None:
     drift.check_names(options.run.allow_changed, FIXED)
     with process_group(options.run.device) as ranks:
         if options.run.self_test_resume:
-            show_that_it_resumes(sys.argv, options.run, ranks)
+            show_that_it_resumes([*sys.argv, "--export_hf", ""], options.run, ranks)
             return
-        start = find_start(options.run, ranks)
-        announce(start, options.run, ranks)
-        if options.model.pure_bf16 and ranks.is_main and not options.run.eval:
-            say(ROUNDED_AWAY)
-        if options.run.eval:
-            evaluate_only(options, start, ranks)
-        elif options.run.dry_run:
-            show_only(options, ranks)
-        else:
-            with preemption(ranks) as told:
-                train(options, start, ranks, told)
+        with sole_writer(options.run, ranks):
+            start = find_start(options.run, ranks)
+            announce(start, options.run, ranks)
+            if options.model.pure_bf16 and ranks.is_main and not options.run.eval:
+                say(ROUNDED_AWAY)
+            if options.run.eval:
+                evaluate_only(options, start, ranks)
+            elif options.run.dry_run:
+                show_only(options, ranks)
+            else:
+                with preemption(ranks) as told:
+                    train(options, start, ranks, told)
 
 
 def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
@@ -95,10 +105,32 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
     facts["architecture"] = architecture(task.learner.plain)
     contract = drift.contract(options.flat(), facts, FIXED)
     drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    if finished(start, task.last_step, ranks):
+        task.stream.close()
+        hand_over_late(options, task, start, ranks)
+        return
+    ranks.from_main(lambda: require_free(options))
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
     session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None
     LanguageTraining(task, options.run, ranks, session, state, told).run()
+
+
+def hand_over_late(options: Options, task: LanguageTask, start: Start, ranks: Ranks) -> None:
+    """Write the export of a finished run that ended before it had one."""
+    target = task.export_to
+    if target is None or start.checkpoint is None or ranks.from_main(lambda: target.exists() and any(target.iterdir())):
+        return
+    ranks.from_main(lambda: require_free(options))
+    load_weights(task.learner.plain, start.checkpoint.model_weights(), start.checkpoint)
+    export(task.learner.plain, task.tokenizer, target, ranks)
+
+
+def require_free(options: Options) -> None:
+    """Raise UserError if the export, where one is wanted, would replace what it must not; nothing is written."""
+    target = options.model.export_hf
+    if target:
+        check_export(Path(target), [options.run.output_dir, options.model.init_from], options.run.overwrite)
 
 
 def show_only(options: Options, ranks: Ranks) -> None:
@@ -114,6 +146,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     """Print the perplexity of a checkpoint, or of the weights the model starts from; write them for transformers."""
+    ranks.from_main(lambda: require_free(options))
     text = open_text(options.text, ranks)
     model = fitting_model(options, text).to(ranks.device)
     if start.checkpoint is not None:

@@ -139,15 +139,15 @@ class Trainer(ABC):
             raise self.keeper.leave(str(signal)) from None
         finally:
             self.close()
-        self.hand_over()
         model = whole_model(self.job.learner.plain)
         if self.session is not None:
             self._finish(self.session, model)
+        self.hand_over()
 
     def _train(self) -> None:
         job, keeper = self.job, self.keeper
         keeper.have_checkpoint_to_roll_back_to()
-        if keeper.evaluation_due:
+        if keeper.evaluation_due or (keeper.step >= job.last_step and not self._is_evaluated()):
             self._evaluate_and_save()
         while keeper.step < job.last_step:
             began = time.perf_counter()
@@ -161,6 +161,11 @@ class Trainer(ABC):
             finally:
                 self.train_seconds += time.perf_counter() - began
             self._evaluate_and_save()
+
+    def _is_evaluated(self) -> bool:
+        """Whether the log's last row is of the step that has been reached."""
+        session, step = self.session, self.keeper.step
+        return self.ranks.from_main(lambda: session is not None and session.last_evaluation() == step)
 
     def _after_step(self, step: int, loss: Tensor | None) -> bool:
         ends, evaluates = step == self.job.last_step, self.evaluates_after(step)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,26 @@ def architecture(model: Any) -> str:
     values = model.config.to_dict()
     told = {name: each for name, each in values.items() if name not in NOT_OF_THE_MODEL}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_export(folder: Path, sources: Sequence[str], overwrite: bool) -> None:
+    """Raise UserError if a transformers folder may not be written there. Nothing is written.
+
+    Args:
+        folder: Where it is to go.
+        sources: Folders that are never replaced: the run's own and that of --init_from.
+        overwrite: Whether the files of another export may be replaced.
+    """
+    for source in filter(None, sources):
+        if folder.resolve() == Path(source).resolve():
+            raise UserError(f"--export_hf {folder}: is the folder of the run or of --init_from")
+    nearest = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--export_hf {folder}: cannot be written: {nearest} is no folder that takes files")
+    if nearest == folder and any(folder.iterdir()) and not overwrite:
+        raise UserError(
+            f"--export_hf {folder}: is not empty; give another folder, or --overwrite to replace files there"
+        )
 
 
 def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None:

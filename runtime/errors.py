@@ -33,6 +33,10 @@ class Preempted(Exception):
     """A signal told the run to end; its message is the signal's name or what was saved."""
 
 
+class Interrupted(Preempted):
+    """Ctrl-C ended the run; its message says how to go on."""
+
+
 class RankLost(Exception):
     """Another process of the run is gone, or cannot be reached."""
 
@@ -57,6 +61,8 @@ def exit_status(program: Callable[[], None]) -> int:
         return _say(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", EXIT_BAD_INPUT, True)
     except NonFiniteError as error:
         return _say(f"stopped: {error}", EXIT_NON_FINITE)
+    except Interrupted as error:
+        return _say(f"interrupted: {error}", EXIT_INTERRUPTED)
     except Preempted as error:
         return _say(f"preempted: {error}", EXIT_PREEMPTED)
     except RankLost as error:

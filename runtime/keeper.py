@@ -1,5 +1,7 @@
 """What keeps a run safe: its counts, its checkpoints, its end by a signal, and what follows a bad step."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from runtime import runfolder
 from runtime.checkpoints import find_checkpoint, has_checkpoints
-from runtime.errors import NonFiniteError, Preempted
+from runtime.errors import Interrupted, NonFiniteError, Preempted
 from runtime.finite import FiniteGate
 from runtime.learner import Learner, learner_state, require_finite, restore
 from runtime.preemption import Preemption
@@ -120,11 +122,14 @@ class Keeper:
         """Save where the run was told to end, and leave the mark; returns the error to end with."""
         if self.step > self.saved_step:
             self.save()
-        told = f"{signal} at optimizer step {self.step}"
+        told = f"{signal} at optimizer step {self.step}; go on with"
+        interrupted = signal == "SIGINT"  # by a person, who will say when to go on
         if self.session is not None:
-            self.session.ask_requeue(told)
+            self.session.leave("" if interrupted else f"{told} --resume auto")
         self.ranks.wait()  # torchrun ends the others as soon as one has gone
-        return Preempted(f"{told}; go on with --resume auto")
+        if interrupted:
+            return Interrupted(f"{told}: {command_to_go_on(self.options.output_dir, self.ranks.count)}")
+        return Preempted(f"{told} --resume auto")
 
     def bad_step(self, step: int) -> None:
         """Trace a step whose loss or gradient is not finite, then do what --on_nonfinite says.
@@ -157,3 +162,10 @@ class Keeper:
         checkpoint, _ = self.ranks.from_main(lambda: find_checkpoint(folder))
         restore(self.learner, checkpoint, self.ranks)
         return checkpoint.step
+
+
+def command_to_go_on(folder: str, ranks: int) -> str:
+    """This program's command with what lets it go on from the folder."""
+    program = ["torchrun", f"--nproc_per_node={ranks}"] if ranks > 1 else ["python"]
+    words = [word for word in sys.argv if word != "--overwrite"]
+    return shlex.join([*program, *words, "--resume", "auto", "--output_dir", folder])

@@ -1,8 +1,10 @@
-"""SIGTERM and SIGUSR1 end a run in order: every rank learns of a signal at the same place, then all save and leave."""
+"""SIGTERM, SIGUSR1 and Ctrl-C end a run in order: every rank learns of a signal at the same place, then all save and
+leave."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,7 +15,8 @@ import torch.distributed as dist
 from runtime.errors import Preempted
 from runtime.processes import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAME_SIGNAL = 3.0  # seconds in which signals count as one: torchrun repeats them, a terminal sends them to all
 Item = TypeVar("Item")
 
 
@@ -27,6 +30,7 @@ class Preemption:
     def __init__(self, ranks: Ranks) -> None:
         self._group = ranks.control
         self._received = 0  # number of the signal, 0 for none
+        self._since = 0.0
         self._exchange: tuple[torch.Tensor, Any] | None = None
 
     def check(self) -> None:
@@ -46,8 +50,13 @@ class Preemption:
             self.check()
 
     def note(self, number: int, _: Any = None) -> None:
-        """Remember a signal; the run goes on to the next place where it can stop."""
-        self._received = number
+        """Remember a signal; the run goes on to the next place where it can stop. A later one ends it at once."""
+        now = time.monotonic()
+        if self._received and now - self._since > SAME_SIGNAL:
+            os.write(2, f"{signal.Signals(number).name} again: ended at once, without saving\n".encode())
+            os._exit(128 + number)
+        if not self._received:
+            self._received, self._since = number, now
 
     def _agree(self) -> int:
         agreed = 0
@@ -62,7 +71,7 @@ class Preemption:
 
 @contextmanager
 def preemption(ranks: Ranks) -> Iterator[Preemption]:
-    """Note SIGTERM and SIGUSR1 instead of dying of them; what they did before is put back on leaving."""
+    """Note the signals instead of dying of them; what they did before is put back on leaving."""
     noted = Preemption(ranks)
     before = {number: signal.signal(number, noted.note) for number in SIGNALS}
     try:

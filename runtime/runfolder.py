@@ -3,10 +3,12 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,43 @@ CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summa
 BAD_STEPS = "bad_steps.jsonl"  # steps whose loss or gradient was not finite, and what was found of them
 ROWS = (LOG, LEDGER, BAD_STEPS)  # what grows line by line
 REQUEUE = "REQUEUE"  # there while a run that was told to end waits to go on
+FIGURES = ("training", "decay_over_time", "decay_by_depth", "alpha_by_depth", "spectra")
 FOLDERS = ("tensorboard", "checkpoints", "figures")
+# What a run writes in its folder, as patterns. Nothing else there is ever deleted.
+WRITTEN = (
+    CONFIG, *ROWS, SUMMARY, REQUEUE, *(f"figures/{name}.png" for name in FIGURES), "tensorboard/events.out.tfevents.*",
+    "checkpoints/best", "checkpoints/best_ema", "checkpoints/step_*", "checkpoints/.step_*",
+)  # fmt: skip
+STEP = re.compile(r"\.?step_\d+(\.old|\.tmp)?")
 VERSIONS = ("timm", "torchvision", "numpy", "Pillow")
 
 Row = dict[str, Any]
 
 
+def run_files(folder: Path) -> list[Path]:
+    """What lies in the folder under a name that a run writes."""
+    found = [path for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
+    return [path for path in found if STEP.fullmatch(path.name) or "step_" not in path.name]
+
+
 def holds_run(folder: Path) -> bool:
-    """Whether the folder has files of a run in it."""
-    return any((folder / name).exists() for name in (CONFIG, LOG, SUMMARY, "checkpoints"))
+    """Whether something lies in the folder under a name that a run writes."""
+    return bool(run_files(folder))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a run wrote what lies there: its config.json has what only a run notes."""
+    try:
+        content = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "environment" in content
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise UserError if a new run may not use this folder. Nothing is written.
+
+    Names that no run writes may lie there; they are left alone.
 
     Args:
         folder: The run's folder; it need not exist.
@@ -39,16 +65,24 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file")
-    if holds_run(folder) and not overwrite:
+    found = run_files(folder)
+    if found and not _is_ours(folder):
+        raise UserError(f"--output_dir {folder}: {found[0].relative_to(folder)} is there, and no run wrote it; "
+                        "move it away or give another folder")  # fmt: skip
+    if found and not overwrite:
         raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
 
 
 def remove_run(folder: Path) -> None:
-    """Delete the files of a run, and nothing else that lies in its folder."""
-    for name in (CONFIG, *ROWS, SUMMARY, REQUEUE):
-        (folder / name).unlink(missing_ok=True)
+    """Delete the files of a run, and nothing else that lies in its folder or in the folders in it."""
+    for path in run_files(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        with suppress(OSError):  # it holds something else, is a link, or is not there
+            (folder / name).rmdir()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from runtime.checkpoints import (
     write_checkpoint,
 )
 from runtime.curves import Curves, Wandb
+from runtime.errors import UserError
 from runtime.finite import POLICIES
 from runtime.options import Check, build, option, parse
 from runtime.processes import Ranks
@@ -30,6 +31,7 @@ from runtime.tables import say
 from runtime.writer import BackgroundWriter
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+HEADLINES = ("acc1", "acc1_ema", "perplexity", "loss")
 PER_CALL = (
     "resume",
     "overwrite",
@@ -80,7 +82,8 @@ class Start:
     @property
     def continues(self) -> bool:
         """Whether the checkpoint is one of the run that is in the folder."""
-        return self.checkpoint is not None and self.folder.resolve() in self.checkpoint.path.resolve().parents
+        ours = self.folder / "checkpoints"  # perhaps a link to a folder on another disk
+        return self.checkpoint is not None and ours.exists() and ours.samefile(self.checkpoint.path.parent)
 
     @property
     def step(self) -> int:
@@ -104,6 +107,9 @@ def _find_start(options: RunOptions) -> Start:
     if options.resume == "auto":
         if runfolder.holds_run(folder) and has_checkpoints(folder):
             return Start(folder, *find_checkpoint(folder))
+        if options.eval:
+            raise UserError(f"--resume auto: {folder} holds no checkpoint to evaluate")
+        runfolder.check_free(folder, overwrite=True)  # a run that ended before its first checkpoint
         return Start(folder, None)
     start = Start(folder, *(find_checkpoint(Path(options.resume)) if options.resume else (None,)))
     if not (options.eval or options.dry_run or start.continues):
@@ -129,14 +135,14 @@ class Session:
         self.rows: dict[str, int] = dict(state.get("rows", {}))  # file -> lines written
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
         self._writer = BackgroundWriter()
+        wandb = None
+        if options.enable_wandb:  # first: a login that fails must cost no run that is there
+            name = options.wandb_name or None
+            wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
         if not start.continues:
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
         self._forget_what_comes_again()
-        wandb = None
-        if options.enable_wandb:
-            name = options.wandb_name or None
-            wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
         self.curves = Curves(self.folder, start.step, wandb)
 
     def _forget_what_comes_again(self) -> None:
@@ -233,11 +239,21 @@ class Session:
         """Return when the last checkpoint is on the disk; raises UserError if it could not be written."""
         self._writer.wait()
 
-    def ask_requeue(self, told: str) -> None:
-        """Leave the mark that this run was told to end and can go on; the last checkpoint is on the disk then."""
+    def last_evaluation(self) -> int | None:
+        """The optimizer step of the log's last row."""
+        logged = runfolder.whole_rows(self.folder / runfolder.LOG)
+        return logged[-1]["step"] if logged else None
+
+    def leave(self, mark: str) -> None:
+        """Close a run that was told to end; the last checkpoint is on the disk then.
+
+        Args:
+            mark: What the file says that asks for the run to be put into the queue again; "" for no such file.
+        """
         self.wait_saved()
         self.curves.close()
-        (self.folder / runfolder.REQUEUE).write_text(f"{told}; go on with --resume auto\n")
+        if mark:
+            (self.folder / runfolder.REQUEUE).write_text(mark + "\n")
 
     def finish(self, summary: Row, figures: Mapping[str, Any]) -> None:
         """Write summary.json and the figures, and close the curves; the last checkpoint is on the disk then."""
@@ -249,6 +265,32 @@ class Session:
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()
+
+
+def finished(start: Start, last_step: int, ranks: Ranks) -> bool:
+    """Whether the run that is to go on has nothing left to do; the main process says so. Nothing is written.
+
+    Args:
+        start: Where the run would go on.
+        last_step: The optimizer step at which it is to stop.
+    """
+    summary = ranks.from_main(lambda: _summary_at(start)) if start.step >= last_step else None
+    if summary is None:
+        return False
+    if ranks.is_main:
+        figures = {name: value for name, value in summary.items() if name in HEADLINES and value is not None}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        say(f"{start.folder}: finished at optimizer step {start.step}, nothing left to do ({said or 'no figures'})")
+    return True
+
+
+def _summary_at(start: Start) -> Row | None:
+    """The run's summary if it was written at the step of the checkpoint, else None: the run's end is to be repeated."""
+    path = start.folder / runfolder.SUMMARY
+    if not (start.continues and path.exists()):
+        return None
+    summary = runfolder.read_json(path, "a run's summary")
+    return summary if summary.get("step") == start.step else None
 
 
 def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:

@@ -101,7 +101,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, culprit, tmp_path, 
 
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path, monkeypatch, capsys):
-    write_json(tmp_path / "config.json", {"seed": 1})
+    write_json(tmp_path / "config.json", {"seed": 1, "environment": {}})
     assert run(*TINY, "--output_dir", tmp_path, monkeypatch=monkeypatch) == 2
     assert "holds another run; give --resume, --overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

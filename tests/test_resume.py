@@ -227,7 +227,8 @@ def test_a_signal_does_what_it_did_before_once_the_run_is_over(tmp_path, monkeyp
 
 def test_both_signals_are_noted_and_end_nothing_at_once():
     with preemption(Ranks(0, 1, torch.device("cpu"))) as told:
-        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == [told.note] * 2
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        assert [signal.getsignal(number) for number in numbers] == [told.note] * 3
 
 
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):

@@ -142,7 +142,7 @@ def test_a_shard_that_breaks_off_ends_the_run_without_a_traceback(tmp_path, caps
 
 
 def test_a_folder_with_another_run_is_left_alone(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 1, "environment": {}}))
     assert run_text(*TINY_TEXT, "--output_dir", tmp_path) == 2
     assert "holds another run; give --resume, --overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

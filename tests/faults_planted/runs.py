@@ -195,8 +195,8 @@ FAULTS = [
     Fault(
         "usr1_kills",
         "runtime/preemption.py",
-        "SIGNALS = (signal.SIGTERM, signal.SIGUSR1)",
-        "SIGNALS = (signal.SIGTERM,)",
+        "SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)",
+        "SIGNALS = (signal.SIGTERM, signal.SIGINT)",
         "test_resume.py::test_both_signals_are_noted_and_end_nothing_at_once",
         "Slurm's warning ends the run without a checkpoint",
     ),
@@ -211,8 +211,8 @@ FAULTS = [
     Fault(
         "no_mark_is_left",
         "runtime/session.py",
-        '        (self.folder / runfolder.REQUEUE).write_text(f"{told}; go on with --resume auto\\n")\n',
-        "",
+        '            (self.folder / runfolder.REQUEUE).write_text(mark + "\\n")\n',
+        "            pass\n",
         "test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGTERM]",
         "the job is not put back into the queue",
     ),
@@ -223,5 +223,58 @@ FAULTS = [
         "            signal.getsignal(number)\n",
         "test_resume.py::test_a_signal_does_what_it_did_before_once_the_run_is_over",
         "a program that ran a training can no longer be ended",
+    ),
+    Fault(
+        "a_finished_run_is_repeated",
+        "runtime/session.py",
+        '    return summary if summary.get("step") == start.step else None\n',
+        "    return None\n",
+        "test_run_folder.py",
+        "the same command twice costs the log",
+    ),
+    Fault(
+        "foreign_files_are_deleted",
+        "runtime/runfolder.py",
+        'return [path for path in found if STEP.fullmatch(path.name) or "step_" not in path.name]',
+        "return found",
+        "test_run_folder.py",
+        "a folder of the user's is deleted",
+    ),
+    Fault(
+        "links_are_followed",
+        "runtime/session.py",
+        "ours.samefile(self.checkpoint.path.parent)",
+        "ours.resolve() == ours.absolute() == self.checkpoint.path.parent.absolute()",
+        "test_run_folder.py::test_checkpoints_on_another_disk_are_gone_on_from",
+        "a run whose checkpoints are on another disk is deleted",
+    ),
+    Fault(
+        "login_comes_last",
+        "runtime/session.py",
+        """        wandb = None
+        if options.enable_wandb:  # first""",
+        """        if not start.continues:
+            runfolder.remove_run(self.folder)
+        wandb = None
+        if options.enable_wandb:  # first""",
+        "test_run_folder.py",
+        "a login that fails costs the run that was there",
+    ),
+    Fault(
+        "anybody_writes",
+        "runtime/locks.py",
+        "            if error.errno in TAKEN:\n",
+        "            if error.errno not in TAKEN:\n",
+        "test_run_folder.py::test_a_second_writer_is_told_of_the_first",
+        "two processes write in one folder",
+    ),
+    Fault(
+        "second_signal_is_the_first",
+        "runtime/preemption.py",
+        "now - self._since > SAME_SIGNAL",
+        "now - self._since > 100 * SAME_SIGNAL",
+        "test_run_folder.py::test_signals_at_once_are_one_and_a_later_one_ends_it_with_the_checkpoint_before_whole",
+        "Ctrl-C again does not end a run that hangs",
+        slow=True,
     ),
 ]

@@ -1,0 +1,91 @@
+"""One writer for each run's folder."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runtime.errors import UserError
+from runtime.processes import Ranks
+from runtime.session import RunOptions
+from runtime.tables import say
+
+LOCK = ".run.lock"  # holds the writer's process and host; gone when it has ended in order
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+@contextmanager
+def sole_writer(options: RunOptions, ranks: Ranks) -> Iterator[None]:
+    """Hold the lock of a run's folder. What was made for it goes again if nothing else was written.
+
+    The lock is the kernel's: it ends with the process, however that ends. On a file system without locks there is a
+    warning. Who only evaluates or looks needs no lock.
+
+    Raises:
+        UserError: If another process holds it, or the folder cannot be made.
+    """
+    if options.eval or options.dry_run:
+        yield
+        return
+    folder, made = Path(options.output_dir), list[Path]()
+    descriptor = ranks.from_main(lambda: _lock(folder, made))
+    try:
+        yield
+    finally:
+        if ranks.is_main:
+            _unlock(folder, descriptor, made)
+
+
+def _lock(folder: Path, made: list[Path]) -> int:
+    """Make the folder and lock it; returns the descriptor that holds the lock."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file")
+    try:
+        for path in [*reversed(folder.absolute().parents), folder]:
+            if not path.exists():
+                path.mkdir()
+                made.append(path)
+        return _locked(folder / LOCK)
+    except OSError as error:
+        _remove_empty(made)
+        raise UserError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
+
+
+def _locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: its loaders do not inherit it
+        except OSError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno in TAKEN:
+                raise UserError(f"--output_dir {path.parent}: {holder or 'another process'} is writing there") from None
+            if error.errno not in UNSUPPORTED:
+                raise
+            say(f"warning: {path.parent} cannot be locked ({error.strerror}); let no other process write there")
+            return -1
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # else its last holder has just removed it
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        os.close(descriptor)
+
+
+def _unlock(folder: Path, descriptor: int, made: list[Path]) -> None:
+    with suppress(OSError):  # the folder may have gone
+        (folder / LOCK).unlink(missing_ok=True)
+    if descriptor >= 0:
+        os.close(descriptor)
+    _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for path in reversed(folders):
+        with suppress(OSError):
+            path.rmdir()
