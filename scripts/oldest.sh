@@ -12,4 +12,5 @@ cd "$copy"
 .venv/bin/python -m pip install -q uv
 .venv/bin/uv pip install -q --python .venv --resolution lowest-direct -e ".[dev]"
 .venv/bin/uv pip list --python .venv | grep -E '^(torch|torchvision|timm|numpy|transformers) '
-.venv/bin/python -m pytest -q -m "not slow and not proof" -n auto --maxprocesses 4 --dist worksteal
+.venv/bin/python -m pytest -q -m "not slow and not proof" -n auto --maxprocesses 4 --dist worksteal \
+  -W default # newer releases of what those need in turn warn of them

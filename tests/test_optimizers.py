@@ -54,6 +54,7 @@ def train(model, optimizer, steps, closure=False):
     for _ in range(steps):
         batch = torch.randn(8, 60)
 
+        @torch.enable_grad()  # some step() calls it without
         def evaluate(batch=batch):
             optimizer.zero_grad()
             loss = model(batch).square().mean()
