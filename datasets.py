@@ -38,7 +38,7 @@ class DataOptions:
     batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
     num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
     crop_pct: float | None = option(
-        None, "share of the image's side that evaluation sees", above=0, maximum=1, fixed="augmentation"
+        None, "share of the image's side that evaluation sees", minimum=0.1, maximum=1, fixed="augmentation"
     )
     train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS, fixed="augmentation")
     color_jitter: float = option(

@@ -9,7 +9,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10
 
 from datasets import ImageData, LabelledImages
-from image_folders import FolderImages
+from image_folders import FolderImages, open_regular
 
 READ_FILES = 64  # contents of so many files of each part; all of ImageNet would take longer than many a run
 
@@ -53,7 +53,7 @@ def _add(digest: Any, part: bytes) -> None:
 
 def _content(path: bytes) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read()
     except OSError:  # training survives such files too
         return b"missing"

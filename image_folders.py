@@ -1,11 +1,14 @@
 """Images in class folders: finding them, reading them, and telling which cannot be read."""
 
+import errno
 import os
+import stat
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -61,13 +64,22 @@ def read_image(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 loss = what_is_lost(image)
                 rgb = as_rgb(image)
                 rgb.info = {"converted": f"{path}: {loss}"} if loss else {}
                 return rgb
     except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
         raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def open_regular(path: str | bytes) -> BinaryIO:
+    """A file to read; OSError for a pipe, a device or a socket, at which a reader could wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return os.fdopen(descriptor, "rb")
 
 
 def what_is_lost(image: Image.Image) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datasets import DataOptions, ImageData
 from image_folders import BadImage, FolderImages
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.preemption import outlive_signals
 from runtime.seeding import seeded
 from transforms import Transform, eval_transform, train_transform
@@ -103,11 +103,10 @@ class BadImages:
 def _name_new(messages: Sequence[str], seen: set[str], what: str, names: int) -> None:
     """Name files that were not seen before, but not more than so many."""
     for message in messages:
-        path = message.split(": ")[0]
-        if path not in seen:
-            seen.add(path)
+        if message not in seen:  # path and reason: a path alone may hold the colon behind it
+            seen.add(message)
             if len(seen) <= names:
-                tqdm.write(f"warning: {what} image {len(seen)}: {message}", file=sys.stderr)
+                tqdm.write(f"warning: {what} image {len(seen)}: {printable(message)}", file=sys.stderr)
             if len(seen) == names and what == "converted":
                 tqdm.write("warning: further converted images are only counted", file=sys.stderr)
 
@@ -165,6 +164,8 @@ class TrainLoader:
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         for batch, bad, changed in self.loader:
             self.bad.note(bad, changed)
+            if batch is None:
+                raise UserError(f"--data_path: no image of a batch can be read, the last {bad[-1]}", here_only=True)
             yield batch
 
     def again(self, step: int, accumulate: int) -> tuple[list[Batch], list[list[Key]]]:

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,21 @@ import alphadecay
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
 from runtime.options import option
+from runtime.tables import say
+
+# What may not come in through --model_kwargs, which the file of a run or a grid sets too: what loads files, and what
+# other options say.
+NO_KEYWORDS = {
+    "checkpoint_path": "loads a file; give --finetune",
+    "cache_dir": "names a folder of downloads",
+    "pretrained": "loads weights; give --pretrained or --finetune",
+    "num_classes": "the data say how many classes there are",
+    "img_size": "give --input_size",
+    "drop_path_rate": "give --drop_path",
+    "features_only": "leaves no classifier",
+    "scriptable": "is not for training",
+    "exportable": "is not for training",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ def build_model(options: ModelOptions, classes: int, input_size: int, new_head: 
     given = " ".join(f"{key}={value}" for key, value in keywords.items())
     try:
         model = timm.create_model(name, **keywords)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the models' own checks, and whatever absurd values lead to
         raise UserError(f"--model {name} does not accept {given}: {error}") from error
     if options.pretrained or options.finetune:
         model = _start_from(options, keywords, new_head)
@@ -110,10 +126,20 @@ def _start_from(options: ModelOptions, keywords: dict[str, Any], new_head: bool)
         overlay = {"state_dict": weights, "num_classes": classes or keywords["num_classes"], "custom_load": False}
     if classes != keywords["num_classes"] and not new_head:
         raise UserError(f"{source}: has a head for {classes} classes, the data have {keywords['num_classes']}")
+    if classes != keywords["num_classes"] and os.environ.get("RANK", "0") == "0":
+        say(f"{source}: the head is new: theirs has {classes or 'no'} classes, the data {keywords['num_classes']}")
     try:
         return timm.create_model(options.model, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
     except Exception as error:  # no network, no such weights, weights of another model: timm raises all kinds
-        raise UserError(f"{source}: cannot be loaded into {options.model}: {str(error).splitlines()[0]}") from error
+        said = [line.strip() for line in str(error).splitlines()]
+        why = said[1] if len(said) > 1 and said[0].startswith("Error(s)") else said[0]  # the weights' names
+        raise UserError(f"{source}: cannot be loaded into {options.model}: {_shortened(why)}") from error
+
+
+def _shortened(names: str) -> str:
+    """Keys that torch lists, or any other message, cut after three of them."""
+    parts = names.split(", ")
+    return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -128,14 +154,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         raise UserError(f"--finetune {path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or malicious file makes the readers raise
         raise UserError(f"--finetune {path}: holds no weights, or more than weights; refused") from error
     for key in ("state_dict", "model"):
         loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    tensors = isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())
+    if not loaded or not tensors or not all(isinstance(name, str) for name in loaded):
         raise UserError(f"--finetune {path}: is no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in loaded.items()}
 
@@ -147,9 +173,11 @@ def parse_keywords(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--model_kwargs {word}: expected KEY=VALUE")
+        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):
+            raise UserError(f"--model_kwargs {word}: {why}")
         try:
             keywords[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             keywords[key] = text
     return keywords
 

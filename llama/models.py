@@ -18,6 +18,7 @@ from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
 from runtime.options import option
 from runtime.processes import Ranks
+from runtime.runfolder import read_json
 from runtime.sharded import whole
 
 NOT_OF_THE_MODEL = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -116,7 +117,7 @@ def read_config(path: str, option: str = "--model_config") -> Any:
         values = json.loads(where.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{option} {path}: no JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -133,10 +134,31 @@ def _loaded(folder: str) -> nn.Module:
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"--init_from {folder}: no transformers folder, it has no config.json")
     read_config(folder, "--init_from")
+    _check_shard_index(Path(folder))
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
+        model, told = load(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     except Exception as error:  # see read_config; also safetensors' own for a truncated file
         raise UserError(f"--init_from {folder}: {_first_line(error)}") from error
+    for kind, words in (("missing_keys", "lacks"), ("unexpected_keys", "has what the model lacks:")):
+        names = sorted(map(str, told.get(kind) or ()))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"--init_from {folder}: {words} {', '.join(names[:3])}{more}")
+    return model
+
+
+def _check_shard_index(folder: Path) -> None:
+    """Raise UserError if an index of shards names anything but files in its folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    names = read_json(index, "an index of shards").get("weight_map")
+    if not isinstance(names, dict):
+        raise UserError(f"--init_from {folder}: {index.name} holds no weight_map")
+    for name in sorted(set(map(str, names.values()))):
+        if name != Path(name).name or not (folder / name).is_file():
+            raise UserError(f"--init_from {folder}: {index.name} names {name!r}, which is no file in that folder")
 
 
 def vocabulary_size(model: nn.Module) -> int:

@@ -13,10 +13,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 
 NAMED_BAD = 20  # lines that are named; further ones are only counted
 READ_SHARDS, READ_BYTES = 16, 4096  # of so many files of a part, so many first bytes go into a fingerprint
+LONGEST_LINE = 64 << 20  # bytes; a longer one gives no document
 PIECE = 2000  # bytes of a source file that are a document, and what is left of a line
 
 
@@ -114,6 +115,8 @@ class C4Shards(Corpus):
 
     def text_of(self, raw: bytes) -> str:
         """The "text" of a JSON object; raises BadText if there is none that is valid Unicode."""
+        if len(raw) >= LONGEST_LINE:
+            raise BadText(f"longer than {LONGEST_LINE >> 20} MB")
         try:
             row = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -129,7 +132,7 @@ class C4Shards(Corpus):
 
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
         with gzip.open(file) as lines:
-            yield from lines
+            yield from bounded_lines(lines)
 
 
 class SourceFiles(Corpus):
@@ -148,13 +151,22 @@ class SourceFiles(Corpus):
 
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
         piece = b""
-        for line in file:
+        for line in bounded_lines(file):
             piece += line
             if len(piece) >= PIECE:
                 yield piece
                 piece = b""
         if piece:
             yield piece
+
+
+def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """The lines of a file, each cut off at LONGEST_LINE bytes: a small compressed file can hold a line of gigabytes."""
+    while line := file.readline(LONGEST_LINE):
+        rest = line
+        while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE)
+        yield line
 
 
 class BadLines:
@@ -217,7 +229,7 @@ def read_documents(
 
 def warn(message: str) -> None:
     """Write a warning to standard error, above a progress bar if there is one."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    tqdm.write(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:

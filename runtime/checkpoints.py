@@ -8,7 +8,6 @@ file; `best` and `best_ema` are links to two of them.
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import UserError
+from runtime.validation import Unfit, check_state
 
 MODEL, EMA, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"
 LINKS = ("best", "best_ema")
@@ -37,11 +37,11 @@ class Checkpoint:
 
     def model_weights(self) -> dict[str, Tensor]:
         """The model's state dict, on the CPU."""
-        return load_file(self.path / MODEL)
+        return _tensors(self.path / MODEL)
 
     def ema_weights(self) -> dict[str, Tensor] | None:
         """The moving average's state dict, or None where the run kept none."""
-        return load_file(self.path / EMA) if (self.path / EMA).exists() else None
+        return _tensors(self.path / EMA) if (self.path / EMA).exists() else None
 
     def contract(self) -> dict[str, Any]:
         """What the run could not change when it was saved (`runtime.drift`); empty where that was not noted."""
@@ -53,10 +53,16 @@ class Checkpoint:
         Raises:
             UserError: If the file is no such state; one that would run code is refused.
         """
+        path = self.path / STATE
         try:
-            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(f"{self.path / STATE} holds more than plain values and tensors; refused") from error
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a broken or hostile file makes the reader raise
+            raise UserError(f"{path} holds more than plain values and tensors; refused") from error
+        try:
+            check_state(state, self.step)
+        except Unfit as error:
+            raise UserError(f"{path} {error}; refused") from error
+        return state
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,12 @@ def verified(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         step, files = int(manifest["step"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        named = STEP.fullmatch(path.name)
+        if named and int(named[1]) != step or step < 0:
+            raise ValueError(f"it is of step {step}")
+        if not set(files) <= {MODEL, EMA, STATE} or not isinstance(manifest.get("run") or {}, dict):
+            raise ValueError("it names files that are none of a checkpoint's, or its run is no object")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path / MANIFEST} cannot be read: {error}") from error
     for name, expected in files.items():
         file = path / name
@@ -220,6 +231,13 @@ def verified(path: Path) -> Checkpoint:
     if MODEL not in files or STATE not in files:
         raise UserError(f"{path / MANIFEST} names no {MODEL} or no {STATE}")
     return Checkpoint(path, step)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def sha256(path: Path) -> str:

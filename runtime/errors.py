@@ -10,6 +10,7 @@ EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: try again
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # a disk that is full or read-only
 
 
@@ -49,32 +50,47 @@ class RunsFailed(Exception):
     """Some of a comparison's runs have no result."""
 
 
+def printable(text: str) -> str:
+    """A text on one line, with control characters, such as those that move a terminal's cursor, written out."""
+    return "".join(c if c.isprintable() else " " if c == "\n" else repr(c)[1:-1] for c in text)
+
+
+ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # kind, word, status, whether any rank says it
+    (NonFiniteError, "stopped", EXIT_NON_FINITE, False),
+    (Interrupted, "interrupted", EXIT_INTERRUPTED, False),
+    (Preempted, "preempted", EXIT_PREEMPTED, False),
+    (RankLost, "stopped", EXIT_FAILED, True),
+    (SelfTestFailed, "failed", EXIT_FAILED, False),
+    (RunsFailed, "failed", EXIT_FAILED, False),
+)
+
+
 def exit_status(program: Callable[[], None]) -> int:
     """Run a program; print its error as one line on rank 0 and return the process' exit status."""
     try:
         program()
     except UserError as error:
         return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only, error.details)
+    except BrokenPipeError:  # whoever read what is printed, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno in UNWRITABLE:
+            said = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+        elif error.filename is not None:
+            said = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        else:
             raise
-        return _say(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", EXIT_BAD_INPUT, True)
-    except NonFiniteError as error:
-        return _say(f"stopped: {error}", EXIT_NON_FINITE)
-    except Interrupted as error:
-        return _say(f"interrupted: {error}", EXIT_INTERRUPTED)
-    except Preempted as error:
-        return _say(f"preempted: {error}", EXIT_PREEMPTED)
-    except RankLost as error:
-        return _say(f"stopped: {error}", EXIT_FAILED, any_rank=True)
-    except (SelfTestFailed, RunsFailed) as error:
-        return _say(f"failed: {error}", EXIT_FAILED)
+        return _say(f"error: {said}", EXIT_BAD_INPUT, any_rank=True)
     except KeyboardInterrupt:
         return _say("interrupted", EXIT_INTERRUPTED)
+    except tuple(kind for kind, *_ in ENDS) as error:
+        _, word, status, any_rank = next(end for end in ENDS if isinstance(error, end[0]))
+        return _say(f"{word}: {error}", status, any_rank)
     return 0
 
 
 def _say(message: str, status: int, any_rank: bool = False, details: str = "") -> int:
     if any_rank or os.environ.get("RANK", "0") == "0":
-        sys.stderr.write((details + "\n" if details else "") + " ".join(message.split("\n")) + "\n")
+        sys.stderr.write((details + "\n" if details else "") + printable(message) + "\n")
     return status

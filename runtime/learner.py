@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runtime.checkpoints import Checkpoint
+from runtime.checkpoints import STATE, Checkpoint
 from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, load_whole_weights, sharded_optimizer_state, whole
+from runtime.validation import check_optimizer_state
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str,
         load_weights(learner.averaged, ema_weights, checkpoint)
     state = checkpoint.training_state()
     try:
+        check_optimizer_state(learner.optimizer, state["optimizer"])
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
-    except ValueError as error:
-        raise UserError(f"{checkpoint.path}: {error}") from error
-    learner.scaler.load_state_dict(state["scaler"])
-    restore_random_state(state["random"][ranks.rank % len(state["random"])])
+        learner.scaler.load_state_dict(state["scaler"])
+        restore_random_state(state["random"][ranks.rank % len(state["random"])])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error) if isinstance(error, ValueError) else f"holds what no run writes ({error})"
+        raise UserError(f"{checkpoint.path / STATE}: {said.splitlines()[0]}") from error
     return state
 
 

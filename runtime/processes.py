@@ -96,8 +96,14 @@ def process_group(device_name: str) -> Iterator[Ranks]:
         UserError: If the device is unknown or not there.
         RankLost: If the connection to another process breaks.
     """
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = _device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    rank, count = _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
+    if count > 1 and any(name not in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
+        raise UserError(
+            f"WORLD_SIZE={count} without RANK, MASTER_ADDR and MASTER_PORT in the environment: use torchrun"
+        )
+    if not rank < count:
+        raise UserError(f"RANK={rank} in the environment: must be below WORLD_SIZE={count}")
+    device = _device(device_name, _from_environment("LOCAL_RANK", 0))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
@@ -115,6 +121,13 @@ def process_group(device_name: str) -> Iterator[Ranks]:
     finally:
         if count > 1:
             dist.destroy_process_group()
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} in the environment: is no whole number")
+    return int(text)
 
 
 def _meeting_point(count: int) -> dist.Store:

@@ -108,7 +108,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
     return content
 
@@ -157,11 +157,18 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of JSON lines; none where there is no file."""
-    if not path.exists():
-        return []
-    with open(path) as file:
-        return [json.loads(line) for line in file if line.strip()]
+    """The rows of a file of JSON lines; none where there is no file.
+
+    Raises:
+        UserError: If a line is no JSON.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} cannot be read: {error}") from error
+    return rows
 
 
 def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list[str]:
@@ -188,11 +195,14 @@ def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list
 def whole_rows(path: Path) -> list[Row]:
     """Rows up to the first line that is half written: a crash left it so, or the run is still at it."""
     rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 

@@ -19,7 +19,8 @@ WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5)}
 
 
 def save(folder, step, ema=None):
-    state = {"step": step, "optimizer": {"x": WEIGHTS["a"]}}
+    optimizer = {"state": {0: {"x": WEIGHTS["a"]}}, "param_groups": []}
+    state = {"step": step, "optimizer": optimizer, "scaler": {}, "random": [{}]}
     return write_checkpoint(folder / "checkpoints", Contents.copied(step, WEIGHTS, ema, state, {}))
 
 
@@ -33,7 +34,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert (checkpoint.step, checkpoint.path.name) == (120, "step_00000120")
     for weights in (checkpoint.model_weights(), checkpoint.ema_weights()):
         assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
-    assert torch.equal(checkpoint.training_state()["optimizer"]["x"], WEIGHTS["a"])
+    assert torch.equal(checkpoint.training_state()["optimizer"]["state"][0]["x"], WEIGHTS["a"])
 
 
 def test_weights_that_share_memory_are_saved(tmp_path):

@@ -118,8 +118,8 @@ FAULTS = [
     Fault(
         "bad_images_count_each_time",
         "loaders.py",
-        "        if path not in seen:\n            seen.add(path)\n",
-        '        if path not in seen or True:\n            seen.add(f"{path} {len(seen)}")\n',
+        "            seen.add(message)\n",
+        '            seen.add(f"{message} {len(seen)}")\n',
         "test_image_folders.py",
         "one bad file ends a long run",
     ),
@@ -158,8 +158,8 @@ FAULTS = [
     Fault(
         "weights_may_run_code",
         "models.py",
-        'loaded = torch.load(path, map_location="cpu", weights_only=True)',
-        'loaded = torch.load(path, map_location="cpu", weights_only=False)',
+        'load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)',
+        'load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=False)',
         "test_models.py::test_files_that_are_no_weights_are_refused_and_run_no_code",
         "a downloaded .pth can do anything",
     ),

@@ -72,8 +72,8 @@ FAULTS = [
     Fault(
         "states_may_run_code",
         "runtime/checkpoints.py",
-        'return torch.load(self.path / STATE, map_location="cpu", weights_only=True)',
-        'return torch.load(self.path / STATE, map_location="cpu", weights_only=False)',
+        'state = torch.load(path, map_location="cpu", weights_only=True)',
+        'state = torch.load(path, map_location="cpu", weights_only=False)',
         "test_checkpoints.py::test_a_checkpoint_can_run_no_code",
         "somebody else's checkpoint can do anything",
     ),

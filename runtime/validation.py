@@ -1,0 +1,98 @@
+"""What a checkpoint holds is looked at before a kernel sees it: types, shapes and counts."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Optimizer states that have one entry for each of the weight's, in torch's and timm's optimizers. A fused kernel reads
+# as many as the weight has, whether they are there or not.
+PER_ENTRY = frozenset(
+    "exp_avg exp_avg_sq max_exp_avg_sq momentum_buffer square_avg grad_avg acc_delta sum exp_inf prev step_size".split()
+)
+
+
+class Unfit(ValueError):
+    """What is wrong with a training state."""
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "optimizer": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict)
+    and isinstance(v.get("param_groups"), list) and all(isinstance(group, dict) for group in v["param_groups"]),
+    "scaler": lambda v: isinstance(v, dict),
+    "random": lambda v: isinstance(v, list) and bool(v) and all(isinstance(each, dict) for each in v),
+    "step": _count,
+    "bad_steps": _count,
+    "loss_steps": _count,
+    "evaluation_due": lambda v: isinstance(v, bool),
+    "loss_sums": lambda v: isinstance(v, list) and all(isinstance(each, float | int) for each in v),
+    "rows": lambda v: isinstance(v, dict) and all(isinstance(k, str) and _count(each) for k, each in v.items()),
+    "best": lambda v: isinstance(v, dict) and all(isinstance(each, dict) for each in v.values()),
+    "seconds": _finite,
+    "train_seconds": _finite,
+    "decay_seconds": _finite,
+}  # fmt: skip
+NEEDED = ("optimizer", "scaler", "random")
+
+
+def check_state(state: Any, step: int) -> None:
+    """Raise Unfit unless a training state has the entries that every run has, each of its type.
+
+    Args:
+        state: What was read.
+        step: The checkpoint's optimizer step; the state must be of the same.
+    """
+    if not isinstance(state, dict):
+        raise Unfit("is no dict")
+    for name in NEEDED:
+        if name not in state:
+            raise Unfit(f"holds no {name!r}")
+    for name, holds in ENTRIES.items():
+        if name in state and not holds(state[name]):
+            raise Unfit(f"its {name!r} is not as a run writes it")
+    if state.get("step", step) != step:
+        raise Unfit(f"is of step {state['step']}, not {step}")
+
+
+def check_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raise Unfit unless the saved state has the optimizer's groups, numbers where it has numbers, and fitting shapes.
+
+    Args:
+        optimizer: What the state is to be loaded into.
+        saved: As `check_state` has seen it; states of whole tensors, also where the weights are sharded.
+    """
+    groups = saved["param_groups"]
+    if len(groups) != len(optimizer.param_groups):
+        raise Unfit(f"has {len(groups)} parameter groups, the optimizer {len(optimizer.param_groups)}")
+    for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
+        numbers = theirs.get("params")
+        if not isinstance(numbers, list) or len(numbers) != len(ours["params"]):
+            raise Unfit("a parameter group has another number of weights")
+        for name, value in ours.items():
+            if _finite(value) and name in theirs and not (_finite(theirs[name]) or isinstance(theirs[name], Tensor)):
+                raise Unfit(f"{name} of a parameter group is {theirs[name]!r}, no number")
+        for number, p in zip(numbers, ours["params"], strict=True):
+            _check_entries(saved["state"].get(number, {}), p)
+
+
+def _check_entries(entries: Any, p: Tensor) -> None:
+    if not isinstance(entries, dict):
+        raise Unfit("the state of a weight is no dict")
+    for name, value in entries.items():
+        if name == "step" and not (_finite(value) or (isinstance(value, Tensor) and value.numel() == 1)):
+            raise Unfit("a weight's step is no number")
+        if name in PER_ENTRY and isinstance(value, Tensor) and value.shape != p.shape:
+            shapes = f"{tuple(value.shape)}, the weight {tuple(p.shape)}"
+            raise Unfit(f"{name} of a weight has the shape {shapes}")
+        if name in PER_ENTRY and not (value is None or isinstance(value, Tensor | float | int)):
+            raise Unfit(f"{name} of a weight is no tensor")
