@@ -120,6 +120,8 @@ def judged(status: int | None, printed: str) -> tuple[str, str]:
         return HANGS, "the tests took too long"
     if status == 0:
         return SURVIVED, "all tests passed"
+    if status < 0:
+        return CAUGHT, f"the tests' process was ended by signal {-status}"
     found = FAILED.search(printed)
     if status == 1 and found:
         return CAUGHT, found[1]
