@@ -91,6 +91,7 @@ def main() -> None:
         from comparison.cluster import executor_for
 
         executor_for(options.submit, root, grid.slurm)  # before anything is written
+    check_folder(root)
     prepare(grid, runs, root, machine, options.retry_failed)
     with ended_by_signals():
         take_to_the_end(grid, runs, root, machine, options.submit)
@@ -121,6 +122,13 @@ def this_machine(options: CompareOptions, grid: Grid) -> Machine:
     threads = options.threads if own_choice else 1
     cores = len(os.sched_getaffinity(0)) // (threads or 1)
     return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // grid.processes), threads)
+
+
+def check_folder(root: Path) -> None:
+    """Raise UserError if the comparison's folder is no folder and cannot become one; nothing is written."""
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {root}: is a file, or lies below one")
 
 
 def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry_failed: bool) -> None:

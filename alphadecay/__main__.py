@@ -51,11 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         sys.stderr.write(f"error: {escaped(' '.join(str(error).splitlines()))}\n")
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # whoever read our output has enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path that cannot be
+        sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -115,7 +118,10 @@ def _analyze(options: Any) -> None:
     measuring = _measuring(options)
     device = _device(options.device)
     if options.output_dir is not None:
-        check_free(options.output_dir, options.overwrite)
+        try:
+            check_free(options.output_dir, options.overwrite)
+        except OSError as error:  # such as a name that is too long
+            raise BadInput(f"--output_dir {options.output_dir}: cannot be written: {error.strerror}") from error
     if options.against is not None and options.against == options.what and not (options.ema or options.pretrained):
         raise BadInput(f"--against {options.against}: is WHAT itself")
     source = read_source(options.what, pretrained=options.pretrained, seed=options.seed, ema=options.ema)
@@ -153,7 +159,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise BadInput(f"--device {name}: holds no values to measure")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
     return name
