@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 Rows = Sequence[Sequence[str]]
-FORMULA = tuple("=+-@\t\r")  # with which spreadsheets take a cell for a formula
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # with which spreadsheets take a cell for a formula
 # Without colours of its own, so that it reads on light and dark pages; the head stays while the rows scroll.
 STYLE = """
 .alphadecay {max-height: 36em; overflow: auto}

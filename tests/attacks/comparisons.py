@@ -27,7 +27,7 @@ def _raw(text: str | bytes):
 ATTACKS = [
     *(Attack(f"grid: {kind}", "compare.py", CALL, "grid.yaml", _raw(content))
       for kind, content in BAD_JSON.items()),
-    *(Attack(f"grid, option {name}", "compare.py", CALL, "cell digits/uniform/seed0", _grid({name: value}))
+    *(Attack(f"grid, option {name}: {value}", "compare.py", CALL, "cell digits/uniform/seed0", _grid({name: value}))
       for name, value in (
           ("output_dir", "x"), ("output_dir=x", "y"), ("resume", "x"), ("config", "x"), ("overwrite", True),
           ("no_dry_run", True), ("--lr", 1), ("lr --overwrite", 1), ("cutmix_minmax", ["0", "1", "--overwrite"]),

@@ -87,7 +87,7 @@ ATTACKS = [
     Attack("a class without images", "main.py", FOLDERS, "holds no image", _empty_class),
     Attack("a class that steers the terminal", "main.py", FOLDERS, "the class folders differ", _other_class),
     Attack("images that are pipes", "main.py", FOLDERS + "--batch_size 2 --max_steps 1 --max_bad_images 9", "pipe.jpg",
-           _pipes),
+           _pipes, kills=True),
     Attack("images without an end", "main.py", FOLDERS + "--batch_size 2 --max_steps 1 --max_bad_images 9", "zero.jpg",
            _devices, kills=True),
     Attack("images all of which are broken", "main.py", FOLDERS + "--batch_size 2 --max_steps 1 --max_bad_images 9",
