@@ -208,7 +208,7 @@ def _opened(path: Path, most: int) -> IO[bytes]:
 def _parsed(content: bytes) -> Any:
     """JSON; ValueError for what is none."""
     try:
-        return json.loads(content.decode("utf-8"), parse_float=_figure, parse_int=_whole)
+        return DECODER.decode(content.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -227,3 +227,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is no text"
     return escaped(getattr(error, "strerror", None) or str(error))
+
+
+DECODER = json.JSONDecoder(parse_float=_figure, parse_int=_whole)

@@ -56,6 +56,7 @@ class Run:
         """Read all that the run left; what is wrong with it, or nothing."""
         for part in (self.noted, self.failure, self.summary, self.environment, self.log, self.ledger):
             del part
+        self.__dict__.pop("ledger")  # the largest: it is read again where it is drawn, of a few runs
         return self.wrong[0] if self.wrong else ""
 
     @cached_property
