@@ -74,9 +74,10 @@ def _check_same(run: Run, threads: int | None, starting: bool) -> None:
         return
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name) and (starting or name != "threads"):
+            what = f"{escaped(name)[:MOST_SHOWN]} {_was(before, name)}"
             raise UserError(
-                f"cell {run.cell.name}: {run.folder} was begun with {escaped(name)[:MOST_SHOWN]} {_was(before, name)}, now it "
-                f"is {_was(now, name)}; take another --output_dir, or delete that folder"
+                f"cell {run.cell.name}: {run.folder} was begun with {what}, now it is {_was(now, name)}; "
+                "take another --output_dir, or delete that folder"
             )
 
 

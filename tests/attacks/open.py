@@ -2,6 +2,12 @@
 
 OPEN = frozenset(
     {
+        "main.py lr of 400 digits",
+        "main_llama.py lr of 400 digits",
+        "main.py cutmix_minmax one number",
+        "main.py decay_high infinite",
+        "main.py amp that steers the terminal",
+        "main_llama.py decay_metric that steers the terminal",
         "main.py config that is deep",
         "main_llama.py config that is deep",
         "keyword checkpoint_path={here}/evil.pt",

@@ -48,3 +48,15 @@ for _program in ("main.py", "main_llama.py"):
             ("--config {here}/nowhere", "nowhere"),
         )
     ]  # fmt: skip
+ATTACKS += [
+    Attack(
+        f"{program} {name} {kind}", program, "--config {here}/config.json", f"--{name}",
+        lambda here, content=BASE[program] | {name: value}: put(here / "config.json", content),
+    )
+    for program, name, kind, value in (
+        ("main.py", "lr", "of 400 digits", 10**400), ("main_llama.py", "lr", "of 400 digits", 10**400),
+        ("main.py", "cutmix_minmax", "one number", 0.5), ("main.py", "decay_high", "infinite", float("inf")),
+        ("main.py", "amp", "that steers the terminal", "\x1b[2J"),
+        ("main_llama.py", "decay_metric", "that steers the terminal", "\x1b[2J"),
+    )
+]  # fmt: skip
