@@ -23,7 +23,7 @@ from comparison.board import Board, show_cells, show_failures
 from comparison.grid import PRESETS, Grid, read_grid
 from comparison.local import run_here
 from comparison.marks import check_same, claim, forget_failure
-from comparison.results import BROKEN, FINISHED, WAITING, Run, at_rest, read_runs
+from comparison.results import BROKEN, DAMAGED, FINISHED, WAITING, Run, at_rest, read_runs
 from comparison.running import places, rehearse
 from runtime.errors import Preempted, RunsFailed, UserError, exit_status
 from runtime.options import build, option, parse
@@ -87,6 +87,11 @@ def main() -> None:
     if options.report_only:
         report(grid, root)
         return
+    if options.submit:
+        from comparison.cluster import executor_for
+
+        executor_for(options.submit, root, grid.slurm)  # before anything is written
+    check_folder(root)
     prepare(grid, runs, root, machine, options.retry_failed)
     with ended_by_signals():
         take_to_the_end(grid, runs, root, machine, options.submit)
@@ -117,6 +122,13 @@ def this_machine(options: CompareOptions, grid: Grid) -> Machine:
     threads = options.threads if own_choice else 1
     cores = len(os.sched_getaffinity(0)) // (threads or 1)
     return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // grid.processes), threads)
+
+
+def check_folder(root: Path) -> None:
+    """Raise UserError if the comparison's folder is no folder and cannot become one; nothing is written."""
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {root}: is a file, or lies below one")
 
 
 def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry_failed: bool) -> None:
@@ -163,7 +175,7 @@ def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machin
 
     (node,) = places(1, machine.threads, (), 1)  # which GPUs a run gets the cluster says
     with Board(runs, len(todo)) as board:
-        run_on_cluster(submit, todo, root, grid.slurm if submit == "slurm" else {}, node.environment, board)
+        run_on_cluster(submit, todo, root, grid.slurm, node.environment, board)
 
 
 @contextmanager
@@ -205,7 +217,11 @@ def report(grid: Grid, root: Path) -> list[Run]:
 def require_finished(runs: Sequence[Run]) -> None:
     """Raise RunsFailed if runs have failed, or were stopped by another; the report says so too."""
     failed = [run for run in runs if run.state == BROKEN]
-    left = [run for run in runs if run.state not in (FINISHED, BROKEN)]
+    damaged = [run for run in runs if run.state == DAMAGED]
+    left = [run for run in runs if run.state not in (FINISHED, BROKEN, DAMAGED)]
+    if damaged:
+        more = f", {len(failed)} failed, {len(left)} are not done"
+        raise RunsFailed(f"{len(damaged)} runs are damaged{more}; a damaged one is done again once its folder is gone")
     if failed or left:
         again = "--retry_failed takes them up again" if failed else "the same command goes on"
         raise RunsFailed(f"{len(failed)} runs failed, {len(left)} are not done; {again}")

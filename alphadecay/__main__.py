@@ -8,10 +8,11 @@ from typing import Any
 
 from alphadecay._version import __version__
 from alphadecay.analysis import Measuring, analyze
-from alphadecay.analysis_output import CSV, FIGURES, JSON, Measured, tables, write_all
+from alphadecay.analysis_output import CSV, FIGURES, JSON, Measured, check_free, tables, write_all
 from alphadecay.matrices import MIN_EIGENVALUES, find_matrices
 from alphadecay.qkv import split_qkv
 from alphadecay.records import spectra_of
+from alphadecay.tables import escaped
 from alphadecay.tails import FITS
 from alphadecay.weights import BadInput, Source, read_source
 
@@ -48,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args([_underscored(word) for word in words])
         _analyze(options)
     except BadInput as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        sys.stderr.write(f"error: {escaped(' '.join(str(error).splitlines()))}\n")
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # whoever read our output has enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path that cannot be
+        sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -114,7 +118,10 @@ def _analyze(options: Any) -> None:
     measuring = _measuring(options)
     device = _device(options.device)
     if options.output_dir is not None:
-        _check_folder(options.output_dir, options.overwrite)
+        try:
+            check_free(options.output_dir, options.overwrite)
+        except OSError as error:  # such as a name that is too long
+            raise BadInput(f"--output_dir {options.output_dir}: cannot be written: {error.strerror}") from error
     if options.against is not None and options.against == options.what and not (options.ema or options.pretrained):
         raise BadInput(f"--against {options.against}: is WHAT itself")
     source = read_source(options.what, pretrained=options.pretrained, seed=options.seed, ema=options.ema)
@@ -152,21 +159,11 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise BadInput(f"--device {name}: holds no values to measure")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
     return name
-
-
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise BadInput if nothing can or should be written there."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--output_dir {folder}: is a file")
-    if (folder / JSON).exists() and not overwrite:
-        raise BadInput(f"--output_dir {folder}: holds another analysis; give --overwrite or another folder")
-    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise BadInput(f"--output_dir {folder}: cannot be written, because of {existing}")
 
 
 def _labels(source: Source, other: Source | None, options: Any) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +21,12 @@ from alphadecay.alpha_figures import alpha_by_depth, alpha_by_role, alpha_change
 from alphadecay.drawing import print_style
 from alphadecay.records import Spectrum, SpectrumRecord, record_table
 from alphadecay.spectra_figures import by_role, spectra_by_role, spectra_of_role
-from alphadecay.tables import aligned, number
-from alphadecay.weights import Source
+from alphadecay.tables import aligned, escaped, harmless, number
+from alphadecay.weights import BadInput, Source
 
 CSV, JSON, FIGURES = "spectra.csv", "spectra.json", "figures"
+BEGINS = b'{\n "source": {'  # what every spectra.json begins with
+OF_A_RUN = ("checkpoints", "log.jsonl", "decay.jsonl", "summary.json")  # what only the folder of a run has
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ def tables(measured: Measured, other: Measured | None) -> str:
         for each in role_means(measured, other)
     ]  # fmt: skip
     mean_head = ["role", "modules", "mean alpha", "min", "max", "stable rank", *(["mean change"] if compared else [])]
-    against = f"\nchange: from {other.source.description}" if other else ""
+    against = f"\nchange: from {escaped(other.source.description)}" if other else ""
     return (
-        f"{measured.source.description}{against}\n\n{aligned(*record_table(measured.records, change))}\n\n"
+        f"{escaped(measured.source.description)}{against}\n\n{aligned(*record_table(measured.records, change))}\n\n"
         f"{aligned(mean_head, means, {0})}"
     )
 
@@ -80,6 +84,45 @@ def role_means(measured: Measured, other: Measured | None) -> list[dict[str, Any
             }
         )
     return means
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise BadInput unless an analysis can be written there and replaces nothing but an earlier one that it may.
+
+    Args:
+        folder: Need not exist; files of other names in it are left alone.
+        overwrite: Whether an earlier analysis may be replaced.
+    """
+    where = f"--output_dir {folder}"
+    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if existing == folder and not folder.is_dir():
+        raise BadInput(f"{where}: is a file")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"{where}: cannot be written, because of {existing}")
+    if any(os.path.lexists(folder / name) for name in OF_A_RUN):
+        raise BadInput(f"{where}: holds a run, whose figures would be replaced; take another folder")
+    there = [name for name, is_ours in OURS.items() if os.path.lexists(folder / name) and not is_ours(folder / name)]
+    if there or (not (folder / JSON).exists() and any(os.path.lexists(folder / name) for name in OURS)):
+        name = (there or [name for name in OURS if os.path.lexists(folder / name)])[0]
+        raise BadInput(f"{where}: {name} in it is of no earlier analysis; take another folder")
+    if (folder / JSON).exists() and not overwrite:
+        raise BadInput(f"{where}: holds another analysis; give --overwrite or another folder")
+
+
+def _is_analysis(path: Path) -> bool:
+    """Whether a file is the JSON that an analysis left."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(BEGINS)) == BEGINS
+    except OSError:
+        return False
+
+
+OURS: dict[str, Callable[[Path], bool]] = {  # what is written, and whether what is there may be replaced
+    JSON: _is_analysis,
+    CSV: lambda path: path.is_file() and not path.is_symlink(),
+    FIGURES: lambda path: path.is_dir() and not path.is_symlink(),
+}
 
 
 def write_all(folder: Path, measured: Measured, other: Measured | None, settings: Mapping[str, Any]) -> None:
@@ -119,7 +162,9 @@ def _write_csv(path: Path, measured: Measured, other: Measured | None) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(row | {"shape": "x".join(map(str, row["shape"]))} for row in _rows(measured, other))
+        for row in _rows(measured, other):
+            row |= {"shape": "x".join(map(str, row["shape"]))}
+            writer.writerow({name: harmless(value) for name, value in row.items()})
 
 
 def _source(source: Source) -> dict[str, Any]:

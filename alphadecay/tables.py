@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 Rows = Sequence[Sequence[str]]
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # with which spreadsheets take a cell for a formula
 # Without colours of its own, so that it reads on light and dark pages; the head stays while the rows scroll.
 STYLE = """
 .alphadecay {max-height: 36em; overflow: auto}
@@ -22,8 +24,33 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
+def escaped(text: str) -> str:
+    """Text on one line that leaves a terminal as it is: control characters and the like as escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def harmless(value: Any) -> Any:
+    """A value for a cell of CSV; text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(FORMULA) and not _is_number(value):
+        value = "'" + value
+    return escaped(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def aligned(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
     """Rows under a header; columns of `texts` to the left, numbers to the right."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -7,8 +7,9 @@ from statistics import fmean, median
 from types import TracebackType
 from typing import Any
 
+from alphadecay.tables import escaped
 from comparison.cells import Setting
-from comparison.results import BROKEN, FINISHED, Run
+from comparison.results import BROKEN, DAMAGED, FINISHED, Run
 from runtime.tables import say
 
 Group = tuple[str, str]  # setting and strategy
@@ -111,14 +112,16 @@ class Board:
 def show_cells(runs: Sequence[Run]) -> None:
     """Print every run with its state and command."""
     for run in runs:
-        say(f"{run.cell.name} ({run.state})\n  {' '.join(run.cell.command(run.folder))}")
+        say(f"{run.cell.name} ({run.state})\n  {escaped(' '.join(run.cell.command(run.folder)))}")
     settings: dict[str, Setting] = {run.cell.setting.name: run.cell.setting for run in runs}
     say(f"\n{len(runs)} runs in {len(settings)} settings: {', '.join(settings)}")
 
 
 def show_failures(runs: Sequence[Run]) -> None:
-    """Print failed runs with the last lines of their output."""
+    """Print failed runs with the last lines of their output, and damaged ones with what is wrong."""
     for run in runs:
+        if run.state == DAMAGED:
+            say(f"\ndamaged: {run.cell.name}: {run.damage}")
         if run.state == BROKEN:
             say(f"\nfailed: {run.cell.name}, {status_words(run.failure['status'])}: {run.folder}")
             for line in run.failure["lines"]:

@@ -1,7 +1,7 @@
 """The same runs as jobs of a cluster, through submitit: its queue is the scheduler, this only submits and watches."""
 
-import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +11,15 @@ from typing import Any
 from comparison.board import Board
 from comparison.marks import note_failure
 from comparison.programs import ROOT
+from comparison.remains import read_object, shown
 from comparison.results import BROKEN, FINISHED, Run
 from comparison.running import PATIENCE, Stopping, run_one
 from runtime import runfolder
 from runtime.errors import EXIT_FAILED, UserError
 
 FOLDER, JOBS = "cluster", "jobs.json"
+JOB = re.compile(r"\d{1,18}(_\d{1,18})?")
+REFUSALS = (RuntimeError, TypeError, ValueError, NameError, AssertionError)  # what submitit raises for what it refuses
 LOOK_EVERY = {"slurm": 15.0, "local": 0.5}  # seconds
 
 
@@ -60,7 +63,7 @@ def run_on_cluster(
         kind: slurm; local: jobs on this machine, all at once.
         runs: What is still to do.
         root: The comparison's folder, where the job's nodes see it too.
-        parameters: submitit's own, such as slurm_partition and timeout_min.
+        parameters: submitit's own for Slurm, such as slurm_partition and timeout_min.
         environment: Variables for every run.
         board: Shows what begins and ends.
 
@@ -86,6 +89,35 @@ def run_on_cluster(
         time.sleep(LOOK_EVERY[kind])
 
 
+def executor_for(kind: str, root: Path, parameters: Mapping[str, Any]) -> Any:
+    """What submits jobs, with its parameters; nothing is written.
+
+    Raises:
+        UserError: If there is no cluster of that kind, or a parameter is not submitit's.
+    """
+    import submitit
+
+    try:
+        executor = submitit.AutoExecutor(root / FOLDER, cluster=kind)
+        executor.update_parameters(name="alphadecay", **(parameters if kind == "slurm" else {}))
+    except REFUSALS as error:
+        raise UserError(f"--submit {kind}: {error}") from error
+    return executor
+
+
+def checked_jobs(path: Path) -> dict[str, str]:
+    """Job numbers by the run's name, as an earlier call noted them.
+
+    Raises:
+        UserError: If the file is something else.
+    """
+    noted = read_object(path)
+    for name, number in noted.items():
+        if not isinstance(number, str) or not JOB.fullmatch(number):
+            raise UserError(f"{path}: is damaged: {shown(name)}: {shown(number)} is no number of a job")
+    return noted
+
+
 def _submitted(
     kind: str, runs: Sequence[Run], root: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -94,7 +126,7 @@ def _submitted(
 
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    noted = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
+    noted = checked_jobs(folder / JOBS) if (folder / JOBS).exists() else {}
     jobs: dict[str, Any] = {}
     if kind == "slurm":  # local jobs end with the call that submitted them
         names = [run.cell.name for run in runs if run.cell.name in noted]
@@ -103,12 +135,11 @@ def _submitted(
     new = [run for run in runs if run.cell.name not in jobs]
     if not new:
         return jobs
+    executor = executor_for(kind, root, parameters)
     try:
-        executor = submitit.AutoExecutor(folder, cluster=kind)
-        executor.update_parameters(name="alphadecay", **parameters)
         with _importable(), executor.batch():
             submitted = [executor.submit(ClusterRun(run, environment)) for run in new]
-    except (RuntimeError, TypeError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
+    except (*REFUSALS, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"--submit {kind}: {error}") from error
     jobs |= {run.cell.name: job for run, job in zip(new, submitted, strict=True)}
     runfolder.write_json(folder / JOBS, noted | {name: job.job_id for name, job in jobs.items()})

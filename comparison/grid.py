@@ -1,15 +1,18 @@
 """From a YAML file to the list of runs, checked as a whole before any of them starts; docs/compare.md: the format."""
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comparison.cells import Cell, Setting
+from alphadecay.tables import escaped
+from comparison.axes import MOST_CELLS, Options, Search, grid_points, read_search
+from comparison.cells import Cell, Setting, words_of
 from comparison.grid_file import Keys, as_list, as_mapping, check_keys, read_yaml
 from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Metric
+from comparison.remains import shown
 from runtime.errors import UserError
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
@@ -26,23 +29,11 @@ DOMAIN: Keys = {
     "processes": int,
 }
 
-Options = Mapping[str, Any]
-Point = tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What every strategy is searched over."""
-
-    points: Sequence[Point]
-    joint: bool  # whether the points were listed, not combined from values
-
-    def without(self, own: Options) -> list[Point]:
-        """The points for a strategy that sets some of the options itself: the others' values; of listed points none."""
-        left = [tuple((name, value) for name, value in point if name not in own) for point in self.points]
-        if self.joint and left != list(self.points):
-            return [()]
-        return [point for i, point in enumerate(left) if point not in left[:i]]
+MOST_SEEDS, MOST_CONTRASTS, MOST_PROCESSES = 1_000, 1_000, 1_024
+COMMANDS = ("setup", "teardown", "srun_args")  # parameters of submitit that a job runs
+OPTION = re.compile(r"[A-Za-z][\w-]*")
+NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)")  # what a command line takes for a negative number, not for an option
+MOST_NAME = 255  # bytes of a folder's name, on all usual file systems
 
 
 @dataclass(frozen=True)
@@ -79,16 +70,29 @@ def read_grid(path: Path) -> Grid:
     content = read_yaml(path)
     try:
         check_keys(content, TOP, required=("strategies", "domains"))
-        cells = [
-            cell for name, domain in content["domains"].items() for cell in _domain_cells(str(name), domain, content)
-        ]
+        _check_slurm(content.get("slurm", {}))
+        cells: list[Cell] = []
+        for name, domain in content["domains"].items():
+            cells += _domain_cells(str(name), domain, content, MOST_CELLS - len(cells))
         _check_folders(cells)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Grid(path, content.get("title", path.stem), content.get("notes", ""), cells, content.get("slurm", {}))
 
 
-def _domain_cells(name: str, domain: Any, content: Mapping[str, Any]) -> list[Cell]:
+def _check_slurm(parameters: Mapping[str, Any]) -> None:
+    """Raise UserError for what would put commands into a job."""
+    for name, value in parameters.items():
+        if str(name).removeprefix("slurm_") in COMMANDS:
+            raise UserError(
+                f"slurm: {name}: is not for a grid, as jobs would run it; the shell that starts compare.py can"
+            )
+        parts = (name, *(each for pair in value.items() for each in pair)) if isinstance(value, dict) else (name, value)
+        if any("\n" in str(part) for part in parts):
+            raise UserError(f"slurm: {shown(name)}: {shown(value)}: must be one line")
+
+
+def _domain_cells(name: str, domain: Any, content: Mapping[str, Any], most: int) -> list[Cell]:
     where = f"domain {name}"
     domain = as_mapping(domain, where)
     check_keys(domain, DOMAIN, required=("program",), where=where)
@@ -98,11 +102,14 @@ def _domain_cells(name: str, domain: Any, content: Mapping[str, Any]) -> list[Ce
     metric = _metric(domain, where)
     baseline = content.get("baseline", "uniform")
     contrasts = _contrasts(content.get("contrasts", []), content, strategies)
-    search = _search(domain.get("search", {}), where)
+    search = read_search(domain.get("search", {}), where)
     seeds = _seeds(domain.get("seeds", content.get("seeds", [0])), where)
-    grid = list(_grid_points(domain.get("grid", {}), where))
+    grid = grid_points(domain.get("grid", {}), where)
     if baseline not in strategies:
         raise UserError(f"{where}: baseline: {baseline}: no such strategy; there are {', '.join(strategies)}")
+    planned = len(grid) * len(seeds) * sum(len(search.without(own)) for own in strategies.values())
+    if planned > most:
+        raise UserError(f"{where}: has {planned} runs; a comparison may have {MOST_CELLS} in all")
     published = _published(domain.get("published", {}), [label for label, _ in grid], strategies, search, where)
     cells = []
     for label, options in grid:
@@ -138,12 +145,17 @@ def _setting_cells(
 def _checked(cell: Cell) -> tuple[Cell, str]:
     """The cell with its base decay, and its options as the trainer resolves them."""
     for name, value in cell.options.items():
-        if name.replace("-", "_") in NOT_IN_A_GRID:
+        if not OPTION.fullmatch(name):
+            raise UserError(f"cell {cell.name}: {shown(name)}: is no name of an option")
+        if name.replace("-", "_").removeprefix("no_") in NOT_IN_A_GRID:
             raise UserError(f"cell {cell.name}: {name}: is not for a grid; compare.py says it")
         if value is None:
             raise UserError(f"cell {cell.name}: {name}: has no value")
         if not isinstance(value, str | int | float | list | Mapping):
             raise UserError(f"cell {cell.name}: {name}: {value}: is no text or number; write it in quotes")
+        for word in () if isinstance(value, bool) else words_of({name: value})[1:]:
+            if word.startswith("-") and not NUMBER.fullmatch(word):
+                raise UserError(f"cell {cell.name}: {name}: {shown(word)}: begins with a dash, as options do")
     try:
         options = cell.setting.program.read_options(cell.words())
     except UserError as error:
@@ -169,6 +181,10 @@ def _check_folders(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if any(not part.strip(".") for part in cell.parts):
             raise UserError(f"cell {cell.name}: a name that is empty or of dots alone makes no folder")
+        if any(len(part) > MOST_NAME for part in cell.folder(Path()).parts):
+            raise UserError(f"cell {cell.name[:80]}...: a name of more than {MOST_NAME} characters makes no folder")
+        if not cell.name.isprintable():
+            raise UserError(f"cell {escaped(cell.name)}: a name is one line, without control characters")
         folder = cell.folder(Path())
         if folder in seen:
             raise UserError(f"cell {cell.name}: has the same folder as {seen[folder].name}: {folder}")
@@ -203,17 +219,20 @@ def _metric(domain: Mapping[str, Any], where: str) -> Metric:
 
 def _processes(domain: Mapping[str, Any], where: str) -> int:
     processes = domain.get("processes", 1)
-    if processes < 1:
-        raise UserError(f"{where}: processes: {processes}: must be at least 1")
+    if not 1 <= processes <= MOST_PROCESSES:
+        most = "" if processes < 1 else f" and at most {MOST_PROCESSES}"
+        raise UserError(f"{where}: processes: {processes}: must be at least 1{most}")
     return processes
 
 
 def _seeds(seeds: Sequence[Any], where: str) -> list[int]:
+    if len(seeds) > MOST_SEEDS:
+        raise UserError(f"{where}: seeds: are {len(seeds)}; there may be {MOST_SEEDS}")
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"{where}: seeds: {seed!r}: is not a whole number of 0 or more")
+            raise UserError(f"{where}: seeds: {shown(seed)}: is not a whole number of 0 or more")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds: {list(seeds)}: must be some, each one once")
+        raise UserError(f"{where}: seeds: {shown(list(seeds))}: must be some, each one once")
     return list(seeds)
 
 
@@ -221,48 +240,18 @@ def _contrasts(
     pairs: Sequence[Any], content: Mapping[str, Any], here: Mapping[str, Any]
 ) -> tuple[tuple[str, str], ...]:
     """The pairs, but for those with a strategy that this domain leaves out or only another one has."""
+    if len(pairs) > MOST_CONTRASTS:
+        raise UserError(f"contrasts: are {len(pairs)}; there may be {MOST_CONTRASTS}")
     parts = [part for part in (content, *content["domains"].values()) if isinstance(part, Mapping)]
     named = [part["strategies"] for part in parts if isinstance(part.get("strategies"), Mapping)]
     known = {name: None for strategies in named for name in strategies}
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
-            raise UserError(f"contrasts: {pair!r}: is no pair of strategies")
+            raise UserError(f"contrasts: {shown(pair)}: is no pair of strategies")
         for name in pair:
             if str(name) not in known:
                 raise UserError(f"contrasts: {name}: no such strategy; there are {', '.join(known)}")
     return tuple((str(a), str(b)) for a, b in pairs if str(a) in here and str(b) in here)
-
-
-def _search(search: Any, where: str) -> Search:
-    """A mapping is searched over all combinations of its values; a list holds the points themselves."""
-    where = f"{where}: search"
-    if isinstance(search, list):
-        points = [tuple(as_mapping(point, where).items()) for point in as_list(search, where)]
-        if len({frozenset(dict(point)) for point in points}) > 1 or not points[0]:
-            raise UserError(f"{where}: {search}: every point must say the same options")
-    else:
-        axes = [[(n, v) for v in as_list(values, f"{where}: {n}")] for n, values in as_mapping(search, where).items()]
-        points = list(itertools.product(*axes))
-    for i, point in enumerate(points):
-        if point in points[:i]:
-            raise UserError(f"{where}: {dict(point)}: is there twice")
-    return Search(points, isinstance(search, list))
-
-
-def _grid_points(grid: Mapping[str, Any], where: str) -> Iterator[tuple[str, Options]]:
-    """Label and options of each combination. An axis is an option with values, or labels with options."""
-    axes: list[list[tuple[str, Options]]] = []
-    for name, axis in as_mapping(grid, f"{where}: grid").items():
-        place = f"{where}: grid: {name}"
-        if isinstance(axis, Mapping) and axis:
-            axes.append([(str(label), as_mapping(o, f"{place}: {label}")) for label, o in axis.items()])
-        else:
-            axes.append([(f"{name} {v}", {name: v}) for v in as_list(axis, place)])
-    for combination in itertools.product(*axes):
-        options: dict[str, Any] = {}
-        for _, each in combination:
-            options |= each
-        yield ", ".join(label for label, _ in combination), options
 
 
 def _published(

@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from comparison.results import CELL, FAILED, OUTPUT, Run
+from alphadecay.tables import escaped
+from comparison.results import CELL, FAILED, OUTPUT, Row, Run
 from runtime import runfolder
 from runtime.errors import UserError
 
 REASONS = ("error: ", "stopped: ")  # how trainers begin the line that says why they end
 TURN = "$ python "  # how the line of a command begins, in the output of several turns
+MOST_SHOWN = 200  # characters of a value in a message
 LAST_LINES = 12  # of a failed run's output, kept with the reason
 
 
@@ -33,8 +35,11 @@ def note_failure(run: Run, status: int, text: str = "") -> None:
 
 
 def forget_failure(run: Run) -> None:
-    """Let a failed run be taken up again."""
-    (run.folder / FAILED).unlink(missing_ok=True)
+    """Let a failed run be taken up again; UserError if its mark cannot be removed."""
+    try:
+        (run.folder / FAILED).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{run.folder / FAILED}: cannot be removed: {error.strerror}") from error
 
 
 def check_same(runs: Sequence[Run], threads: int | None, starting: bool = True) -> None:
@@ -43,7 +48,7 @@ def check_same(runs: Sequence[Run], threads: int | None, starting: bool = True) 
     Args:
         runs: All runs.
         threads: CPU threads of a run; they only count where runs are started.
-        starting: Whether runs are started.
+        starting: Whether runs are started. If not, what cannot be read is left to the report.
 
     Raises:
         UserError: If an option is not as it was, or the folder holds something else or cannot be looked into.
@@ -52,22 +57,34 @@ def check_same(runs: Sequence[Run], threads: int | None, starting: bool = True) 
         try:
             _check_same(run, threads, starting)
         except OSError as error:
+            if not starting:
+                continue
             raise UserError(f"cell {run.cell.name}: {run.folder} cannot be looked into: {error}") from error
 
 
 def _check_same(run: Run, threads: int | None, starting: bool) -> None:
-    path = run.folder / CELL
-    if not path.exists():
+    before, now = run.noted, identity(run, threads)
+    if run.wrong:
+        if starting:
+            raise UserError(f"cell {run.cell.name}: {run.wrong[0]}")
+        return  # the report says so
+    if not before:
         if runfolder.holds_run(run.folder):
             raise UserError(f"cell {run.cell.name}: {run.folder} holds a run that is not this comparison's")
         return
-    before, now = runfolder.read_json(path, "a cell"), identity(run, threads)
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name) and (starting or name != "threads"):
+            what = f"{escaped(name)[:MOST_SHOWN]} {_was(before, name)}"
             raise UserError(
-                f"cell {run.cell.name}: {run.folder} was begun with {name} {before.get(name, 'not given')}, now it "
-                f"is {now.get(name, 'not given')}; take another --output_dir, or delete that folder"
+                f"cell {run.cell.name}: {run.folder} was begun with {what}, now it is {_was(now, name)}; "
+                "take another --output_dir, or delete that folder"
             )
+
+
+def _was(options: Row, name: str) -> str:
+    """A value as messages have it: in full, if it is one that people write."""
+    text = escaped(str(options.get(name, "not given")))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def claim(runs: Sequence[Run], threads: int | None) -> None:

@@ -42,10 +42,10 @@ def provenance(runs: Sequence[Run]) -> Provenance:
         environment = run.environment
         if not environment:
             continue
-        known = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items() if number)
+        known = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         for values, value in (
-            (commits, environment.get("git_commit")),
-            (machines, environment.get("machine")),
+            (commits, environment["git_commit"]),
+            (machines, environment["machine"]),
             (versions, known),
         ):
             values[value or UNKNOWN] = values.get(value or UNKNOWN, 0) + 1

@@ -7,11 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from comparison.board import status_words
 from comparison.figures import FOLDER, Drawn, draw_all, slug, slugs
 from comparison.findings import Finding, find
 from comparison.grid import Grid
 from comparison.method import STATISTICS, command_of, provenance, searched_words
-from comparison.results import BROKEN, FINISHED, Run, write_csv
+from comparison.results import BROKEN, DAMAGED, FINISHED, Run, write_csv
 from comparison.statistics import Comparison
 from comparison.tables import (
     comparisons_table,
@@ -114,7 +115,7 @@ def _content(
         "warnings": origin.warnings,
         "settings": [_setting(f, anchors[f.setting.name], figures[f.setting.name]) for f in findings],
         "runs": runs_table(runs, root),
-        "failures": [_failure(run) for run in runs if run.state == BROKEN],
+        "failures": [_failure(run) for run in runs if run.state in (BROKEN, DAMAGED)],
         "searched": [searched_words(finding) for finding in findings],
         "statistics": STATISTICS,
         "origin": {"Commit": origin.commits, "Machine": origin.machines, "Versions": origin.versions},
@@ -136,8 +137,11 @@ def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[st
 
 
 def _failure(run: Run) -> dict[str, Any]:
+    if run.state == DAMAGED:
+        how = "a file in its folder is not what a run leaves, so it counts for nothing here"
+        return {"name": run.cell.name, "state": DAMAGED, "how": how, "lines": run.damage}
     status = run.failure["status"]
-    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    how = f"{status_words(status)}; the last lines of its output"
     return {"name": run.cell.name, "state": state_of(run), "how": how, "lines": "\n".join(run.failure["lines"])}
 
 

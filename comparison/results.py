@@ -3,26 +3,30 @@
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
+from alphadecay.tables import harmless
+from comparison import remains
 from comparison.cells import Cell
 from comparison.grid import Grid
 from runtime import runfolder
-from runtime.errors import EXIT_NON_FINITE, UserError
+from runtime.errors import EXIT_FAILED, EXIT_NON_FINITE, UserError
 
 CELL, FAILED, OUTPUT = "cell.json", "failed.json", "output.txt"  # in a run's folder, besides what the trainer leaves
 FINISHED, BROKEN, STARTED, WAITING = "finished", "failed", "started", "waiting"
+DAMAGED = "damaged"  # a file in its folder is not what a run leaves; only runs `at_rest` are in this state
 COLUMNS = (
     "domain", "setting", "strategy", "weight_decay", "point", "seed", "metric", "value", "state", "published",
     "mean_applied_decay", "weight_norm", "train_loss", "step", "seconds", "samples_per_second", "git_commit", "machine",
     "folder",
 )  # fmt: skip
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,55 @@ class Run:
     cell: Cell
     folder: Path
     kept: str | None = None  # the state that `state` is to stay at
+    damage: str = ""  # what is wrong with a file that it left
 
     @property
     def state(self) -> str:
-        """finished, failed, started (to be resumed), or waiting; as the folder has it now."""
+        """finished, failed, started (to be resumed), waiting; damaged if that cannot be seen. As it is now."""
         if self.kept is not None:
             return self.kept
-        if (self.folder / runfolder.SUMMARY).exists():
-            return FINISHED
-        if (self.folder / FAILED).exists():
-            return BROKEN
-        return STARTED if runfolder.holds_run(self.folder) else WAITING
+        try:
+            if (self.folder / runfolder.SUMMARY).exists():
+                return FINISHED
+            if (self.folder / FAILED).exists():
+                return BROKEN
+            return STARTED if runfolder.holds_run(self.folder) else WAITING
+        except OSError:
+            return DAMAGED
+
+    def look(self) -> str:
+        """Read all that the run left; what is wrong with it, or nothing."""
+        for part in (self.noted, self.failure, self.summary, self.environment, self.log, self.ledger):
+            del part
+        self.__dict__.pop("ledger")  # the largest: it is read again where it is drawn, of a few runs
+        return self.wrong[0] if self.wrong else ""
+
+    @cached_property
+    def wrong(self) -> list[str]:
+        """What is wrong with the files that were read so far."""
+        return []
+
+    def _read(self, read: Callable[[], T], otherwise: T) -> T:
+        """What a reader finds; what is wrong is noted, not raised, so that no run stands in the way of others."""
+        try:
+            return read()
+        except UserError as error:
+            self.wrong.append(str(error))
+            return otherwise
+
+    @cached_property
+    def noted(self) -> Row:
+        """cell.json: which cell the folder was begun for; empty where that is not noted."""
+        there = (self.folder / CELL).is_symlink() or (self.folder / CELL).exists()
+        return self._read(lambda: remains.read_object(self.folder / CELL), {}) if there else {}
 
     @cached_property
     def failure(self) -> Row:
         """Of a failed run: status (exit status; negative: killed by that signal) and lines (the last of its output)."""
-        return runfolder.read_json(self.folder / FAILED, "a failure")
+        nothing = {"status": EXIT_FAILED, "lines": []}
+        if self.state != BROKEN:
+            return nothing
+        return self._read(lambda: remains.read_failure(self.folder / FAILED), nothing)
 
     @property
     def diverged(self) -> bool:
@@ -61,23 +98,24 @@ class Run:
     @cached_property
     def summary(self) -> Row:
         """summary.json; empty before the run has finished."""
-        return runfolder.read_json(self.folder / runfolder.SUMMARY, "a summary") if self.state == FINISHED else {}
+        if self.state != FINISHED:
+            return {}
+        return self._read(lambda: remains.read_summary(self.folder, self.cell.setting.metric.name), {})
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """One row an evaluation."""
-        return runfolder.whole_rows(self.folder / runfolder.LOG)
+        return self._read(lambda: remains.read_log(self.folder), [])
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
         """One row a module and refresh."""
-        return runfolder.whole_rows(self.folder / runfolder.LEDGER)
+        return self._read(lambda: remains.read_ledger(self.folder), [])
 
     @cached_property
     def environment(self) -> Row:
-        """Versions, commit, command and machine; empty where nothing has run."""
-        path = self.folder / runfolder.CONFIG
-        return runfolder.read_config(path).get("environment", {}) if path.exists() else {}
+        """Versions, commit and machine; empty where nothing has run."""
+        return self._read(lambda: remains.read_environment(self.folder), {})
 
     @property
     def value(self) -> float | None:
@@ -122,14 +160,20 @@ def read_runs(grid: Grid, root: Path) -> list[Run]:
 
 
 def at_rest(runs: Sequence[Run]) -> list[Run]:
-    """The runs as their folders have them now, whatever other processes do to them while a report is written."""
-    found = []
-    for run in runs:
-        kept = replace(run, kept=run.state)
-        if kept.state == BROKEN:
-            kept.failure  # noqa: B018 - read and kept, for another call may take the run up again
-        found.append(kept)
-    return found
+    """The runs as their folders have them now, whatever other processes do to them while a report is written.
+
+    All that a run left has been read then; one of which something cannot be is damaged, and has no figures.
+    """
+    return [_at_rest(run) for run in runs]
+
+
+def _at_rest(run: Run) -> Run:
+    try:
+        found = replace(run, kept=run.state)
+        wrong = found.look()
+    except OSError as error:
+        wrong = f"{run.folder}: cannot be looked into: {error.strerror}"
+    return replace(run, kept=DAMAGED, damage=wrong) if wrong else found
 
 
 def write_csv(path: Path, runs: Sequence[Run], root: Path) -> None:
@@ -142,6 +186,6 @@ def write_csv(path: Path, runs: Sequence[Run], root: Path) -> None:
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(run.row(root) for run in runs)
+            writer.writerows({name: harmless(each) for name, each in run.row(root).items()} for run in runs)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from error

@@ -139,6 +139,6 @@ def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> No
                 x = place + dodged(index, len(found), 0.6)
                 ax.plot([x, x], [min(values), max(values)], color=look.colour, lw=0.8)
                 ax.plot([x], [fmean(values)], color=look.colour, marker=look.marker, ms=3)
-    ax.set_xticks(range(len(roles)), roles, rotation=40, ha="right")
+    ax.set_xticks(range(len(roles)), list(map(plain, roles)), rotation=40, ha="right")
     ax.set_ylabel("Mean alpha at the end")
     ax.grid(True, axis="y")

@@ -15,6 +15,7 @@ from tiny import ROOT
 from torch import nn
 
 import alphadecay
+from alphadecay import analysis_output
 from alphadecay.__main__ import main
 from alphadecay.weights import MANIFEST, read_source, sha256
 
@@ -260,6 +261,30 @@ def test_pretrained_weights_that_cannot_be_fetched_are_one_line(monkeypatch, tmp
     assert main(["analyze", "resnet18", "--pretrained"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --pretrained resnet18: ") and said.count("\n") == 1
+
+
+def test_names_of_strangers_are_neither_formulas_nor_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    names = ["=1+1", "@SUM(A1)", "-2+3", "+1", "\t=1", "a\x1b[2J"]
+    save_file({f"{name}.weight": torch.randn(64, 64) for name in names}, tmp_path / "w.safetensors")
+    monkeypatch.setattr(analysis_output, "_write_figures", lambda *_: None)
+    assert main(["analyze", str(tmp_path / "w.safetensors"), "--output_dir", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable() and r"a\x1b[2J" in said
+    with open(tmp_path / "out" / "spectra.csv", newline="") as file:
+        found = [row["name"] for row in csv.DictReader(file)]
+    assert sorted(found) == sorted(["'=1+1", "'@SUM(A1)", "'-2+3", "+1", r"'\t=1", r"a\x1b[2J"])  # +1 is a number
+
+
+def test_an_analysis_leaves_foreign_files_alone_and_replaces_its_own(tmp_path, monkeypatch, capsys):
+    save_file({"layer.weight": torch.randn(64, 64)}, tmp_path / "w.safetensors")
+    monkeypatch.setattr(analysis_output, "_write_figures", lambda *_: None)
+    words = ["analyze", str(tmp_path / "w.safetensors"), "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert main(words) == 0 and main(words) == 2
+    assert "holds another analysis; give --overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path, capsys):

@@ -2,7 +2,11 @@
 
 import copy
 import datetime
+import itertools
+import os
 import re
+import socket
+import time
 
 import pytest
 import yaml
@@ -309,3 +313,116 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     for path in (tmp_path / "lacking.yaml", tmp_path, tmp_path / "binary"):
         with pytest.raises(UserError, match=f"^--config {path}: cannot be read: .+$"):
             read_grid(path)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{here}: &{here} [{', '.join([f'*{before}'] * 10)}]\n" for before, here in itertools.pairwise("abcdefg")
+)
+MERGES = "a: &a {x1: 1, x2: 1}\n" + "".join(
+    f"{here}: &{here} {{<<: [{', '.join([f'*{before}'] * 20)}]}}\n" for before, here in itertools.pairwise("abcdef")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text, words", [
+    (BOMB, "has more than 100000 values, with aliases written out"),
+    (MERGES, "has more than 100000 values, with aliases written out"),
+    ("a: &a [*a]\n", "an alias within what it stands for"),
+    ("a: &a {b: *a}\n", "an alias within what it stands for"),
+    ("[" * 100_000, "nested too deeply"),
+    ("a: " + "{a: " * 100 + "1" + "}" * 100, "nested more than 40 levels deep"),
+    ("- " * 5000 + "a", "nested"),
+    ("seeds: [" + "9" * 5000 + "]", "Exceeds the limit"),
+    ("seeds: [0x" + "f" * 5000 + "]", "a whole number beyond 64 bits"),
+    ("seeds: [9223372036854775808]", "a whole number beyond 64 bits"),
+    ('title: "\\e[2Jgone"\n', "has a control character in it"),
+    ('strategies: {"\\u202ea": {}}\n', "has a control character in it"),
+    ('notes: "\\x9b31m"\n', "has a control character in it"),
+    ("title: " + "x" * 1_000_000, "is longer than 1000000 characters"),
+])  # fmt: skip
+def test_no_file_is_a_bomb_or_steers_the_terminal(read, text, words):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        read(text)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "socket"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, what):
+    path = tmp_path / "grid.yaml"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    with pytest.raises(UserError, match="is no regular file"):
+        read_grid(path)
+
+
+AXES = {f"axis{i}": list(range(10)) for i in range(8)}
+
+
+@pytest.mark.parametrize("grid, words", [
+    (digits("search", AXES), "domain digits: search: has 100000000 combinations; a comparison may have 10000 runs"),
+    (changed(((*DIGITS, "grid"), AXES), ((*DIGITS, "published"), REMOVED)),
+     "domain digits: grid: has 100000000 combinations; a comparison may have 10000 runs"),
+    (digits("search", {f"o{i}": [1, 2] for i in range(15_000)}),
+     "domain digits: search: has a huge number combinations"),
+    (digits("search", {"weight_decay": [i / 1e4 for i in range(2600)]}),
+     "domain digits: has 20804 runs; a comparison may have 10000 in all"),
+    (changed((("seeds",), list(range(5000)))), "domain digits: seeds: are 5000; there may be 1000"),
+    (changed((("contrasts",), [["none", "uniform"]] * 1001)), "contrasts: are 1001; there may be 1000"),
+    (digits("processes", 1_000_000), "domain digits: processes: 1000000: must be at least 1 and at most 1024"),
+    (changed((("strategies", "x" * 300), {"decay": "awd"})), "cell digits/small/xxx"),
+    (changed((("strategies", "two\nlines"), {"decay": "awd"})),
+     r"cell digits/small/two\nlines/weight_decay=0.1/seed0: "),
+])  # fmt: skip
+def test_a_grid_has_a_largest_size(refusal, grid, words):
+    began = time.monotonic()
+    assert refusal(grid).startswith(words) and time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("name, value", [
+    ("cutmix_minmax", ["0", "1", "--overwrite"]), ("cutmix_minmax", ["--output_dir", "elsewhere"]),
+    ("cutmix_minmax", ["-x"]), ("cutmix_minmax", ["--"]), ("cutmix_minmax", ["-1e5 --overwrite"]),
+    ("model_kwargs", {"--overwrite": 1}), ("model_kwargs", {"-x": 1}), ("model_kwargs", ["--resume=elsewhere"]),
+    ("model_kwargs", ["depth=2", "--no_dry_run"]),
+])  # fmt: skip
+def test_no_value_is_an_option(refusal, name, value):
+    message = refusal(changed(((*DIGITS, "options", name), value)))
+    assert message.startswith(f"cell digits/small/none/seed0: {name}: ") and "begins with a dash" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["output_dir=x", "config=x", "lr 1 --overwrite", "-lr", "--overwrite", "", "=", "lr\n"]
+)
+def test_no_name_is_more_than_a_name(refusal, name):
+    assert "is no name of an option" in refusal(changed(((*DIGITS, "options", name), "x")))
+
+
+@pytest.mark.parametrize("name", ["no_overwrite", "no-dry-run", "no_resume"])
+def test_switches_that_compare_says_itself_cannot_be_turned_off_either(refusal, name):
+    assert "is not for a grid; compare.py says it" in refusal(changed(((*DIGITS, "options", name), True)))
+
+
+@pytest.mark.parametrize("value", ["--overwrite", "-1", "a b", "", "--output_dir=x", "'; rm -rf /"])
+def test_a_value_is_one_word_whatever_it_is(read, value):
+    (cell, *_) = read(changed(((*DIGITS, "options", "wandb_name"), value))).cells
+    assert [word for word in cell.words() if "wandb_name" in word] == [f"--wandb_name={value}"]
+
+
+def test_negative_numbers_in_lists_are_values(refusal):
+    assert "--cutmix_minmax" in refusal(changed(((*DIGITS, "options", "cutmix_minmax"), [-0.5, -1])))
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("slurm_setup", ["rm -rf /"], "slurm: slurm_setup: is not for a grid, as jobs would run it"),
+    ("setup", "x", "slurm: setup: is not for a grid"),
+    ("slurm_teardown", ["x"], "slurm: slurm_teardown: is not for a grid"),
+    ("slurm_srun_args", ["--prolog=x"], "slurm: slurm_srun_args: is not for a grid"),
+    ("slurm_partition", "a\nrm -rf /", r"slurm: 'slurm_partition': 'a\nrm -rf /': must be one line"),
+    ("slurm_additional_parameters", {"a\nb": 1}, "slurm: 'slurm_additional_parameters': "),
+])  # fmt: skip
+def test_no_grid_has_commands_for_jobs(refusal, name, value, words):
+    assert refusal(changed((("slurm",), {name: value}))).startswith(words)

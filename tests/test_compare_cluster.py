@@ -109,3 +109,10 @@ def test_without_slurm_or_with_a_parameter_that_submitit_does_not_know_it_is_one
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(UserError, match="^--submit slurm: Could not detect .srun."):
         submit("slurm", [stub_run(tmp_path)], tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', '{"a": "../../x"}', '{"a": "$(true)"}', "[" * 100_000])
+def test_jobs_that_nobody_noted_are_refused(tmp_path, content):
+    (tmp_path / "jobs.json").write_text(content)
+    with pytest.raises(UserError, match="jobs.json: is damaged: "):
+        cluster.checked_jobs(tmp_path / "jobs.json")

@@ -218,14 +218,13 @@ def test_a_deleted_folder_is_of_its_cell_again(tmp_path):
     assert run.state == FINISHED
 
 
-@pytest.mark.parametrize("name", ["cell.json", "summary.json", "failed.json"])
-def test_a_file_that_is_no_json_is_named(tmp_path, name):
+def test_a_folder_whose_cell_cannot_be_read_is_not_started_in(tmp_path):
     run = stub_run(tmp_path)
     claim([run], 1)
-    (run.folder / name).write_text("")
-    with pytest.raises(UserError, match=f"{name} cannot be read as a"):
+    (run.folder / "cell.json").write_text("")
+    check_same([stub_run(tmp_path)], 1, starting=False)  # the report says so
+    with pytest.raises(UserError, match="^cell stub/uniform/seed0: .*cell.json: is damaged: "):
         check_same([run], 1)
-        at_rest([run])[0].row(tmp_path)
 
 
 def test_a_report_is_of_one_moment(tmp_path):

@@ -136,8 +136,8 @@ FAULTS = [
     Fault(
         "failed_runs_have_no_row",
         "comparison/results.py",
-        "writer.writerows(run.row(root) for run in runs)",
-        "writer.writerows(run.row(root) for run in runs if run.value is not None)",
+        "for name, each in run.row(root).items()} for run in runs)",
+        "for name, each in run.row(root).items()} for run in runs if run.value is not None)",
         "test_compare_report.py::test_every_run_is_one_row_of_the_csv_finished_or_not",
         "results.csv hides what failed",
     ),

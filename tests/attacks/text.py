@@ -1,0 +1,113 @@
+"""main_llama.py: configurations that cannot be, folders of models, exports, and shards of text."""
+
+import gzip
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from tiny_text import changed_config
+
+from attacks.attack import BAD_JSON, BAD_TENSORS, Attack, put
+
+DRY = "--dry_run "
+C4 = "--dataset c4 --tokenizer bytes --data_path {here}/c4 --max_steps 1 "
+CONFIGS = {
+    "no word": {"vocab_size": 0}, "negative words": {"vocab_size": -1},
+    "no hidden size": {"hidden_size": 0}, "no heads": {"num_attention_heads": 0},
+    "no layer": {"num_hidden_layers": 0}, "layers in words": {"num_hidden_layers": "many"},
+    "heads that do not divide": {"num_attention_heads": 3}, "size null": {"hidden_size": None},
+    "activation of nothing": {"hidden_act": "__import__"}, 
+    "kind unknown": {"model_type": "../x"}, "kind a list": {"model_type": ["llama"]},
+    "epsilon text": {"rms_norm_eps": "small"}, "theta null": {"rope_theta": "x"},
+    "positions negative": {"max_position_embeddings": -1},
+}  # fmt: skip
+LINES = {
+    "no JSON": b"no json\n", "a list": b"[1]\n", "no text": b'{"a": 1}\n', "text a number": b'{"text": 3}\n',
+    "not UTF-8": b'{"text": "\xff"}\n', "deep": b'{"text": ' + b"[" * 100_000 + b"\n", "NUL": bytes(100) + b"\n",
+}  # fmt: skip
+
+
+def _c4(train: bytes | None = None, validation: bytes | None = None, packed: bool = True):
+    good = json.dumps({"text": "word " * 200}).encode() + b"\n"
+
+    def build(here: Path) -> None:
+        for split, content in (("train", train), ("validation", validation)):
+            content = good * 50 if content is None else content
+            path = here / "c4" / f"c4-{split}.00000-of-00001.json.gz"
+            put(path, gzip.compress(content, mtime=0) if packed or content.startswith(b'{"text": "word') else content)
+
+    return build
+
+
+def _model(name: str, content):
+    return lambda here: put(here / "model" / name, content)
+
+
+def _without(part: str, more: bool = False):
+    def build(here: Path) -> None:
+        path = here / "model" / "model.safetensors"
+        weights = {name: w for name, w in load_file(path).items() if part not in name}
+        if more:
+            weights = load_file(path) | {"intruder.weight": next(iter(weights.values())).clone()}
+        path.unlink()
+        save_file(weights, path, {"format": "pt"})
+
+    return build
+
+
+def _index(weight_map):
+    def build(here: Path) -> None:
+        (here / "model" / "model.safetensors").rename(here / "elsewhere.safetensors")
+        names = load_file(here / "elsewhere.safetensors") if isinstance(weight_map, str) else {}
+        found = {name: weight_map for name in names} if names else weight_map
+        put(here / "model" / "model.safetensors.index.json", {"metadata": {}, "weight_map": found})
+
+    return build
+
+
+FROM = DRY + "--init_from {model}"
+ATTACKS = [
+    *(Attack(f"language config: {kind}", "main_llama.py", DRY + "--model_config {here}/m/config.json", "--",
+             lambda here, changed=changed: changed_config(here / "m", **changed) and None)
+      for kind, changed in CONFIGS.items()),
+    *(Attack(f"language config, JSON: {kind}", "main_llama.py", DRY + "--model_config {here}/c.json", "--model_config",
+             lambda here, content=content: put(here / "c.json", content))
+      for kind, content in BAD_JSON.items()),
+    *(Attack(f"config of a model folder: {kind}", "main_llama.py", FROM, "--init_from", _model("config.json",
+             content)) for kind, content in BAD_JSON.items()),
+    *(Attack(f"weights of a model folder: {kind}", "main_llama.py", FROM, "--init_from", _model("model.safetensors",
+             content)) for kind, content in BAD_TENSORS.items()),
+    Attack("a model folder without its mlp", "main_llama.py", FROM, "mlp", _without("mlp")),
+    Attack("a model folder without its norm", "main_llama.py", FROM, "norm", _without("model.norm")),
+    Attack("a model folder with more", "main_llama.py", FROM, "intruder", _without("mlp", more=True)),
+    Attack("shards elsewhere", "main_llama.py", FROM, "elsewhere", _index("../elsewhere.safetensors")),
+    Attack("shards of nothing", "main_llama.py", FROM, "--init_from", _index({})),
+    Attack("shards that are lost", "main_llama.py", FROM, "--init_from", _index({"a": "lost.safetensors"})),
+    Attack("shards a list", "main_llama.py", FROM, "--init_from", _index(["a"])),
+    Attack("shards of numbers", "main_llama.py", FROM, "--init_from", _index({"a": 3})),
+    Attack("an export over the model it starts from", "main_llama.py", FROM.replace(DRY, "--max_steps 1 ")
+           + " --export_hf {model}", "--export_hf"),
+    Attack("an export over a run", "main_llama.py", "--max_steps 1 --export_hf {text_run}", "--export_hf"),
+    Attack("an export over a folder", "main_llama.py", "--max_steps 1 --export_hf {here}/mine", "--export_hf",
+           lambda here: put(here / "mine" / "config.json", "mine")),
+    Attack("an export into itself", "main_llama.py", "--max_steps 1 --export_hf {here}/out", "--export_hf"),
+    Attack("an export below a file", "main_llama.py", "--export_hf {here}/file/x", "--export_hf",
+           lambda here: put(here / "file", "")),
+    Attack("an export to where nobody may write", "main_llama.py", "--max_steps 1 --export_hf /proc/export",
+             "--export_hf"),
+    Attack("language weights that are nowhere", "main_llama.py", "--eval --resume auto --output_dir {here}/nowhere",
+           "--eval"),
+    Attack("language weights of nothing", "main_llama.py", "--eval", "--eval"),
+    *(Attack(f"lines: {kind}", "main_llama.py", C4 + "--max_bad_lines 0", "max_bad_lines",
+             _c4(validation=content * 3)) for kind, content in LINES.items()),
+    Attack("lines that are not packed", "main_llama.py", C4 + "--max_bad_lines 0", "c4-validation",
+           _c4(validation=b"x" * 99, packed=False)),
+    Attack("a line without an end", "main_llama.py", C4 + "--max_bad_lines 0", "c4-validation",
+           _c4(validation=b'{"text": "' + b"a" * 300_000_000), kills=True),
+    Attack("no shard", "main_llama.py", C4, "c4-train", lambda here: put(here / "c4" / "x", "")),
+    Attack("no folder of shards", "main_llama.py", C4, "no such folder"),
+    Attack("a tokenizer that is nowhere", "main_llama.py", DRY + "--tokenizer {here}/nowhere", "--tokenizer"),
+    *(Attack(f"tokenizer: {kind}", "main_llama.py", DRY + "--tokenizer {here}/t", "--tokenizer",
+             lambda here, content=content: put(here / "t" / "tokenizer.json", content))
+      for kind, content in BAD_JSON.items()),
+]  # fmt: skip
