@@ -34,7 +34,7 @@ class DataOptions:
     eval_data_path: str = option("", "image_folder: folder of the validation images, <class>/")
     nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2)
     max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0)
-    input_size: int = option(224, "side of the square image in pixels", minimum=8, fixed="augmentation")
+    input_size: int = option(224, "side of the square image in pixels", minimum=8, maximum=16384, fixed="augmentation")
     batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
     num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
     crop_pct: float | None = option(

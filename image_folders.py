@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from runtime.errors import UserError
@@ -69,6 +69,8 @@ def read_image(path: str) -> Image.Image:
                 rgb = as_rgb(image)
                 rgb.info = {"converted": f"{path}: {loss}"} if loss else {}
                 return rgb
+    except UnidentifiedImageError as error:
+        raise BadImage(f"{path}: is of no kind of image that Pillow reads") from error
     except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
         raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 

@@ -56,6 +56,7 @@ class ModelOptions:
             lambda o: not (o.pretrained and o.finetune),
             "--finetune {finetune}: not together with --pretrained, which names other weights",
         ),
+        (lambda o: parse_keywords(o.model_kwargs) is not None, ""),  # which says what is wrong with them
     )
 
 
@@ -179,6 +180,8 @@ def parse_keywords(words: tuple[str, ...]) -> dict[str, Any]:
             keywords[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             keywords[key] = text
+        if isinstance(keywords[key], int) and keywords[key] < 0:
+            raise UserError(f"--model_kwargs {word}: must be at least 0")
     return keywords
 
 

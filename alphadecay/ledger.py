@@ -120,7 +120,7 @@ def parsed_row(line: str, where: str, kinds: Mapping[str, Any]) -> dict[str, Any
     """A line of a ledger; ValueError, which names the place, unless it is JSON with these keys of these kinds."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: no JSON ({error})") from error
     for key, kind in kinds.items():
         if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):

@@ -20,6 +20,7 @@ ROLES = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "attn.proj",
     "mlp.gate", "mlp.up", "mlp.down", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
+NO_NAMES = frozenset(dir(nn.Module())) | {"head_first", "why_not_measured", "pretrained_cfg"}  # a module's own
 RESNET_ENDS = {"first_conv": "conv1", "classifier": "fc"}  # where nothing declares them
 
 
@@ -137,6 +138,9 @@ def _module_at(root: nn.Module, owner: str, name: str, tensors: Mapping[str, Ten
     """The module that owns a parameter; it and those around it are made where they are missing."""
     module = root
     parts = owner.split(".") if owner else []
+    for part in [*parts, name.rpartition(".")[2]]:
+        if not part or part in NO_NAMES:
+            raise ValueError(f"a weight is named {name!r}, which no module can hold")
     for i, part in enumerate(parts):
         child = module._modules.get(part)
         if child is None:

@@ -100,7 +100,10 @@ def _from_path(what: str, path: Path, ema: bool) -> Source:
     if not any(tensor.ndim >= 2 for tensor in found.values()):
         raise BadInput(f"{what}: holds no weight matrix")
     description = str(files[0]) if len(files) == 1 else f"{files[0].parent}, {len(files)} shards"
-    model = skeleton(found, *_declared(files[0].parent))
+    try:
+        model = skeleton(found, *_declared(files[0].parent))
+    except ValueError as error:
+        raise BadInput(f"{files[0]}: {error}") from error
     if _config(files[0].parent / "config.json").get("model_type") in MIXED_HEADS:
         for module in model.modules():
             module.multi_query = True  # type: ignore[assignment]  # what split_qkv goes by
@@ -137,7 +140,7 @@ def _weight_files(path: Path, ema: bool) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{index}: cannot be read as an index of shards ({type(error).__name__})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -192,7 +195,7 @@ def _check_manifest(file: Path, found: str) -> None:
     manifest = file.parent / MANIFEST
     try:
         expected = json.loads(manifest.read_text())["files"][file.name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{manifest}: cannot be read, or does not name {file.name}") from error
     if found != expected:
         raise BadInput(f"{file}: is broken: its SHA-256 is not the manifest's")
@@ -219,7 +222,7 @@ def _config(path: Path) -> dict[str, Any]:
     """What a config.json says; nothing where there is none that can be read: it only holds hints."""
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

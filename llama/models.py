@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
 from runtime.options import option
 from runtime.processes import Ranks
-from runtime.runfolder import read_json
+from runtime.runfolder import make_folders, read_json, remove_empty
 from runtime.sharded import whole
 
 NOT_OF_THE_MODEL = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -120,8 +119,11 @@ def read_config(path: str, option: str = "--model_config") -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{option} {path}: no JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"{option} {path}: model_type {kind!r} is no causal language model of transformers")
+    for name in ("vocab_size", "max_position_embeddings"):
+        if isinstance(values.get(name), int) and values[name] < 1:
+            raise UserError(f"{option} {path}: {name} {values[name]}: must be at least 1")
     try:
         return transformers.AutoConfig.for_model(**values)
     except Exception as error:  # transformers' checks raise classes of its own and of huggingface_hub
@@ -190,10 +192,12 @@ def check_export(folder: Path, sources: Sequence[str], overwrite: bool) -> None:
     for source in filter(None, sources):
         if folder.resolve() == Path(source).resolve():
             raise UserError(f"--export_hf {folder}: is the folder of the run or of --init_from")
-    nearest = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--export_hf {folder}: cannot be written: {nearest} is no folder that takes files")
-    if nearest == folder and any(folder.iterdir()) and not overwrite:
+    try:
+        remove_empty(make_folders(folder))
+        taken = folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"--export_hf {folder}: cannot be written: {error.strerror}") from error
+    if taken and not overwrite:
         raise UserError(
             f"--export_hf {folder}: is not empty; give another folder, or --overwrite to replace files there"
         )

@@ -52,7 +52,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str,
         load_weights(learner.averaged, ema_weights, checkpoint)
     state = checkpoint.training_state()
     try:
-        check_optimizer_state(learner.optimizer, state["optimizer"])
+        check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
         learner.scaler.load_state_dict(state["scaler"])
         restore_random_state(state["random"][ranks.rank % len(state["random"])])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.processes import Ranks
+from runtime.runfolder import make_folders, remove_empty
 from runtime.session import RunOptions
 from runtime.tables import say
 
@@ -42,16 +43,13 @@ def sole_writer(options: RunOptions, ranks: Ranks) -> Iterator[None]:
 
 def _lock(folder: Path, made: list[Path]) -> int:
     """Make the folder and lock it; returns the descriptor that holds the lock."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file")
     try:
-        for path in [*reversed(folder.absolute().parents), folder]:
-            if not path.exists():
-                path.mkdir()
-                made.append(path)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output_dir {folder}: is a file")
+        made += make_folders(folder)
         return _locked(folder / LOCK)
     except OSError as error:
-        _remove_empty(made)
+        remove_empty(made)
         raise UserError(f"--output_dir {folder}: cannot be written: {error.strerror}") from error
 
 
@@ -82,10 +80,4 @@ def _unlock(folder: Path, descriptor: int, made: list[Path]) -> None:
         (folder / LOCK).unlink(missing_ok=True)
     if descriptor >= 0:
         os.close(descriptor)
-    _remove_empty(made)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for path in reversed(folders):
-        with suppress(OSError):
-            path.rmdir()
+    remove_empty(made)

@@ -21,6 +21,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from runtime.errors import UserError
 
 Check = tuple[Callable[[Any], bool], str]
+LARGEST = 2**63 - 1  # whole numbers beyond it fit no tensor, and some no float
 OPTION_NAME = re.compile(r"--[A-Za-z][\w-]*")
 
 
@@ -286,8 +287,12 @@ def _check_type(each: Field, value: Any, hint: Any) -> None:
     accepted = (int, float) if kind is float else kind
     parts = value if many and isinstance(value, tuple) else (value,)
     right = all(isinstance(p, accepted) and (kind is bool or not isinstance(p, bool)) for p in parts)
+    if many and not isinstance(value, tuple):
+        raise UserError(f"--{each.name} {value!r}: is not of type list")
     if not right and not (value is None and each.default is None):
         raise UserError(f"--{each.name} {value!r}: is not of type {kind.__name__}")
+    if any(isinstance(p, int) and abs(p) > LARGEST or isinstance(p, float) and not math.isfinite(p) for p in parts):
+        raise UserError(f"--{each.name} {str(value)[:40]}: is no number that is finite and fits 63 bits")
 
 
 def _check_value(each: Field, value: Any) -> None:

@@ -98,11 +98,10 @@ def process_group(device_name: str) -> Iterator[Ranks]:
     """
     rank, count = _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
     if count > 1 and any(name not in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
-        raise UserError(
-            f"WORLD_SIZE={count} without RANK, MASTER_ADDR and MASTER_PORT in the environment: use torchrun"
-        )
+        missing = "without RANK, MASTER_ADDR and MASTER_PORT in the environment: use torchrun"
+        raise UserError(f"WORLD_SIZE={count} {missing}", here_only=True)
     if not rank < count:
-        raise UserError(f"RANK={rank} in the environment: must be below WORLD_SIZE={count}")
+        raise UserError(f"RANK={rank} in the environment: must be below WORLD_SIZE={count}", here_only=True)
     device = _device(device_name, _from_environment("LOCAL_RANK", 0))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -126,7 +125,7 @@ def process_group(device_name: str) -> Iterator[Ranks]:
 def _from_environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise UserError(f"{name}={text} in the environment: is no whole number")
+        raise UserError(f"{name}={text} in the environment: is no whole number", here_only=True)
     return int(text)
 
 

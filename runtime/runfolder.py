@@ -192,6 +192,40 @@ def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list
     return lost
 
 
+def require_rows(folder: Path, counts: Mapping[str, int]) -> None:
+    """Raise UserError if a line that a checkpoint has seen cannot be read: going on would cut off all behind it."""
+    for name in ROWS:
+        lines = (folder / name).read_bytes().splitlines() if (folder / name).exists() else []
+        whole = len(whole_rows(folder / name))
+        if whole < min(counts.get(name, 0), len(lines)):
+            raise UserError(f"{folder / name}: line {whole + 1} is damaged; mend or delete it, then go on")
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those around it that are missing; returns those that were made, to be removed again.
+
+    Raises:
+        OSError: If one cannot be made; none is left then.
+    """
+    made: list[Path] = []
+    try:
+        for path in [*reversed(folder.absolute().parents), folder]:
+            if not path.exists():
+                path.mkdir()
+                made.append(path)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of the folders that are empty, the last first."""
+    for path in reversed(folders):
+        with suppress(OSError):
+            path.rmdir()
+
+
 def whole_rows(path: Path) -> list[Row]:
     """Rows up to the first line that is half written: a crash left it so, or the run is still at it."""
     rows: list[Row] = []

@@ -108,9 +108,11 @@ def _find_start(options: RunOptions) -> Start:
         if runfolder.holds_run(folder) and has_checkpoints(folder):
             return Start(folder, *find_checkpoint(folder))
         if options.eval:
-            raise UserError(f"--resume auto: {folder} holds no checkpoint to evaluate")
+            raise UserError(f"--eval --resume auto: {folder} holds no checkpoint")
         runfolder.check_free(folder, overwrite=True)  # a run that ended before its first checkpoint
         return Start(folder, None)
+    if options.resume and not Path(options.resume).exists():
+        raise UserError(f"--resume {options.resume}: no such run folder or checkpoint")
     start = Start(folder, *(find_checkpoint(Path(options.resume)) if options.resume else (None,)))
     if not (options.eval or options.dry_run or start.continues):
         runfolder.check_free(folder, options.overwrite)
@@ -135,6 +137,8 @@ class Session:
         self.rows: dict[str, int] = dict(state.get("rows", {}))  # file -> lines written
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
         self._writer = BackgroundWriter()
+        if start.checkpoint is not None:
+            runfolder.require_rows(start.checkpoint.path.parent.parent, self.rows)
         wandb = None
         if options.enable_wandb:  # first: a login that fails must cost no run that is there
             name = options.wandb_name or None

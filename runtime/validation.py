@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -37,7 +38,8 @@ ENTRIES: dict[str, Callable[[Any], bool]] = {
     "evaluation_due": lambda v: isinstance(v, bool),
     "loss_sums": lambda v: isinstance(v, list) and all(isinstance(each, float | int) for each in v),
     "rows": lambda v: isinstance(v, dict) and all(isinstance(k, str) and _count(each) for k, each in v.items()),
-    "best": lambda v: isinstance(v, dict) and all(isinstance(each, dict) for each in v.values()),
+    "best": lambda v: isinstance(v, dict) and set(v) <= {"best", "best_ema"}
+    and all(isinstance(e, dict) and _finite(e.get("value")) and _count(e.get("step")) for e in v.values()),
     "seconds": _finite,
     "train_seconds": _finite,
     "decay_seconds": _finite,
@@ -64,14 +66,18 @@ def check_state(state: Any, step: int) -> None:
         raise Unfit(f"is of step {state['step']}, not {step}")
 
 
-def check_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+def check_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any], step: int) -> None:
     """Raise Unfit unless the saved state has the optimizer's groups, numbers where it has numbers, and fitting shapes.
 
     Args:
         optimizer: What the state is to be loaded into.
         saved: As `check_state` has seen it; states of whole tensors, also where the weights are sharded.
+        step: The optimizer step it was saved after.
     """
     groups = saved["param_groups"]
+    averages = any("betas" in group or group.get("momentum") for group in optimizer.param_groups)
+    if step and averages and not saved["state"]:
+        raise Unfit("holds no averages of gradients")
     if len(groups) != len(optimizer.param_groups):
         raise Unfit(f"has {len(groups)} parameter groups, the optimizer {len(optimizer.param_groups)}")
     for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
@@ -91,8 +97,12 @@ def _check_entries(entries: Any, p: Tensor) -> None:
     for name, value in entries.items():
         if name == "step" and not (_finite(value) or (isinstance(value, Tensor) and value.numel() == 1)):
             raise Unfit("a weight's step is no number")
-        if name in PER_ENTRY and isinstance(value, Tensor) and value.shape != p.shape:
+        if name not in PER_ENTRY or value is None:
+            continue
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise Unfit(f"{name} of a weight is no tensor")
+        if value.shape != p.shape:
             shapes = f"{tuple(value.shape)}, the weight {tuple(p.shape)}"
             raise Unfit(f"{name} of a weight has the shape {shapes}")
-        if name in PER_ENTRY and not (value is None or isinstance(value, Tensor | float | int)):
-            raise Unfit(f"{name} of a weight is no tensor")
+        if not value.is_floating_point():
+            raise Unfit(f"{name} of a weight is of the type {value.dtype}")

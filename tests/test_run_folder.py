@@ -130,7 +130,7 @@ def test_checkpoints_on_another_disk_are_gone_on_from(go, tmp_path, capsys):
 
 def test_what_cannot_be_evaluated_is_an_error(go, tmp_path, capsys):
     assert go("--eval", "--resume", "auto") == 2
-    assert "--resume auto: " in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "--eval --resume auto: " in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_an_error_before_anything_was_written_leaves_no_folder(go, tmp_path):

@@ -18,7 +18,7 @@ class Attack:
     culprit: str  # must be in the one line
     build: Callable[[Path], None] | None = None  # puts files into {here}, or damages the copy of a run that lies there
     environment: tuple[tuple[str, str], ...] = ()
-    kills: bool = False  # an attack that took the tests along before it was mended
+    trains: bool = False  # met while it trains, when {here}/out holds a run
 
 
 def put(path: Path, content: bytes | str | dict | list) -> None:

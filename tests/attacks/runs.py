@@ -180,7 +180,7 @@ ATTACKS = [
              change in WEIGHTS.items()),
     *(Attack(f"state: {kind}", "main.py", RESUME, "step_", _state(change))
       for kind, change in STATES.items()),
-    *(Attack(f"moments {kind}", "main.py", RESUME, "step_", _state(change), kills=True)
+    *(Attack(f"moments {kind}", "main.py", RESUME, "step_", _state(change))
       for kind, change in MOMENTS.items()),
     *(Attack(f"state, pickle: {kind}", "main.py", RESUME, "training_state.pt", _file("training_state.pt", content))
       for kind, content in PICKLES.items()),

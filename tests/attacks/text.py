@@ -103,7 +103,7 @@ ATTACKS = [
     Attack("lines that are not packed", "main_llama.py", C4 + "--max_bad_lines 0", "c4-validation",
            _c4(validation=b"x" * 99, packed=False)),
     Attack("a line without an end", "main_llama.py", C4 + "--max_bad_lines 0", "c4-validation",
-           _c4(validation=b'{"text": "' + b"a" * 300_000_000), kills=True),
+           _c4(validation=b'{"text": "' + b"a" * 300_000_000)),
     Attack("no shard", "main_llama.py", C4, "c4-train", lambda here: put(here / "c4" / "x", "")),
     Attack("no folder of shards", "main_llama.py", C4, "no such folder"),
     Attack("a tokenizer that is nowhere", "main_llama.py", DRY + "--tokenizer {here}/nowhere", "--tokenizer"),
