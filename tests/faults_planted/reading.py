@@ -166,7 +166,7 @@ FAULTS = [
     Fault(
         "shapes_are_not_looked_at",
         "runtime/learner.py",
-        '        check_optimizer_state(learner.optimizer, state["optimizer"])\n',
+        '        check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)\n',
         "",
         "test_hostile_files.py",
         "a short state crashes a fused kernel",
