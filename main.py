@@ -33,7 +33,7 @@ from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Session, Start, announce, find_start, finished, read_command
+from runtime.session import AMP_DTYPES, RunOptions, Start, announce, begin, find_start, finished, read_command
 from training import Task, Training, evaluate_all
 
 OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
@@ -96,7 +96,7 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
         return
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
-    session = Session(options.run, start, options.flat(), state, contract) if ranks.is_main else None
+    session = begin(options.run, start, options.flat(), state, contract, ranks)
     Training(task, options.run, ranks, session, state, told).run()
 
 

@@ -73,7 +73,9 @@ class Preemption:
 def preemption(ranks: Ranks) -> Iterator[Preemption]:
     """Note the signals instead of dying of them; what they did before is put back on leaving."""
     noted = Preemption(ranks)
-    before = {number: signal.signal(number, noted.note) for number in SIGNALS}
+    # A shell without job control lets its background jobs ignore Ctrl-C, which is meant for another program.
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, noted.note) for number in heard}
     try:
         yield noted
     finally:

@@ -69,6 +69,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if found and not _is_ours(folder):
         raise UserError(f"--output_dir {folder}: {found[0].relative_to(folder)} is there, and no run wrote it; "
                         "move it away or give another folder")  # fmt: skip
+    links = [name for name in FOLDERS if (folder / name).is_symlink()]
+    if found and overwrite and links:
+        raise UserError(f"--output_dir {folder}: {links[0]} is a link; remove it, or give another folder")
     if found and not overwrite:
         raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
 

@@ -152,6 +152,9 @@ class Session:
     def _forget_what_comes_again(self) -> None:
         """Cut the folder back to what the checkpoint has seen of it."""
         (self.folder / runfolder.REQUEUE).unlink(missing_ok=True)
+        if (summary := self.folder / runfolder.SUMMARY).exists():
+            if runfolder.read_json(summary, "a run's summary").get("step", -1) > self.start.step:
+                summary.unlink()  # of steps that come again
         recover(self.checkpoints)
         remove_after(self.checkpoints, self.start.step)
         if self.start.checkpoint is not None:
@@ -271,6 +274,15 @@ class Session:
         self.curves.close()
 
 
+def begin(
+    options: RunOptions, start: Start, config: Row, state: Row, contract: Mapping[str, Any], ranks: Ranks
+) -> Session | None:
+    """The run's session on the main process, None on the others; all of them raise what keeps it from beginning."""
+    begun: list[Session] = []
+    ranks.from_main(lambda: begun.append(Session(options, start, config, state, contract)))
+    return begun[0] if begun else None
+
+
 def finished(start: Start, last_step: int, ranks: Ranks) -> bool:
     """Whether the run that is to go on has nothing left to do; the main process says so. Nothing is written.
 
@@ -332,6 +344,8 @@ def read_command(
     defaults = {name: value for name, value in stored.items() if name not in PER_CALL} or presets(values)
     if values["config"]:
         defaults.pop("output_dir", None)  # the same run again is another run
+    if values["eval"]:
+        defaults.pop("export_hf", None)  # only a run's end exports without being told again
     if defaults:
         values, _ = parse(classes, argv, defaults=defaults)
     if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in given:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,60 @@ def test_checkpoints_on_another_disk_are_gone_on_from(go, tmp_path, capsys):
     assert "resuming from" in capsys.readouterr().out and len(rows(folder / "decay.jsonl")) == 8 * 3
     assert go("--max_steps", "7", folder=tmp_path / "whole") == 0
     assert differences(tmp_path / "whole", folder) == {}
+
+
+def test_what_a_link_leads_to_is_not_overwritten(go, tmp_path, capsys):
+    assert go("--max_steps", "1") == 0
+    assert go("--max_steps", "1", folder=tmp_path / "other") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "other" / "checkpoints")
+    before = everything(tmp_path)
+    assert go("--max_steps", "1", "--overwrite") == 2
+    assert "checkpoints is a link; remove it" in capsys.readouterr().err and everything(tmp_path) == before
+
+
+def test_going_back_forgets_the_summary_of_what_comes_again(go, tmp_path):
+    folder = tmp_path / "run"
+    assert go("--max_steps", "4", "--checkpoint_every", "2") == 0
+    assert json.loads((folder / "summary.json").read_text())["step"] == 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.Trainer._finish", lambda *_: None)  # as if killed before the summary
+        words = ["--resume", folder / "checkpoints" / "step_00000002", "--max_steps", "4", "--checkpoint_every", "2"]
+        assert go(*words) == 0
+    assert not (folder / "summary.json").exists()
+    assert go("--resume", "auto", "--max_steps", "4", "--checkpoint_every", "2") == 0
+    assert json.loads((folder / "summary.json").read_text())["step"] == 4
+
+
+def test_an_export_is_not_repeated_by_an_evaluation(tmp_path, capsys):
+    words = [*TINY_TEXT, "--max_steps", "1", "--output_dir", tmp_path / "run", "--export_hf", tmp_path / "exported"]
+    assert run_text(*words) == 0
+    before = everything(tmp_path / "exported")
+    assert run_text("--eval", "--resume", tmp_path / "run") == 0
+    assert everything(tmp_path / "exported") == before
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(go):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(1, "training.Training._rates", signal.SIGINT, patch)
+            assert go("--max_steps", "1", "--log_interval", "1") == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_what_keeps_the_main_process_from_beginning_ends_all_ranks_alike(tmp_path):
+    program = tmp_path / "no_login.py"
+    program.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport main, wandb\nfrom runtime.errors import exit_status\n"
+        "def init(**_):\n    raise RuntimeError('no login')\nwandb.init = init\nsys.exit(exit_status(main.main))\n"
+    )
+    words = ["--batch_size", "120", "--enable_wandb", "--output_dir", tmp_path / "run"]
+    done = forked(2, *TINY, *words, program=program)
+    assert done.codes == [2, 2] and done.stderr.count("error: --enable_wandb: no login") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_evaluated_is_an_error(go, tmp_path, capsys):
