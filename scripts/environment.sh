@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with this project and the given extras in it, or reuse the one that is there.
 #   bash scripts/environment.sh digits
-# PYTHON=python3.12 chooses the interpreter; TORCH="torch==2.6.0 torchvision==0.21.0" chooses the releases.
+# PYTHON=python3.12 chooses the interpreter; TORCH="torch==2.7.0 torchvision==0.22.0" chooses the releases.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras="${1:?extras, such as digits or dev}"
@@ -20,7 +20,7 @@ find_python() {
 
 # Without an NVIDIA GPU the CPU builds of torch do, a tenth of the download; they have an index of their own.
 install_torch() {
-  local wanted="${TORCH:-torch>=2.6 torchvision>=0.21}" index=https://download.pytorch.org/whl/cpu
+  local wanted="${TORCH:-torch>=2.7 torchvision>=0.22}" index=https://download.pytorch.org/whl/cpu
   local packages; read -ra packages <<<"$wanted"
   if ! command -v nvidia-smi >/dev/null &&
     .venv/bin/python -c "import urllib.request as u; u.urlopen('$index/torch/', timeout=10)" 2>/dev/null; then

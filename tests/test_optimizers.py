@@ -58,7 +58,8 @@ def train(model, optimizer, steps, closure=False):
         def evaluate(batch=batch):
             optimizer.zero_grad()
             loss = model(batch).square().mean()
-            loss.backward(create_graph=getattr(optimizer, "is_second_order", False))
+            inner = getattr(optimizer, "_base_optimizer", optimizer)  # Lookahead's
+            loss.backward(create_graph=getattr(inner, "is_second_order", False))
             return loss
 
         if closure:
