@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +14,7 @@ from torch import nn
 import alphadecay
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
-from runtime.options import option
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The timm model."""
-
-    model: str = option("deit_tiny_patch16_224", "a timm model name", fixed="model")
-    pretrained: bool = option(False, "start from timm's pretrained weights")
-    finetune: str = option("", "start from these weights: safetensors, a .pth of weights, or a checkpoint of a run")
-    compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
-    channels_last: bool = option(False, "keep images and convolutions with channels last in memory", fixed="precision")
-    drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99, fixed="model")
-    model_kwargs: tuple[str, ...] = option(
-        (), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4", fixed="model"
-    )
-    split_qkv: bool = option(
-        False, "give q, k and v of fused attention projections spectra and decays of their own", fixed="model"
-    )
-
-    CHECKS = (
-        (
-            lambda o: not (o.pretrained and o.finetune),
-            "--finetune {finetune}: not together with --pretrained, which names other weights",
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class EmaOptions:
-    """The moving average of the weights."""
-
-    model_ema: bool = option(False, "keep a moving average of the weights", fixed="ema")
-    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1, fixed="ema")
-    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start", fixed="ema")
-    model_ema_eval: bool = option(False, "evaluate the average too")
-
-    CHECKS = (
-        (
-            lambda o: o.model_ema or not o.model_ema_eval,
-            "--model_ema_eval true: there is no average to evaluate without --model_ema",
-        ),
-    )
+from vision_options import EmaOptions, ModelOptions
 
 
 def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:

@@ -12,7 +12,6 @@ from comparison.grid_file import Keys, as_list, as_mapping, check_keys, read_yam
 from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Metric
 from runtime.errors import UserError
 
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 TOP: Keys = {
     **dict.fromkeys(("title", "notes", "baseline"), str),
     **dict.fromkeys(("seeds", "contrasts"), list),

@@ -45,7 +45,7 @@ class RunsFailed(Exception):
     """Some of a comparison's runs have no result."""
 
 
-def exit_status(program: Callable[[], None]) -> int:
+def exit_status(program: Callable[[], object]) -> int:
     """Run a program; print its error as one line on rank 0 and return the process' exit status."""
     try:
         program()
