@@ -4,12 +4,20 @@ python compare.py --preset quick
 python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/llama_c4 --submit slurm
 """
 
+import sys
+
+from comparison.options import PRESETS, CompareOptions, read_options
+from runtime.errors import Preempted, RunsFailed, UserError, exit_status
+
+if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
+    if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
+        sys.exit(mistaken)
+
 import runtime.openmp  # noqa: F401  before torch
 
 # isort: split
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,47 +28,14 @@ from types import FrameType
 import torch
 
 from comparison.board import Board, show_cells, show_failures
-from comparison.grid import PRESETS, Grid, read_grid
+from comparison.grid import Grid, read_grid
 from comparison.local import run_here
 from comparison.marks import check_same, claim, forget_failure
 from comparison.results import BROKEN, DAMAGED, FINISHED, WAITING, Run, at_rest, read_runs
 from comparison.running import places, rehearse
-from runtime.errors import Preempted, RunsFailed, UserError, exit_status
-from runtime.options import build, option, parse
 from runtime.tables import say
 
 NEEDS = ("yaml", "submitit", "rich", "scipy", "statsmodels", "jinja2")
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What is compared, where it goes, and how many runs go on at once."""
-
-    preset: str | None = option(None, "a comparison that comes along", choices=tuple(PRESETS))
-    config: str = option("", "a YAML file that describes a comparison: docs/compare.md")
-    output_dir: str = option("", "folder of the runs and the report; by default runs/compare_NAME")
-    jobs: int | None = option(
-        None, "runs at once on this machine; by default one a GPU, or as CPU cores allow", minimum=1
-    )
-    threads: int | None = option(None, "CPU threads of a run; by default 1 on a machine without GPUs", minimum=1)
-    retry_failed: bool = option(False, "take up failed runs again")
-    submit: str | None = option(
-        None, "send the runs to a cluster, through submitit; local: as jobs on this machine", choices=("slurm", "local")
-    )
-    report_only: bool = option(False, "start nothing; report what there is")
-    dry_run: bool = option(False, "check the comparison, print its runs and their commands, then stop")
-
-    CHECKS = (
-        (
-            lambda o: bool(o.preset) != bool(o.config),
-            f"--preset {{preset}}, --config {{config}}: one of them is needed; presets: {', '.join(PRESETS)}",
-        ),
-        (
-            lambda o: not (o.report_only and o.retry_failed),
-            "--retry_failed true: nothing is started with --report_only",
-        ),
-        (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster says how many go on at once"),
-    )
 
 
 @dataclass(frozen=True)
@@ -96,13 +71,6 @@ def main() -> None:
     with ended_by_signals():
         take_to_the_end(grid, runs, root, machine, options.submit)
     require_finished(report(grid, root))
-
-
-def read_options(argv: Sequence[str]) -> CompareOptions:
-    """The options of a command line."""
-    values, _ = parse([CompareOptions], argv, description=__doc__ or "")
-    (options,) = build([CompareOptions], values)
-    return options
 
 
 def require_extra() -> None:

@@ -12,81 +12,11 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from image_folders import FolderImages, check_same_classes, scan
 from runtime.errors import UserError
-from runtime.options import option
 from runtime.processes import Ranks
 from runtime.tables import say
+from vision_options import DataOptions
 
-DATA_SETS = ("IMNET", "image_folder", "CIFAR10", "CIFAR100", "digits")
-INTERPOLATIONS = ("bicubic", "bilinear", "random")
-REMODES = ("pixel", "rand", "const")
-MIXUP_MODES = ("batch", "pair", "elem")
 Rgb = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Images and how they are augmented."""
-
-    data_set: str = option("IMNET", "where images come from", choices=DATA_SETS)
-    data_path: str = option(
-        "", "IMNET: folder with train/<class>/ and val/<class>/; image_folder: <class>/; CIFAR: root"
-    )
-    eval_data_path: str = option("", "image_folder: folder of the validation images, <class>/")
-    nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2)
-    max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0)
-    input_size: int = option(224, "side of the square image in pixels", minimum=8, maximum=16384, fixed="augmentation")
-    batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
-    num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
-    crop_pct: float | None = option(
-        None, "share of the image's side that evaluation sees", minimum=0.1, maximum=1, fixed="augmentation"
-    )
-    train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS, fixed="augmentation")
-    color_jitter: float = option(
-        0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0, fixed="augmentation"
-    )
-    aa: str = option("rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none", fixed="augmentation")
-    reprob: float = option(
-        0.25, "probability that a part of an image is erased", minimum=0, maximum=1, fixed="augmentation"
-    )
-    remode: str = option("pixel", "what fills an erased part", choices=REMODES, fixed="augmentation")
-    recount: int = option(1, "erased parts an image, at most", minimum=1, fixed="augmentation")
-    mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0, fixed="augmentation")
-    cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0, fixed="augmentation")
-    cutmix_minmax: tuple[float, ...] = option(
-        (), "smallest and largest share that cutmix cuts; overrides --cutmix", fixed="augmentation"
-    )
-    mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1, fixed="augmentation")
-    mixup_switch_prob: float = option(
-        0.5, "probability of cutmix where both are on", minimum=0, maximum=1, fixed="augmentation"
-    )
-    mixup_mode: str = option(
-        "batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES, fixed="augmentation"
-    )
-    smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1, fixed="augmentation")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed in training."""
-        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
-
-    CHECKS = (
-        (
-            lambda o: o.batch_size % 2 == 0 or not o.mixes,
-            "--batch_size {batch_size}: mixup and cutmix pair images and need an even batch; or --mixup 0 --cutmix 0",
-        ),
-        (
-            lambda o: len(o.cutmix_minmax) in (0, 2) and all(0 <= s <= 1 for s in o.cutmix_minmax),
-            "--cutmix_minmax {cutmix_minmax}: expected two shares between 0 and 1",
-        ),
-        (
-            lambda o: o.data_set == "digits" or o.data_path,
-            "--data_set {data_set}: needs --data_path",
-        ),
-        (
-            lambda o: (o.data_set == "image_folder") == bool(o.eval_data_path),
-            "--eval_data_path {eval_data_path}: goes with --data_set image_folder, which needs it; not {data_set}",
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -4,64 +4,45 @@ python main.py --data_set digits --decay alphadecay --output_dir runs/first
 torchrun --nproc_per_node=2 main.py ...
 """
 
+import sys
+
+from runtime.errors import exit_status
+from vision_options import OPTION_CLASSES, DataOptions, Options, read_options
+
+if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
+    if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
+        sys.exit(mistaken)
+
 import runtime.openmp  # noqa: F401  before torch
+import runtime.timm_alone  # noqa: F401  before timm
 
 # isort: split
 import copy
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from datasets import DataOptions, open_images
+from datasets import open_images
 from engine import Precision, StepRules
 from fingerprints import fingerprint
 from loaders import eval_loader, train_loader
-from models import EmaOptions, ModelOptions, build_ema, build_model
-from optim_factory import DecayOptions, VisionOptimizerOptions, build_decay, build_optimizer, build_schedules
+from models import build_ema, build_model
+from optim_factory import build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
 from runtime import drift
-from runtime.errors import exit_status
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Start, announce, begin, find_start, finished, read_command
+from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished
 from training import Task, Training, evaluate_all
 
-OPTION_CLASSES = (DataOptions, ModelOptions, EmaOptions, VisionOptimizerOptions, DecayOptions, RunOptions)
 FIXED = drift.fixed_options(OPTION_CLASSES)
-
-
-CHECKS = (
-    (
-        lambda o: not o.eval or o.resume or o.pretrained or o.finetune,
-        "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, --finetune PATH, or --pretrained",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """All options of a run, by room."""
-
-    data: DataOptions
-    model: ModelOptions
-    ema: EmaOptions
-    optimizer: VisionOptimizerOptions
-    decay: DecayOptions
-    run: RunOptions
-
-    def flat(self) -> dict[str, Any]:
-        """Every option by name, as config.json has it."""
-        return {name: value for room in asdict(self).values() for name, value in room.items()}
 
 
 def main() -> None:
@@ -126,11 +107,6 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     found = evaluate_all(model, averaged, validation, ranks, precision)
     if ranks.is_main:
         show_evaluation(found)
-
-
-def read_options(argv: Sequence[str]) -> Options:
-    """The options of a command line; where it is silent, those of --config or of the run that --resume names."""
-    return Options(*read_command(OPTION_CLASSES, argv, CHECKS, __doc__ or ""))
 
 
 def build_task(options: Options, ranks: Ranks) -> Task:

@@ -4,74 +4,47 @@ python main_llama.py --dataset stdlib --decay alphadecay --output_dir runs/langu
 torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130m.json ...
 """
 
+import sys
+
+from llama.options import OPTION_CLASSES, LanguageModelOptions, Options, read_options
+from runtime.errors import UserError, exit_status
+
+if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
+    if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
+        sys.exit(mistaken)
+
 import runtime.openmp  # noqa: F401  before torch
+import runtime.timm_alone  # noqa: F401  before timm
 
 # isort: split
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-from llama.data import TextData, TextOptions, open_text, train_stream, validation_batches
+from llama.data import TextData, open_text, train_stream, validation_batches
 from llama.engine import LanguageRules, evaluate
-from llama.models import (
-    LanguageModelOptions,
-    architecture,
-    build_model,
-    check_export,
-    export,
-    longest,
-    vocabulary_size,
-)
-from llama.options import STDLIB, LanguageDecayOptions, LanguageOptimizerOptions
+from llama.models import architecture, build_model, check_export, export, longest, vocabulary_size
 from llama.tokenizers import require_fits
 from llama.training import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
 from optim_factory import build_decay, build_optimizer, schedules_of
 from reports import show_groups
 from runtime import drift
-from runtime.errors import UserError, exit_status
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, RunOptions, Start, announce, begin, find_start, finished, read_command
+from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished
 from runtime.tables import say
 
-OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
 FIXED = drift.fixed_options(OPTION_CLASSES)
-CHECKS = (
-    (
-        lambda o: not o.eval or o.resume or o.init_from,
-        "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, or --init_from FOLDER",
-    ),
-    (lambda o: not (o.pure_bf16 and o.amp != "none"), "--pure_bf16 true: not together with --amp {amp}"),
-    (lambda o: not (o.fsdp and o.amp == "fp16"), "--fsdp true: not together with --amp fp16; use bf16"),
-)
 ROUNDED_AWAY = (
     "warning: --pure_bf16: weights in bfloat16 round most of their decay away (--decay_audit shows how much); "
     "--dtype bfloat16 keeps float32 weights"
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """All options of a run, by room."""
-
-    text: TextOptions
-    model: LanguageModelOptions
-    optimizer: LanguageOptimizerOptions
-    decay: LanguageDecayOptions
-    run: RunOptions
-
-    def flat(self) -> dict[str, Any]:
-        """Every option by name, as config.json has it."""
-        return {name: value for room in asdict(self).values() for name, value in room.items()}
 
 
 def main() -> None:
@@ -157,16 +130,6 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
         show_perplexity(found)
     if options.model.export_hf:
         export(model, text.tokenizer, Path(options.model.export_hf), ranks)
-
-
-def read_options(argv: Sequence[str]) -> Options:
-    """The options of a command line; where it is silent, those of --config, of the run that --resume names, or of
-    --dataset stdlib."""
-    return Options(
-        *read_command(
-            OPTION_CLASSES, argv, CHECKS, __doc__ or "", lambda values: STDLIB if values["dataset"] == "stdlib" else {}
-        )
-    )
 
 
 def fitting_model(options: Options, text: TextData) -> nn.Module:

@@ -1,9 +1,7 @@
 """The timm model of a run and its moving average."""
 
-import ast
 import difflib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +14,8 @@ from torch import nn
 import alphadecay
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
-from runtime.options import option
 from runtime.tables import say
-
-# What may not come in through --model_kwargs, which the file of a run or a grid sets too: what loads files, and what
-# other options say.
-NO_KEYWORDS = {
-    "checkpoint_path": "loads a file; give --finetune",
-    "cache_dir": "names a folder of downloads",
-    "pretrained": "loads weights; give --pretrained or --finetune",
-    "num_classes": "the data say how many classes there are",
-    "img_size": "give --input_size",
-    "drop_path_rate": "give --drop_path",
-    "features_only": "leaves no classifier",
-    "scriptable": "is not for training",
-    "exportable": "is not for training",
-}
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The timm model."""
-
-    model: str = option("deit_tiny_patch16_224", "a timm model name", fixed="model")
-    pretrained: bool = option(False, "start from timm's pretrained weights")
-    finetune: str = option("", "start from these weights: safetensors, a .pth of weights, or a checkpoint of a run")
-    compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
-    channels_last: bool = option(False, "keep images and convolutions with channels last in memory", fixed="precision")
-    drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99, fixed="model")
-    model_kwargs: tuple[str, ...] = option(
-        (), "KEY=VALUE ... passed to the model, such as embed_dim=96 depth=4", fixed="model"
-    )
-    split_qkv: bool = option(
-        False, "give q, k and v of fused attention projections spectra and decays of their own", fixed="model"
-    )
-
-    CHECKS = (
-        (
-            lambda o: not (o.pretrained and o.finetune),
-            "--finetune {finetune}: not together with --pretrained, which names other weights",
-        ),
-        (lambda o: parse_keywords(o.model_kwargs) is not None, ""),  # which says what is wrong with them
-    )
-
-
-@dataclass(frozen=True)
-class EmaOptions:
-    """The moving average of the weights."""
-
-    model_ema: bool = option(False, "keep a moving average of the weights", fixed="ema")
-    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1, fixed="ema")
-    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start", fixed="ema")
-    model_ema_eval: bool = option(False, "evaluate the average too")
-
-    CHECKS = (
-        (
-            lambda o: o.model_ema or not o.model_ema_eval,
-            "--model_ema_eval true: there is no average to evaluate without --model_ema",
-        ),
-    )
+from vision_options import EmaOptions, ModelOptions, parse_keywords
 
 
 def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:
@@ -165,24 +106,6 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not loaded or not tensors or not all(isinstance(name, str) for name in loaded):
         raise UserError(f"--finetune {path}: is no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in loaded.items()}
-
-
-def parse_keywords(words: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE words as keyword arguments; values are Python literals where they can be, else text."""
-    keywords: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"--model_kwargs {word}: expected KEY=VALUE")
-        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):
-            raise UserError(f"--model_kwargs {word}: {why}")
-        try:
-            keywords[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            keywords[key] = text
-        if isinstance(keywords[key], int) and keywords[key] < 0:
-            raise UserError(f"--model_kwargs {word}: must be at least 0")
-    return keywords
 
 
 def build_ema(options: EmaOptions, model: nn.Module) -> ModelEmaV3 | None:

@@ -15,7 +15,6 @@ from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Metric
 from comparison.remains import shown
 from runtime.errors import UserError
 
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 TOP: Keys = {
     **dict.fromkeys(("title", "notes", "baseline"), str),
     **dict.fromkeys(("seeds", "contrasts"), list),

@@ -8,7 +8,7 @@ from typing import Any
 
 import main
 import main_llama
-from runtime.session import PER_CALL
+from runtime.command import PER_CALL
 
 ROOT = Path(__file__).parent.parent
 NOT_IN_A_GRID = {*PER_CALL, "output_dir", "seed", "help"} - {"max_steps"}  # said by compare.py itself

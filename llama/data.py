@@ -4,48 +4,14 @@ import hashlib
 from dataclasses import dataclass
 
 from llama.corpora import FINDERS
+from llama.options import TextOptions
 from llama.shuffling import ShuffledDocuments, no_documents
 from llama.sources import BadLines, Corpus
 from llama.stream import TextStream
 from llama.tokenizers import Tokenizer, shared_tokenizer
 from llama.validation import ValidationBatches, validation_sequences
 from runtime.errors import UserError
-from runtime.options import option
 from runtime.processes import Ranks
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """Text and how it becomes sequences."""
-
-    dataset: str = option("c4", "where text comes from; stdlib: the source of Python's library", choices=tuple(FINDERS))
-    data_path: str = option("", "c4: folder or fsspec URL of its .json.gz files, or of en/; none: the hub's")
-    tokenizer: str = option("t5-base", "name or folder of a transformers tokenizer, or bytes")
-    max_length: int = option(256, "tokens a sequence", minimum=2, fixed="data")
-    batch_size: int = option(256, "sequences a process and micro-step", minimum=1, fixed="batch_size")
-    total_batch_size: int | None = option(
-        None, "sequences an optimizer step; by default one micro-step's", minimum=1, fixed="batch_size"
-    )
-    pack: bool = option(True, "fill sequences with several documents; off: one each, cut and padded", fixed="data")
-    shuffle_buffer: int = option(10_000, "documents in memory from which the next is drawn", minimum=1, fixed="data")
-    max_bad_lines: int = option(100, "lines or files a process may find without text before the run ends", minimum=0)
-    target_eval_tokens: int = option(10_000_000, "validation tokens, at most", minimum=1, fixed="data")
-
-    CHECKS = (
-        (
-            lambda o: o.dataset == "c4" or not o.data_path,
-            "--data_path {data_path}: goes with --dataset c4, not {dataset}",
-        ),
-    )
-
-    def micro_steps(self, ranks: int) -> int:
-        """Micro-steps an optimizer step with so many processes; UserError if they do not make --total_batch_size."""
-        together = self.batch_size * ranks
-        count, rest = divmod(self.total_batch_size or together, together)
-        if rest:
-            product = f"--batch_size {self.batch_size}" + (f" x {ranks} processes" if ranks > 1 else "")
-            raise UserError(f"--total_batch_size {self.total_batch_size}: is no multiple of {product}")
-        return count
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +11,15 @@ from torch import nn
 
 import alphadecay
 from llama.chunked import give_summed_loss
+from llama.options import LanguageModelOptions
 from llama.probes import require_causal, require_plain_head
 from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
-from runtime.options import option
 from runtime.processes import Ranks
 from runtime.runfolder import make_folders, read_json, remove_empty
 from runtime.sharded import whole
 
 NOT_OF_THE_MODEL = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-
-
-@dataclass(frozen=True)
-class LanguageModelOptions:
-    """The transformers causal language model."""
-
-    model_config: str = option("llama/configs/llama_60m.json", "a transformers config.json, or a folder with one")
-    init_from: str = option("", "start from the weights of a transformers folder, whose config then counts")
-    pure_bf16: bool = option(
-        False, "weights, gradients and optimizer state in bfloat16, as published: most decay is rounded away",
-        fixed="precision",
-    )  # fmt: skip
-    compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
-    activation_checkpointing: bool = option(False, "keep less for the backward pass and compute it again")
-    fsdp: bool = option(False, "shard weights and optimizer state over processes (FSDP2)", fixed="precision")
-    chunked_loss: bool = option(
-        False, "loss from the hidden states in chunks, never all logits at once: less memory", fixed="precision"
-    )
-    split_qkv: bool = option(
-        False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
-    )
-    export_hf: str = option("", "write the trained model as a transformers folder")
-    peak_tflops: float | None = option(
-        None, "of one device, for the model FLOP utilisation; known for common GPUs", above=0
-    )
-
-    CHECKS = (
-        (
-            lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),
-            "--export_hf {export_hf}: is a file, or lies below one",
-        ),
-    )
-
-
-def can_be_folder(path: Path) -> bool:
-    """Whether there is a folder, or one could be made."""
-    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists()).is_dir()
 
 
 def build_model(options: LanguageModelOptions) -> nn.Module:

@@ -65,7 +65,7 @@ ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # kind, word, stat
 )
 
 
-def exit_status(program: Callable[[], None]) -> int:
+def exit_status(program: Callable[[], object]) -> int:
     """Run a program; print its error as one line on rank 0 and return the process' exit status."""
     try:
         program()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from runtime.learner import Learner
 from runtime.processes import Ranks
 
-POLICIES = ("stop", "skip", "rollback")
 NAMED_PARAMETERS = 10
 
 
@@ -24,7 +23,7 @@ class FiniteGate:
     """
 
     def __init__(self, learner: Learner, ranks: Ranks, policy: str, every: int) -> None:
-        """`policy`: one of POLICIES; `every`: optimizer steps between looks of the host, where it need not wait."""
+        """`policy`: of POLICIES in `run_options`; `every`: steps between looks of the host, where it need not wait."""
         self.learner, self.ranks, self.policy = learner, ranks, policy
         fused = all(group.get("fused") for group in learner.optimizer.param_groups)
         self.late = policy == "stop" and every > 1 and fused and host_runs_ahead(ranks.device)

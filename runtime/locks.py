@@ -10,8 +10,8 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.processes import Ranks
+from runtime.run_options import RunOptions
 from runtime.runfolder import make_folders, remove_empty
-from runtime.session import RunOptions
 from runtime.tables import say
 
 LOCK = ".run.lock"  # holds the writer's process and host; gone when it has ended in order

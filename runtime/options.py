@@ -1,9 +1,10 @@
 """Command-line options from frozen dataclasses: types and defaults are the fields', constraints their metadata.
 
-A room declares its options beside the code that uses them:
+A module of options, which imports nothing slow, declares them:
 
     @dataclass(frozen=True)
     class DecayOptions:
+        TITLE = "Decay"  # of their group in --help
         decay_low: float = option(2 / 3, "smallest multiplier", minimum=0)
 
 and lists what must hold between them in `CHECKS`, as (predicate, message) pairs.
@@ -13,59 +14,18 @@ import argparse
 import difflib
 import math
 import re
+import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import UserError
+from runtime.published import PUBLISHED, RENAMED_VALUES, Published
 
 Check = tuple[Callable[[Any], bool], str]
 LARGEST = 2**63 - 1  # whole numbers beyond it fit no tensor, and some no float
 OPTION_NAME = re.compile(r"--[A-Za-z][\w-]*")
-
-
-@dataclass(frozen=True)
-class Published:
-    """An option of the published programs: which of ours it sets, and what its values mean there."""
-
-    option: str
-    values: Mapping[Any, str] = field(default_factory=dict)  # True and False for a switch; others pass as they are
-
-
-PUBLISHED: dict[str, Published] = {
-    "opt": Published("optimizer"),
-    "use_modulewise_wd": Published("decay", {True: "alphadecay", False: "uniform"}),
-    "use_AWD_NeurIPS2023": Published("decay", {True: "awd", False: "uniform"}),
-    "save_every": Published("checkpoint_every"),
-    "grad_clipping": Published("clip_grad"),
-    "dtype": Published("amp", {"bfloat16": "bf16", "float16": "fp16", "float32": "none"}),
-    "unbalancedWD_every": Published("decay_interval"),
-    "alpha_positively_with_WD": Published("decay_control", {True: "none", False: "invert"}),
-    "wd_min_ratio": Published("decay_low"),
-    "wd_max_ratio": Published("decay_high"),
-    "xmin_pos": Published("decay_xmin_pos"),
-    "pl_fitting": Published("decay_fit"),
-    "assign_func": Published(
-        "decay_assign",
-        {"tb_linear_map": "linear", "tb_sqrt": "sqrt", "tb_log2": "log2", "layerwise_sigmoid": "sigmoid"},
-    ),
-    # The published fnorm is the squared norm, and spectral_norm the largest eigenvalue.
-    "esd_metric_for_tb": Published(
-        "decay_metric",
-        {
-            "fnorm": "squared_frobenius_norm",
-            "spectral_norm": "largest_eigenvalue",
-            "alphahat": "alpha_hat",
-            "gradnorm": "grad_norm",
-            "gradnorm_d_weightnorm": "grad_to_weight",
-        },
-    ),
-}
-# Names of values that timm has changed since.
-RENAMED_VALUES: dict[str, Mapping[str, str]] = {
-    "model": {f"vit_deit_{size}_patch16_224": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")},
-}
 
 
 def option(
@@ -76,14 +36,16 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    metavar: str | None = None,
     fixed: str | None = None,
 ) -> Any:
     """A dataclass field that is a command-line option; a tuple as default takes any number of values.
 
-    `fixed` names what a run cannot change when it goes on, such as "augmentation"; see `runtime.drift`.
+    `metavar` is what --help calls a value. `fixed` names what a run
+    cannot change when it goes on, such as "augmentation"; see `runtime.drift`.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    return field(default=default, metadata={"help": help, "fixed": fixed, **limits})
+    return field(default=default, metadata={"help": help, "metavar": metavar, "fixed": fixed, **limits})
 
 
 def parse(
@@ -106,10 +68,15 @@ def parse(
     Raises:
         UserError: For an unknown option or a value of the wrong type.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    names = [each.name for cls in classes for each in fields(cls)]
+    parser = _Parser(
+        usage="%(prog)s [options]", description=description, epilog=_epilog(names), allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )  # fmt: skip
     known = {}
     for cls in classes:
-        group = parser.add_argument_group(cls.__name__.removesuffix("Options"), (cls.__doc__ or "").split("\n")[0])
+        title = getattr(cls, "TITLE", cls.__name__.removesuffix("Options"))
+        group = parser.add_argument_group(title, (cls.__doc__ or "").split("\n")[0])
         hints = get_type_hints(cls)
         for each in fields(cls):
             known[each.name] = each.default
@@ -117,9 +84,11 @@ def parse(
             for name, published in PUBLISHED.items():
                 if published.option == each.name:
                     _add_published(group, name, published, hints[each.name])
+    _refuse_single_dashes(argv, known)
     given, unknown = parser.parse_known_args([_spelled(word) for word in argv])
     if unknown:
-        raise UserError(_unknown_option(unknown[0], known))
+        typed = next(word for word in argv if _spelled(word) == unknown[0])
+        raise UserError(_unknown_option(typed, known))
     values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return values, set(vars(given))
@@ -156,7 +125,7 @@ def build(classes: Sequence[type], values: Mapping[str, Any], checks: Sequence[C
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UserError(message.removeprefix("argument "))
+        raise UserError(message.removeprefix("argument ").replace("expected one argument", "needs a value"))
 
 
 class _Switch(argparse.Action):
@@ -175,31 +144,53 @@ class _Switch(argparse.Action):
             setattr(namespace, self.dest, wanted)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if not action.option_strings or action.metavar is None:
-            return action.help
-        return f"{action.help} [{action.metavar}]"
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "?":  # a switch
+            return ""
+        return f"{action.metavar} ..." if action.nargs == "*" else super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).rstrip()
+
+
+def _epilog(names: Sequence[str]) -> str:
+    """What holds for all options, and the published names, which --help does not show beside ours."""
+    pairs = [f"--{name} for --{each.option}" for name, each in PUBLISHED.items() if each.option in names]
+    lines = ["A switch is turned off by --no_NAME. In names, dashes and underscores are the same."]
+    lines += [f"The names of the published programs work too: {', '.join(pairs)}."] if pairs else []
+    return "\n".join(textwrap.fill(line, 100, break_on_hyphens=False) for line in lines)
 
 
 def _add(group: Any, each: Field, hint: Any) -> None:
     kind, many = _kind(hint)
-    names = [name for name, published in PUBLISHED.items() if published.option == each.name]
-    shown = each.default if each.default not in ((), None, "") else "none"
-    help = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")
-    if choices := each.metadata["choices"]:
-        help += f"; one of {', '.join(choices)}"
-    if names:
-        help += f"; published as {', '.join('--' + name for name in names)}"
-    common = {"dest": each.name, "default": argparse.SUPPRESS, "help": help}
+    common = {"dest": each.name, "default": argparse.SUPPRESS, "help": _help(each).replace("%", "%%")}
     if kind is bool:
-        group.add_argument(f"--{each.name}", nargs="?", const=True, type=_boolean, metavar="true|false", **common)
+        group.add_argument(f"--{each.name}", nargs="?", const=True, type=_boolean, **common)
         off = {**common, "help": argparse.SUPPRESS}
         group.add_argument(f"--no_{each.name}", action="store_const", const=False, **off)
         return
     converter = _renamed(RENAMED_VALUES.get(each.name, {}), _converter(kind))
-    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    metavar = each.metadata["metavar"] or {int: "N", float: "X"}.get(kind, "NAME")
     group.add_argument(f"--{each.name}", type=converter, nargs="*" if many else None, metavar=metavar, **common)
+
+
+def _help(each: Field) -> str:
+    """An option's help with its choices and, where it says something, its default."""
+    text, choices = each.metadata["help"], each.metadata["choices"]
+    if choices:
+        text += f"; one of {', '.join(choices)}"
+    if each.default in ((), None, "") or each.default is False:
+        return text
+    return f"{text} (default: {'on' if each.default is True else _readable(each.default)})"
+
+
+def _readable(value: Any) -> str:
+    """0.6666666666666666 as 0.667; what is short stays as it is."""
+    return f"{value:.3g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
 def _add_published(group: Any, name: str, published: Published, hint: Any) -> None:
@@ -239,13 +230,23 @@ def _spelled(word: str) -> str:
     return "--" + match.group()[2:].replace("-", "_") + word[match.end() :]
 
 
+def _refuse_single_dashes(argv: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Raise UserError for a word such as -lr, of which argparse would only say that it does not know --lr."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, _ = word[1:].partition("=")
+        spelled = name.replace("-", "_")
+        if word[:1] == "-" and word[:2] != "--" and spelled in {*known, *PUBLISHED, "help"}:
+            value = "" if equals or following.startswith("--") else f" {following}".rstrip()
+            raise UserError(f"{word}: names of options begin with two dashes; write -{word}{value}")
+
+
 def _unknown_option(word: str, known: Mapping[str, Any]) -> str:
     if not word.startswith("-"):
         return f"unexpected word {word!r}; options begin with --"
-    name = word.split("=")[0].lstrip("-")
-    close = difflib.get_close_matches(name, [*known, *PUBLISHED], n=3)
+    typed = word.split("=")[0]
+    close = difflib.get_close_matches(typed.lstrip("-").replace("-", "_"), [*known, *PUBLISHED], n=3)
     hint = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else "; --help lists the options"
-    return f"unknown option --{name}{hint}"
+    return f"unknown option {typed}{hint}"
 
 
 def _boolean(text: str) -> bool:
@@ -290,7 +291,8 @@ def _check_type(each: Field, value: Any, hint: Any) -> None:
     if many and not isinstance(value, tuple):
         raise UserError(f"--{each.name} {value!r}: is not of type list")
     if not right and not (value is None and each.default is None):
-        raise UserError(f"--{each.name} {value!r}: is not of type {kind.__name__}")
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+        raise UserError(f"--{each.name} {value!r}: must be {'a list, each ' * many}{wanted}")
     if any(isinstance(p, int) and abs(p) > LARGEST or isinstance(p, float) and not math.isfinite(p) for p in parts):
         raise UserError(f"--{each.name} {str(value)[:40]}: is no number that is finite and fits 63 bits")
 

@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runtime.errors import UserError
 
 CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
@@ -137,6 +135,8 @@ def environment() -> Row:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of the libraries that results depend on; torch's says CPU or CUDA."""
+    import torch
+
     return {"torch": str(torch.__version__)} | {name: _version(name) for name in VERSIONS}
 
 

@@ -1,7 +1,7 @@
-"""A run in its folder: options every trainer has, log, ledger, curves, checkpoints, best figures."""
+"""A run in its folder: log, ledger, curves, checkpoints, best figures."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,52 +23,14 @@ from runtime.checkpoints import (
 )
 from runtime.curves import Curves, Wandb
 from runtime.errors import UserError
-from runtime.finite import POLICIES
-from runtime.options import Check, build, option, parse
 from runtime.processes import Ranks
+from runtime.run_options import RunOptions
 from runtime.runfolder import Row
 from runtime.tables import say
 from runtime.writer import BackgroundWriter
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADLINES = ("acc1", "acc1_ema", "perplexity", "loss")
-PER_CALL = (
-    "resume",
-    "overwrite",
-    "config",
-    "eval",
-    "dry_run",
-    "self_test_resume",
-    "max_steps",
-    "allow_changed",
-)  # said anew in every call
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The run: where it goes, how long, on what."""
-
-    output_dir: str = option("runs/run", "folder of the run")
-    overwrite: bool = option(False, "replace the run that is in --output_dir")
-    resume: str = option("", "go on from a run folder or a checkpoint; auto: from --output_dir if it holds a run")
-    allow_changed: tuple[str, ...] = option((), "NAME ... of what may be otherwise than in the checkpoint of --resume")
-    config: str = option("", "a run's config.json whose options hold where the command line is silent")
-    eval: bool = option(False, "only evaluate what --resume names")
-    dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
-    self_test_resume: bool = option(False, "show that these options resume to the same bits, then stop")
-    max_steps: int | None = option(None, "stop after this optimizer step; schedules stay as they are", minimum=1)
-    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints, besides each epoch's", minimum=1)
-    save_ckpt_num: int = option(3, "newest checkpoints kept, besides the best", minimum=1)
-    on_nonfinite: str = option("stop", "after a loss or gradient that is not finite", choices=POLICIES)
-    max_nonfinite: int = option(10, "steps that may be skipped or rolled back; one more ends the run", minimum=0)
-    log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
-    decay_audit: bool = option(False, "note at log intervals what decay did to each module's stored weights")
-    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    amp: str = option("none", "mixed precision with float32 weights", choices=tuple(AMP_DTYPES), fixed="precision")
-    enable_wandb: bool = option(False, "log to wandb too")
-    project: str = option("alphadecay", "wandb project")
-    wandb_name: str = option("", "name of the wandb run")
 
 
 @dataclass(frozen=True)
@@ -320,44 +282,3 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
         say(f"{doing} {start.checkpoint.path} (step {start.step})")
     elif options.resume == "auto":
         say(f"--resume auto: {start.folder} holds no checkpoint, starting fresh")
-
-
-def read_command(
-    classes: Sequence[type],
-    argv: Sequence[str],
-    checks: Sequence[Check],
-    description: str,
-    presets: Callable[[Row], Row] = lambda values: {},
-) -> list[Any]:
-    """A program's options; where the command line is silent, those of --config or of the run that --resume names.
-
-    Args:
-        classes, argv, checks, description: As for `runtime.options.parse` and `build`.
-        presets: Defaults that follow from the options of the command line, where no stored ones hold.
-
-    Raises:
-        UserError: For the first word or constraint that does not hold.
-    """
-    values, given = parse(classes, argv, description=description)
-    source = _stored_config(values)
-    stored = {} if source is None else runfolder.read_config(source)
-    defaults = {name: value for name, value in stored.items() if name not in PER_CALL} or presets(values)
-    if values["config"]:
-        defaults.pop("output_dir", None)  # the same run again is another run
-    if values["eval"]:
-        defaults.pop("export_hf", None)  # only a run's end exports without being told again
-    if defaults:
-        values, _ = parse(classes, argv, defaults=defaults)
-    if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in given:
-        values["output_dir"] = str(source)
-    return build(classes, values, checks)
-
-
-def _stored_config(values: Mapping[str, Any]) -> Path | None:
-    if values["config"]:
-        return Path(values["config"])
-    resumed = Path(values["output_dir"] if values["resume"] == "auto" else values["resume"])
-    for folder in (resumed, resumed.parent.parent) if values["resume"] else ():
-        if (folder / runfolder.CONFIG).exists():
-            return folder
-    return None

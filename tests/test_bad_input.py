@@ -36,7 +36,7 @@ CASES = {
     "unknown device": (["--device", "tpu9"], "--device tpu9"),
     "EMA missing": (["--no-model_ema"], "--model_ema_eval true"),
     "eval of nothing": (["--eval"], "--eval: needs weights to evaluate"),
-    "resume of nothing": (["--resume", "nowhere"], "--resume nowhere: no such run folder or checkpoint"),
+    "resume of nothing": (["--resume", "nowhere"], "--resume nowhere: does not exist"),
     "config of nothing": (["--config", "nowhere.json"], "nowhere.json cannot be read"),
     "no matrix takes part": (
         ["--model_kwargs", "patch_size=8", "embed_dim=48", "depth=2"],

@@ -55,8 +55,8 @@ def rows_of(folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "error: --preset None, --config : one of them is needed; presets: quick, smoke"),
-        (["--preset", "quick", "--config", "x.yaml"], "error: --preset quick, --config x.yaml: one of them is needed"),
+        ([], "error: give --preset (quick, smoke) or --config FILE"),
+        (["--preset", "quick", "--config", "x.yaml"], "error: --config x.yaml: not together with --preset quick"),
         (["--preset", "quik"], "error: --preset quik: must be one of quick, smoke (did you mean quick?)"),
         (["--preset", "smoke", "--jobs", "0"], "error: --jobs 0: must be at least 1"),
         (["--preset", "smoke", "--submit", "slurm", "--jobs", "2"], "error: --jobs 2: with --submit"),

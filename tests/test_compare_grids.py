@@ -8,7 +8,8 @@ import pytest
 from tiny import ROOT
 
 from compare import read_options
-from comparison.grid import DOMAIN, PRESETS, TOP, read_grid
+from comparison.grid import DOMAIN, TOP, read_grid
+from comparison.options import PRESETS
 from llama.options import LanguageDecayOptions
 from optim_factory import DecayOptions
 

@@ -18,8 +18,8 @@ import alphadecay
 import main
 import main_llama
 from comparison.cells import words_of
-from comparison.grid import PRESETS
 from comparison.grid_file import read_yaml
+from comparison.options import PRESETS
 
 STEPS = 4
 STRATEGIES = read_yaml(PRESETS["quick"])["strategies"] | {

@@ -17,9 +17,10 @@ from engine import backward, train_one_epoch
 from loaders import SeededImages
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import NonFiniteError
-from runtime.finite import POLICIES, FiniteGate, traced
+from runtime.finite import FiniteGate, traced
 from runtime.learner import Learner, require_finite
 from runtime.processes import Ranks
+from runtime.run_options import POLICIES
 from runtime.selftest import differences
 from runtime.steps import find_bad_values
 

@@ -46,8 +46,8 @@ FAULTS = [
     Fault(
         "false_is_true",
         "runtime/options.py",
-        'nargs="?", const=True, type=_boolean, metavar="true|false", **common)',
-        'nargs="?", const=True, type=bool, metavar="true|false", **common)',
+        'nargs="?", const=True, type=_boolean, **common)\n        off',
+        'nargs="?", const=True, type=bool, **common)\n        off',
         "test_options.py::test_booleans_have_every_spelling",
         "--pack false packs",
     ),
@@ -77,7 +77,7 @@ FAULTS = [
     ),
     Fault(
         "published_sign_is_lost",
-        "runtime/options.py",
+        "runtime/published.py",
         'Published("decay_control", {True: "none", False: "invert"})',
         'Published("decay_control", {True: "none", False: "none"})',
         "test_options.py::test_published_names_mean_ours test_processes.py::test_published_switches_have_an_off",
@@ -85,7 +85,7 @@ FAULTS = [
     ),
     Fault(
         "published_norm_is_ours",
-        "runtime/options.py",
+        "runtime/published.py",
         '"fnorm": "squared_frobenius_norm",',
         '"fnorm": "frobenius_norm",',
         "test_processes.py::test_published_metrics_are_the_published_quantities test_options.py",
