@@ -289,7 +289,7 @@ def _check_type(each: Field, value: Any, hint: Any) -> None:
     parts = value if many and isinstance(value, tuple) else (value,)
     right = all(isinstance(p, accepted) and (kind is bool or not isinstance(p, bool)) for p in parts)
     if many and not isinstance(value, tuple):
-        raise UserError(f"--{each.name} {value!r}: is not of type list")
+        raise UserError(f"--{each.name} {value!r}: must be a list")
     if not right and not (value is None and each.default is None):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         raise UserError(f"--{each.name} {value!r}: must be {'a list, each ' * many}{wanted}")

@@ -5,7 +5,7 @@ from dataclasses import fields
 import main
 import main_llama
 from attacks.attack import BAD_JSON, Attack, put
-from runtime.session import PER_CALL
+from runtime.command import PER_CALL
 
 DEEP_VALUE = {"a": {"b": [1]}}
 BASE = {"main.py": {"data_set": "digits"}, "main_llama.py": {}}

@@ -189,7 +189,7 @@ FAULTS = [
     ),
     Fault(
         "keywords_load_files",
-        "models.py",
+        "vision_options.py",
         '        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
         '        if why := None and NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
         "test_hostile_files.py",
