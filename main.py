@@ -33,13 +33,14 @@ from models import build_ema, build_model
 from optim_factory import build_decay, build_optimizer, build_schedules
 from reports import show_evaluation, show_groups
 from runtime import drift
+from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished
+from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce
 from training import Task, Training, evaluate_all
 
 FIXED = drift.fixed_options(OPTION_CLASSES)
@@ -77,6 +78,7 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
         return
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
+    introduce(options.model.model, options.data.data_set, task.learner.plain, options.run, ranks)
     session = begin(options.run, start, options.flat(), state, contract, ranks)
     Training(task, options.run, ranks, session, state, told).run()
 
@@ -92,6 +94,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     """Print the accuracies of a checkpoint's raw and EMA weights, or of the weights the model starts from."""
+    results = ranks.from_main(lambda: results_file(options.run, start))
     data = open_images(options.data, ranks, train=False)
     model = build_model(options.model, data.classes, options.data.input_size, new_head=False).to(ranks.device)
     averaged = None
@@ -107,6 +110,8 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     found = evaluate_all(model, averaged, validation, ranks, precision)
     if ranks.is_main:
         show_evaluation(found)
+        if results is not None:
+            write_results(results, start, options.flat(), found)
 
 
 def build_task(options: Options, ranks: Ranks) -> Task:

@@ -31,13 +31,14 @@ from llama.training import LanguageTask, LanguageTraining, even_batches, sharded
 from optim_factory import build_decay, build_optimizer, schedules_of
 from reports import show_groups
 from runtime import drift
+from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished
+from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce
 from runtime.tables import say
 
 FIXED = drift.fixed_options(OPTION_CLASSES)
@@ -85,6 +86,8 @@ def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> Non
     ranks.from_main(lambda: require_free(options))
     seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
     state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
+    named = options.model.init_from or options.model.model_config
+    introduce(named, options.text.dataset, task.learner.plain, options.run, ranks)
     session = begin(options.run, start, options.flat(), state, contract, ranks)
     LanguageTraining(task, options.run, ranks, session, state, told).run()
 
@@ -120,6 +123,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     """Print the perplexity of a checkpoint, or of the weights the model starts from; write them for transformers."""
     ranks.from_main(lambda: require_free(options))
+    results = ranks.from_main(lambda: results_file(options.run, start))
     text = open_text(options.text, ranks)
     model = fitting_model(options, text).to(ranks.device)
     if start.checkpoint is not None:
@@ -128,6 +132,8 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     found = evaluate(model, even_batches(validation, sharded=False), ranks, rules_of(options))
     if ranks.is_main:
         show_perplexity(found)
+        if results is not None:
+            write_results(results, start, options.flat(), found)
     if options.model.export_hf:
         export(model, text.tokenizer, Path(options.model.export_hf), ranks)
 

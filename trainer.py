@@ -31,7 +31,7 @@ from runtime.runfolder import Row
 from runtime.session import RunOptions, Session
 from runtime.sharded import is_sharded, whole
 from runtime.steps import StepPlan, take_steps
-from runtime.tables import progress, say
+from runtime.tables import progress, say, tell_evaluation
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Trainer(ABC):
         if self.session is not None:
             self.note_best(row, self.session)
             self.session.log_evaluation(row | {"seconds": round(self.session.seconds, 3)})
-            self.bar.set_postfix(self.shown(row), refresh=False)
+            tell_evaluation(self.bar, keeper.step, self.shown(row))
         keeper.save(before)
 
     def _rates(self) -> tuple[float, float]:

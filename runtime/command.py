@@ -15,6 +15,7 @@ PER_CALL = (
     "overwrite",
     "config",
     "eval",
+    "results_file",
     "dry_run",
     "self_test_resume",
     "max_steps",

@@ -160,6 +160,9 @@ class RunOptions:
     allow_changed: tuple[str, ...] = option((), "what may be otherwise than in the checkpoint of --resume")
     config: str = option("", "a run's config.json whose options hold where the command line is silent", metavar="FILE")
     eval: bool = option(False, "only evaluate what --resume names")
+    results_file: str = option(
+        "", "file for the figures of --eval (without it: evaluation.json in the run's folder)", metavar="FILE"
+    )
     dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
     self_test_resume: bool = option(False, "show that these options resume to the same bits, then stop")
     max_steps: int | None = option(None, "stop after this optimizer step; schedules stay as they are", minimum=1)

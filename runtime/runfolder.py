@@ -18,12 +18,14 @@ from runtime.errors import UserError
 CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
 BAD_STEPS = "bad_steps.jsonl"  # steps whose loss or gradient was not finite, and what was found of them
 ROWS = (LOG, LEDGER, BAD_STEPS)  # what grows line by line
+EVALUATION = "evaluation.json"  # of --eval
 REQUEUE = "REQUEUE"  # there while a run that was told to end waits to go on
 FIGURES = ("training", "decay_over_time", "decay_by_depth", "alpha_by_depth", "spectra")
 FOLDERS = ("tensorboard", "checkpoints", "figures")
 # What a run writes in its folder, as patterns. Nothing else there is ever deleted.
 WRITTEN = (
-    CONFIG, *ROWS, SUMMARY, REQUEUE, *(f"figures/{name}.png" for name in FIGURES), "tensorboard/events.out.tfevents.*",
+    CONFIG, *ROWS, SUMMARY, EVALUATION, REQUEUE, *(f"figures/{name}.png" for name in FIGURES),
+    "tensorboard/events.out.tfevents.*",
     "checkpoints/best", "checkpoints/best_ema", "checkpoints/step_*", "checkpoints/.step_*",
 )  # fmt: skip
 STEP = re.compile(r"\.?step_\d+(\.old|\.tmp)?")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from runtime import runfolder
 from runtime.checkpoints import (
@@ -234,6 +235,15 @@ class Session:
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()
+
+
+def introduce(model: str, data: str, plain: nn.Module, options: RunOptions, ranks: Ranks) -> None:
+    """Say what will be trained on what, and where it is written."""
+    if ranks.is_main:
+        size = sum(p.numel() for p in plain.parameters())
+        device = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
+        precision = "float32" if options.amp == "none" else f"{options.amp} with float32 weights"
+        say(f"training {model} ({size:,} parameters) on {data}; {device}, {precision}; writes to {options.output_dir}")
 
 
 def begin(

@@ -39,7 +39,7 @@ FREE = {
     "pretrained", "finetune",  # where the run began; its weights are the checkpoint's since
     "model_ema_eval",  # what is evaluated, not what is trained
     "output_dir", "overwrite", "save_ckpt_num", "checkpoint_every",  # where and when files are written
-    "resume", "config", "eval", "dry_run", "self_test_resume", "allow_changed",  # what a call does
+    "resume", "config", "eval", "results_file", "dry_run", "self_test_resume", "allow_changed",  # what a call does
     "on_nonfinite", "max_nonfinite",  # to go on after a bad step with another policy is what they are for
     "max_steps",  # where the run stops; schedules stay
     "log_interval", "decay_audit", "enable_wandb", "project", "wandb_name",  # what is shown

@@ -88,6 +88,12 @@ def test_evaluating_a_finished_run_gives_its_accuracies(finished, monkeypatch, c
     last = rows(finished / "log.jsonl")[-1]
     raw, ema = (float(re.search(rf"{name} weights +([\d.]+)", said)[1]) for name in ("raw", "EMA"))
     assert raw == pytest.approx(last["acc1"], rel=1e-3) and ema == pytest.approx(last["acc1_ema"], rel=1e-3)
+    written = finished / "evaluation.json"
+    content = json.loads(written.read_text())
+    assert content["figures"]["loss"] == pytest.approx(last["loss"], rel=1e-6) and content["step"] == last["step"]
+    manifest = json.loads((finished / f"checkpoints/step_{last['step']:08d}" / "manifest.json").read_text())
+    assert set(content["weights_sha256"].values()) <= set(manifest["files"].values())
+    written.unlink()
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 

@@ -1,5 +1,6 @@
 """Loss and perplexity of language models: every token counts the same, whatever the batches, ranks and precision."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -218,12 +219,18 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_evaluating_a_finished_run_gives_its_last_figures_and_writes_nothing(finished, capsys):
+def test_evaluating_a_finished_run_gives_its_last_figures_and_writes_nothing_else(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert run_text("--eval", "--resume", finished) == 0
     last = rows(finished / "log.jsonl")[-1]
     names = ("perplexity", "perplexity_published", "loss", "eval_tokens")
     assert printed(capsys.readouterr().out) == pytest.approx([last[name] for name in names], rel=5e-4)
+    written = finished / "evaluation.json"
+    content = json.loads(written.read_text())
+    assert content["figures"]["loss"] == pytest.approx(last["loss"], rel=1e-6) and content["step"] == last["step"]
+    manifest = json.loads((finished / f"checkpoints/step_{last['step']:08d}" / "manifest.json").read_text())
+    assert set(content["weights_sha256"].values()) <= set(manifest["files"].values())
+    written.unlink()
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
