@@ -62,6 +62,7 @@ def test_there_are_enough_attacks_on_each_program():
     assert len({each.name for each in ATTACKS}) == len(ATTACKS) >= 250 and min(counts.values()) >= 40, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_an_attack_ends_in_one_line_and_changes_nothing(attack, finished, tmp_path, monkeypatch, capsys):
     here = tmp_path
