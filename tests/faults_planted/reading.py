@@ -192,15 +192,7 @@ FAULTS = [
         "vision_options.py",
         '        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
         '        if why := None and NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
-        "test_hostile_files.py",
+        "test_hostile_files.py::test_a_run_folder_cannot_bring_them_in_either",
         "a run's folder runs code",
-    ),
-    Fault(
-        "pipes_are_waited_for",
-        "image_folders.py",
-        "descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)\n    if not stat.S_ISREG(",
-        "descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)\n    if False and not stat.S_ISREG(",
-        "test_hostile_files.py::test_what_is_no_file_is_no_image_and_keeps_nobody_waiting",
-        "a device among images fills the memory",
     ),
 ]
