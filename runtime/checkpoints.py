@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import UserError
+from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
 from runtime.validation import Unfit, check_state
 
-MODEL, EMA, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"
 LINKS = ("best", "best_ema")
 STEP = re.compile(r"\.?step_(\d+)(?:\.old)?")
 
@@ -132,7 +132,7 @@ def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[P
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {target} ({free:.1f} MB free there): {error}") from error
-    shutil.rmtree(old, ignore_errors=True)
+    remove_checkpoint(old)
     return Checkpoint(target, contents.step)
 
 
@@ -149,11 +149,11 @@ def _write_files(folder: Path, contents: Contents) -> None:
 def recover(folder: Path) -> None:
     """Clear away what a crash left of an unfinished checkpoint; one that was about to be replaced comes back."""
     for path in folder.glob(".step_*.tmp"):
-        shutil.rmtree(path)
+        remove_checkpoint(path)
     for path in folder.glob(".step_*.old"):
         whole = folder / path.name[1:-4]
         if whole.exists():
-            shutil.rmtree(path)
+            remove_checkpoint(path)
         else:
             os.rename(path, whole)
 
@@ -171,14 +171,14 @@ def remove_old(folder: Path, keep: int) -> None:
     linked = {os.readlink(folder / name) for name in LINKS if (folder / name).is_symlink()}
     for path in _newest_first(folder)[keep:]:
         if path.name not in linked:
-            shutil.rmtree(path)
+            remove_checkpoint(path)
 
 
 def remove_after(folder: Path, step: int) -> None:
     """Delete the checkpoints of later steps, and links that would point at none."""
     for path in _newest_first(folder):
         if step_of(path) > step:
-            shutil.rmtree(path)
+            remove_checkpoint(path)
     for name in LINKS:
         if (folder / name).is_symlink() and not (folder / name).exists():
             (folder / name).unlink()
@@ -251,7 +251,9 @@ def sha256(path: Path) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     """Checkpoint folders, and those that a crash left in the middle of being replaced."""
-    found = [p for p in [*folder.glob("step_*"), *folder.glob(".step_*.old")] if STEP.fullmatch(p.name)]
+    found = [
+        p for p in [*folder.glob("step_*"), *folder.glob(".step_*.old")] if STEP.fullmatch(p.name) and is_checkpoint(p)
+    ]
     return sorted(found, key=lambda p: (-step_of(p), p.name.startswith(".")))
 
 

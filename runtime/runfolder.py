@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,8 @@ WRITTEN = (
     "checkpoints/best", "checkpoints/best_ema", "checkpoints/step_*", "checkpoints/.step_*",
 )  # fmt: skip
 STEP = re.compile(r"\.?step_\d+(\.old|\.tmp)?")
+# What a checkpoint's folder holds.
+MODEL, EMA, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"
 VERSIONS = ("timm", "torchvision", "numpy", "Pillow")
 
 Row = dict[str, Any]
@@ -37,7 +38,25 @@ Row = dict[str, Any]
 def run_files(folder: Path) -> list[Path]:
     """What lies in the folder under a name that a run writes."""
     found = [path for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
-    return [path for path in found if STEP.fullmatch(path.name) or "step_" not in path.name]
+    return [path for path in found if "step_" not in path.name or is_checkpoint(path)]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint's folder, whole or not: by its name, and by a file in it unless it is empty."""
+    if not STEP.fullmatch(path.name):
+        return False
+    inside = os.listdir(path) if path.is_dir() else [path.name]
+    return not inside or not {MODEL, EMA, STATE, MANIFEST}.isdisjoint(inside)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint's files, and its folder unless somebody put something else there."""
+    if path.is_symlink():
+        return path.unlink()
+    for name in (MANIFEST, STATE, EMA, MODEL):
+        (path / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        path.rmdir()
 
 
 def holds_run(folder: Path) -> bool:
@@ -80,7 +99,7 @@ def remove_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else that lies in its folder or in the folders in it."""
     for path in run_files(folder):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_checkpoint(path)
         else:
             path.unlink()
     for name in FOLDERS:

@@ -175,6 +175,8 @@ def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, str]:
         return ("refused", "") if said[:-1].isprintable() else ("a line with control characters", repr(said))
     except BadInput:
         return "refused", ""
+    except OSError as error:  # programs print one line where it names a file
+        return ("refused", "") if error.filename else ("an OSError that names no file", str(error))
     except Slow:
         return "slow", f"over {SLOW} s"
     except BaseException as error:

@@ -93,6 +93,19 @@ def test_foreign_names_are_left_alone_and_take_no_folder(go, tmp_path, words):
     assert [(tmp_path / "run" / name).read_text() for name in OWN] == ["mine"] * len(OWN)
 
 
+def test_what_a_user_put_beside_a_checkpoint_stays_when_it_goes(go, tmp_path):
+    assert go("--max_steps", "1", "--checkpoint_every", "1") == 0
+    step = tmp_path / "run" / "checkpoints" / "step_00000001"
+    (step / "notes.txt").write_text("mine")
+    (step / "plots").mkdir()
+    assert go("--max_steps", "4", "--checkpoint_every", "1", "--resume", "auto") == 0
+    assert sorted(path.name for path in step.iterdir()) == ["notes.txt", "plots"]
+    assert find_checkpoint(tmp_path / "run")[0].step == 4
+    for seed in ("2", "3"):  # over it a new run writes a checkpoint of the same name
+        assert go("--max_steps", "1", "--overwrite", "--seed", seed) == 0
+    assert [path.read_text() for path in step.parent.rglob("notes.txt")] == ["mine"]
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "log.jsonl", "figures/training.png", "tensorboard/events.out.tfevents.1"]
 )
