@@ -1,7 +1,7 @@
 """The trainers a comparison can run: how they read options, and the figures by which their runs are judged."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Program:
 
     script: str
     read_options: Callable[[Sequence[str]], Any]
+    fixed: Iterable[str] = ()  # options that a run cannot change when it goes on
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # the first one is the default
 
     def command(self, processes: int = 1) -> list[str]:
@@ -52,6 +53,7 @@ PROGRAMS = {
     "main.py": Program(
         "main.py",
         main.read_options,
+        main.FIXED,
         _metrics(
             Metric("acc1", "top-1 accuracy in %", True),
             Metric("acc1_ema", "top-1 accuracy of EMA weights in %", True, "model_ema_eval"),
@@ -63,6 +65,7 @@ PROGRAMS = {
     "main_llama.py": Program(
         "main_llama.py",
         main_llama.read_options,
+        main_llama.FIXED,
         _metrics(
             Metric("perplexity", "validation perplexity", False),
             Metric("perplexity_published", "validation perplexity as published", False),

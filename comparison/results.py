@@ -1,6 +1,7 @@
 """What the runs of a comparison left: their state, figures, logs and ledgers; one row a run in results.csv."""
 
 import csv
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,20 @@ class Run:
         for part in (self.noted, self.failure, self.summary, self.environment, self.log, self.ledger):
             del part
         self.__dict__.pop("ledger")  # the largest: it is read again where it is drawn, of a few runs
-        return self.wrong[0] if self.wrong else ""
+        return self.wrong[0] if self.wrong else self.other_option()
+
+    def other_option(self) -> str:
+        """An option of the run in the folder that is not the cell's: somebody replaced the run, or let it go on."""
+        if self.state != FINISHED or not (self.folder / runfolder.CONFIG).exists():
+            return ""
+        program = self.cell.setting.program
+        found = self._read(lambda: remains.read_object(self.folder / runfolder.CONFIG), {})
+        wanted = json.loads(json.dumps(program.read_options(self.cell.words()).flat()))
+        for name in ("seed", "max_steps", *program.fixed):
+            if name in found and found[name] != wanted[name]:
+                is_, was = remains.shown(found[name]), remains.shown(wanted[name])
+                return f"{self.folder / runfolder.CONFIG}: is of a run with {name} {is_}; this cell's is {was}"
+        return ""
 
     @cached_property
     def wrong(self) -> list[str]:

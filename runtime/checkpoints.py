@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,15 @@ def remove_after(folder: Path, step: int) -> None:
     for name in LINKS:
         if (folder / name).is_symlink() and not (folder / name).exists():
             (folder / name).unlink()
+
+
+def later_than(folder: Path, step: int) -> Path | None:
+    """The newest whole checkpoint of a later step, if there is one."""
+    for path in _newest_first(folder):
+        if step_of(path) > step:
+            with suppress(UserError):
+                return verified(path).path
+    return None
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:

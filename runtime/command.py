@@ -43,9 +43,10 @@ def read_command(
     values, given = parse(classes, argv, description=description)
     source = _stored_config(values)
     stored = {} if source is None else _stored(source, values, {each.name for cls in classes for each in fields(cls)})
-    defaults = {name: value for name, value in stored.items() if name not in PER_CALL} or presets(values)
+    anew = set(PER_CALL) - ({"max_steps"} if values["config"] else set())  # the same run again stops where it did
+    defaults = {name: value for name, value in stored.items() if name not in anew} or presets(values)
     if values["config"]:
-        defaults.pop("output_dir", None)  # the same run again is another run
+        defaults.pop("output_dir", None)  # but elsewhere: it is another run
     if values["eval"]:
         defaults.pop("export_hf", None)  # only a run's end exports without being told again
     if defaults:

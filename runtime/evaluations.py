@@ -25,9 +25,16 @@ def results_file(options: RunOptions, start: Start) -> Path | None:
     path = Path(options.results_file or start.folder / runfolder.EVALUATION)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError(f"--results_file {path}: is a folder, or its folder is not there")
-    if path.exists() and not options.overwrite and runfolder.read_json(path, "an evaluation").get("kind") != KIND:
+    if path.exists() and not options.overwrite and not _is_evaluation(path):
         raise UserError(f"--results_file {path}: holds something else than an evaluation; --overwrite replaces it")
     return path
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        return runfolder.read_json(path, "an evaluation").get("kind") == KIND
+    except UserError:
+        return False
 
 
 def write_results(path: Path, start: Start, options: Mapping[str, Any], figures: Mapping[str, Any]) -> None:

@@ -167,5 +167,10 @@ class Keeper:
 def command_to_go_on(folder: str, ranks: int) -> str:
     """This program's command with what lets it go on from the folder."""
     program = ["torchrun", f"--nproc_per_node={ranks}"] if ranks > 1 else ["python"]
-    words = [word for word in sys.argv if word != "--overwrite"]
+    anew, words = ("--resume", "--output_dir", "--output-dir"), list[str]()
+    for word in sys.argv:
+        if words and words[-1] in anew:
+            words.pop()
+        elif word != "--overwrite" and word.split("=")[0] not in (anew if "=" in word else ()):
+            words.append(word)
     return shlex.join([*program, *words, "--resume", "auto", "--output_dir", folder])

@@ -95,6 +95,19 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
 
 
+def check_inputs_stay(folder: Path, options: Mapping[str, Any]) -> None:
+    """Raise UserError if an option's value is a path to what `remove_run` would delete."""
+    doomed = [path.resolve() for path in run_files(folder)]
+    for name, value in options.items():
+        if not isinstance(value, str) or name in ("output_dir", "results_file") or not value or not doomed:
+            continue
+        with suppress(OSError, ValueError):  # no path
+            read = Path(value).resolve()
+            if any(read == path or path in read.parents for path in doomed) or read == folder.resolve():
+                raise UserError(f"--{name} {value}: lies in the run that --overwrite would delete; give another "
+                                "--output_dir")  # fmt: skip
+
+
 def remove_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else that lies in its folder or in the folders in it."""
     for path in run_files(folder):

@@ -16,6 +16,7 @@ from runtime.checkpoints import (
     Contents,
     find_checkpoint,
     has_checkpoints,
+    later_than,
     link,
     recover,
     remove_after,
@@ -62,7 +63,14 @@ def find_start(options: RunOptions, ranks: Ranks) -> Start:
     Raises:
         UserError: If there is no such checkpoint, or the folder holds another run.
     """
-    return ranks.from_main(lambda: _find_start(options))
+    return ranks.from_main(lambda: _whole(_find_start(options), options))
+
+
+def _whole(start: Start, options: RunOptions) -> Start:
+    """An evaluation is of the checkpoint that was asked for: not, unasked, of the one before a broken one."""
+    if options.eval and start.passed_over and start.checkpoint:
+        raise UserError(f"{start.passed_over[0]}; --resume {start.checkpoint.path} evaluates the one before")
+    return start
 
 
 def _find_start(options: RunOptions) -> Start:
@@ -77,8 +85,13 @@ def _find_start(options: RunOptions) -> Start:
     if options.resume and not Path(options.resume).exists():
         raise UserError(f"--resume {options.resume}: no such run folder or checkpoint")
     start = Start(folder, *(find_checkpoint(Path(options.resume)) if options.resume else (None,)))
-    if not (options.eval or options.dry_run or start.continues):
+    if options.eval or options.dry_run:
+        return start
+    if not start.continues:
         runfolder.check_free(folder, options.overwrite)
+    elif not options.overwrite and (later := later_than(folder / "checkpoints", start.step)):
+        raise UserError(f"--resume {options.resume}: {later} is later and would be deleted; give --output_dir FOLDER "
+                        "to go on elsewhere, or --overwrite to give it up")  # fmt: skip
     return start
 
 
@@ -107,6 +120,7 @@ class Session:
             name = options.wandb_name or None
             wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
         if not start.continues:
+            runfolder.check_inputs_stay(self.folder, config)
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
         self._forget_what_comes_again()

@@ -33,7 +33,8 @@ from tiny_text import TINY_TEXT, run_text
 import main
 import main_llama
 from alphadecay.weights import BadInput, read_source
-from comparison.grid import PRESETS, read_grid
+from comparison.grid import read_grid
+from comparison.options import PRESETS
 from comparison.remains import LEDGER, LOG, read_environment, read_failure, read_rows, read_summary
 from llama.models import read_config
 from models import read_weights

@@ -15,6 +15,7 @@ from tiny import ROOT, TINY, rows, run
 from tiny_text import TINY_TEXT, run_text
 
 from runtime.checkpoints import find_checkpoint
+from runtime.keeper import command_to_go_on
 from runtime.locks import LOCK
 from runtime.selftest import differences
 
@@ -106,6 +107,59 @@ def test_what_a_user_put_beside_a_checkpoint_stays_when_it_goes(go, tmp_path):
     assert [path.read_text() for path in step.parent.rglob("notes.txt")] == ["mine"]
 
 
+@pytest.mark.parametrize("option", ["--finetune", "--decay replay --decay_ledger"])
+def test_a_run_that_the_new_one_reads_is_not_replaced_by_it(go, tmp_path, capsys, option):
+    assert go("--max_steps", "3") == 0
+    before, name = everything(tmp_path / "run"), "decay.jsonl" if "replay" in option else "checkpoints/best"
+    assert go("--max_steps", "3", "--overwrite", *option.split(), str(tmp_path / "run" / name)) == 2
+    assert f"{name}: lies in the run that --overwrite would delete" in capsys.readouterr().err
+    assert everything(tmp_path / "run") == before
+
+
+def test_an_earlier_checkpoint_is_gone_on_from_elsewhere_or_when_the_later_ones_are_given_up(go, tmp_path, capsys):
+    assert go("--max_steps", "4", "--checkpoint_every", "2") == 0
+    before, words = everything(tmp_path / "run"), ["--resume", tmp_path / "run/checkpoints/step_00000002"]
+    assert go("--max_steps", "3", *words) == 2
+    assert "step_00000004 is later and would be deleted; give --output_dir" in capsys.readouterr().err
+    assert go("--max_steps", "3", *words, folder=tmp_path / "other") == 0
+    assert everything(tmp_path / "run") == before
+    assert go("--max_steps", "3", *words, "--overwrite") == 0
+    assert find_checkpoint(tmp_path / "run")[0].step == find_checkpoint(tmp_path / "other")[0].step == 3
+
+
+def test_the_same_run_again_elsewhere_stops_where_it_did(go, tmp_path, monkeypatch):
+    assert go("--max_steps", "3") == 0
+    again = ["--config", tmp_path / "run/config.json", "--output_dir", tmp_path / "again"]
+    assert run(*again, monkeypatch=monkeypatch) == 0
+    assert differences(tmp_path / "run", tmp_path / "again") == {}
+
+
+def test_a_broken_checkpoint_is_not_evaluated_as_the_one_before(go, tmp_path, capsys):
+    assert go("--max_steps", "4", "--checkpoint_every", "2") == 0
+    path = tmp_path / "run/checkpoints/step_00000004/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert go("--eval", "--resume", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert f"{path} is broken" in said and "step_00000002 evaluates the one before" in said
+
+
+def test_the_command_that_goes_on_says_each_option_once(monkeypatch):
+    words = [
+        "main.py",
+        "--output_dir",
+        "a",
+        "--lr",
+        "1",
+        "--resume=b",
+        "--overwrite",
+        "--output-dir=c",
+        "--resume",
+        "d",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_to_go_on("a", 1) == "python main.py --lr 1 --resume auto --output_dir a"
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "log.jsonl", "figures/training.png", "tensorboard/events.out.tfevents.1"]
 )
@@ -158,7 +212,15 @@ def test_going_back_forgets_the_summary_of_what_comes_again(go, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["step"] == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.Trainer._finish", lambda *_: None)  # as if killed before the summary
-        words = ["--resume", folder / "checkpoints" / "step_00000002", "--max_steps", "4", "--checkpoint_every", "2"]
+        words = [
+            "--overwrite",
+            "--resume",
+            folder / "checkpoints" / "step_00000002",
+            "--max_steps",
+            "4",
+            "--checkpoint_every",
+            "2",
+        ]
         assert go(*words) == 0
     assert not (folder / "summary.json").exists()
     assert go("--resume", "auto", "--max_steps", "4", "--checkpoint_every", "2") == 0
