@@ -140,14 +140,24 @@ def scan(root: Path, option: str) -> ClassFolders:
 
 
 def _files_below(folder: Path, root: Path) -> list[str]:
-    """Paths of all files below a folder, relative to root, sorted; hidden ones left out."""
+    """Paths of all files below a folder, relative to root, sorted; hidden ones left out, links to folders followed.
+
+    A link to a folder that it lies in is left out: its images would be there over and over.
+    """
 
     def stop(error: OSError) -> None:
         raise error
 
-    paths = []
-    for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-        folders.sort()
+    def identity(place: str) -> tuple[int, int]:
+        status = os.stat(place)
+        return status.st_dev, status.st_ino
+
+    paths, around = [], {str(folder): {identity(str(folder))}}
+    for place, folders, files in os.walk(str(folder), onerror=stop, followlinks=True):
+        inside = {name: identity(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, each in inside.items() if each not in around[place]]
+        around |= {os.path.join(place, name): around[place] | {inside[name]} for name in folders}
+        del around[place]
         relative = os.path.relpath(place, root)
         paths += [os.path.join(relative, name) for name in sorted(files) if not name.startswith(".")]
     return paths

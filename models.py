@@ -93,8 +93,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.is_dir():
         checkpoint, _ = find_checkpoint(path)
         return checkpoint.model_weights()
-    if not path.exists():
-        raise UserError(f"--finetune {path}: no such file")
+    if not path.is_file():
+        raise UserError(f"--finetune {path}: {'is no regular' if path.exists() else 'no such'} file")
     try:
         safe = path.suffix == ".safetensors"
         loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)

@@ -1,5 +1,6 @@
 """From a Pillow image to a tensor: timm's transforms as ConvNeXt's and DeiT's training use them."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ def train_transform(options: DataOptions, data: ImageData) -> Transform:
         UserError: If timm does not understand the augmentation policy.
     """
     policy = None if options.aa in ("", "none") else options.aa
+    if policy and re.search(r"[A-Za-z]\d{4}", policy):
+        raise UserError(f"--aa {policy}: has a number above 999")
     try:
         transform = create_transform(
             input_size=options.input_size,

@@ -81,7 +81,7 @@ class DataOptions:
         0.25, "probability that a part of an image is erased", minimum=0, maximum=1, fixed="augmentation"
     )
     remode: str = option("pixel", "what fills an erased part", choices=REMODES, fixed="augmentation")
-    recount: int = option(1, "erased parts an image, at most", minimum=1, fixed="augmentation")
+    recount: int = option(1, "erased parts an image, at most", minimum=1, maximum=100, fixed="augmentation")
     mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0, fixed="augmentation")
     cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0, fixed="augmentation")
     cutmix_minmax: tuple[float, ...] = option(
@@ -107,8 +107,10 @@ class DataOptions:
             "--batch_size {batch_size}: mixup and cutmix pair images and need an even batch; or --mixup 0 --cutmix 0",
         ),
         (
-            lambda o: len(o.cutmix_minmax) in (0, 2) and all(0 <= s <= 1 for s in o.cutmix_minmax),
-            "--cutmix_minmax {cutmix_minmax}: expected two shares between 0 and 1",
+            lambda o: (
+                not o.cutmix_minmax or (len(o.cutmix_minmax) == 2 and 0 <= o.cutmix_minmax[0] < o.cutmix_minmax[1] <= 1)
+            ),
+            "--cutmix_minmax {cutmix_minmax}: expected two shares between 0 and 1, the smaller one first",
         ),
         (
             lambda o: o.data_set == "digits" or o.data_path,

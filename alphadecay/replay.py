@@ -124,6 +124,8 @@ def read_ledger(path: Path) -> Ledger:
     Raises:
         ValueError: If it cannot be read or replayed; file and line are named.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path}: is no regular file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

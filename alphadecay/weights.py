@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from alphadecay.skeletons import skeleton
 
+MOST_JSON = 64 << 20  # bytes
+MOST_PARTS = 200  # of a tensor's name, between full stops
 MODEL, EMA, MANIFEST, INDEX = "model.safetensors", "ema.safetensors", "manifest.json", "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar"})
 FLOATS = frozenset({"F16", "BF16", "F32", "F64", "C64"})  # safetensors' names of what spectra can be measured of
@@ -139,7 +141,7 @@ def _weight_files(path: Path, ema: bool) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(_json_of(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{index}: cannot be read as an index of shards ({type(error).__name__})") from error
     for name in names:
@@ -164,6 +166,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
+            if (deepest := max(name.count(".") for name in ["", *names])) >= MOST_PARTS:
+                raise ValueError(f"a tensor's name has {deepest + 1} parts, more than {MOST_PARTS}")
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
             _refuse_quantized(path, kinds)
             return {name: file.get_tensor(name) for name in names if kinds[name] in FLOATS}
@@ -194,7 +198,7 @@ def _check_manifest(file: Path, found: str) -> None:
     """Raise BadInput if a checkpoint's file is not the one that was written."""
     manifest = file.parent / MANIFEST
     try:
-        expected = json.loads(manifest.read_text())["files"][file.name]
+        expected = _json_of(manifest)["files"][file.name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{manifest}: cannot be read, or does not name {file.name}") from error
     if found != expected:
@@ -221,10 +225,17 @@ def _declared(folder: Path) -> tuple[dict[str, Any] | None, dict[str, nn.Conv2d]
 def _config(path: Path) -> dict[str, Any]:
     """What a config.json says; nothing where there is none that can be read: it only holds hints."""
     try:
-        config = json.loads(path.read_text())
+        config = _json_of(path)
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _json_of(path: Path) -> Any:
+    """What a JSON file holds; OSError for a pipe, at which a reader could wait for ever, and what is too large."""
+    if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_JSON):
+        raise OSError(f"{path} is no regular file of at most {MOST_JSON} bytes")
+    return json.loads(path.read_text())
 
 
 def sha256(path: Path) -> str:

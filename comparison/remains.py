@@ -6,18 +6,17 @@ text comes back without control characters.
 
 import json
 import math
-import os
 import reprlib
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from alphadecay.tables import escaped
 from runtime import runfolder
 from runtime.errors import UserError
+from runtime.files import MOST_BYTES, MOST_ROWS_BYTES, open_regular
 
-MOST_BYTES, MOST_ROWS_BYTES, MOST_LINE = 16 << 20, 1 << 30, 1 << 20  # of an object, of a file of rows, of a row
+MOST_LINE = 1 << 20  # bytes of a row
 MOST_ROLES = 200  # each is a panel
 LARGEST = 1e100  # a figure beyond it counts as infinite: sums and axes would overflow
 
@@ -128,7 +127,7 @@ def read_object(path: Path) -> Row:
         UserError: If it cannot be read, or is no JSON object.
     """
     try:
-        with _opened(path, MOST_BYTES) as file:
+        with open_regular(path, MOST_BYTES) as file:
             content = _parsed(file.read(MOST_BYTES))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is damaged: {_reason(error)}") from error
@@ -150,7 +149,7 @@ def read_rows(path: Path, kinds: Mapping[str, Kind]) -> list[Row]:
         return rows
     number, line = 0, b""
     try:
-        with _opened(path, MOST_ROWS_BYTES) as file:
+        with open_regular(path, MOST_ROWS_BYTES) as file:
             while line := file.readline(MOST_LINE + 1):
                 number += 1
                 if len(line) > MOST_LINE:
@@ -191,18 +190,6 @@ def _is_there(path: Path) -> bool:
     except OSError:
         return True
     return True
-
-
-def _opened(path: Path, most: int) -> IO[bytes]:
-    """A regular file; anything else, such as a pipe that nobody writes to, is refused without waiting."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
-        return file
-    file.close()
-    if stat.S_ISREG(status.st_mode):
-        raise OSError(f"it has {status.st_size} bytes, more than {most}")
-    raise OSError("it is no regular file")
 
 
 def _parsed(content: bytes) -> Any:

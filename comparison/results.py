@@ -65,7 +65,7 @@ class Run:
         if self.state != FINISHED or not (self.folder / runfolder.CONFIG).exists():
             return ""
         program = self.cell.setting.program
-        found = self._read(lambda: remains.read_object(self.folder / runfolder.CONFIG), {})
+        found: dict[str, Any] = self._read(lambda: remains.read_object(self.folder / runfolder.CONFIG), {})
         wanted = json.loads(json.dumps(program.read_options(self.cell.words()).flat()))
         for name in ("seed", "max_steps", *program.fixed):
             if name in found and found[name] != wanted[name]:

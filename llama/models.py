@@ -15,6 +15,7 @@ from llama.options import LanguageModelOptions
 from llama.probes import require_causal, require_plain_head
 from llama.tokenizers import HubTokenizer
 from runtime.errors import UserError
+from runtime.files import json_of
 from runtime.processes import Ranks
 from runtime.runfolder import make_folders, read_json, remove_empty
 from runtime.sharded import whole
@@ -75,7 +76,7 @@ def read_config(path: str, option: str = "--model_config") -> Any:
 
     where = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     try:
-        values = json.loads(where.read_text(encoding="utf-8"))
+        values = json_of(where)
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

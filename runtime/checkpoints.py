@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import UserError
+from runtime.files import json_of
 from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
 from runtime.validation import Unfit, check_state
 
@@ -46,7 +47,7 @@ class Checkpoint:
 
     def contract(self) -> dict[str, Any]:
         """What the run could not change when it was saved (`runtime.drift`); empty where that was not noted."""
-        return json.loads((self.path / MANIFEST).read_text()).get("run") or {}
+        return json_of(self.path / MANIFEST).get("run") or {}
 
     def training_state(self) -> dict[str, Any]:
         """Everything else that training goes on from, on the CPU; loaded without running code.
@@ -223,13 +224,16 @@ def verified(path: Path) -> Checkpoint:
         UserError: If a file is missing or changed; it is named.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json_of(path / MANIFEST)
         step, files = int(manifest["step"]), dict(manifest["files"])
         named = STEP.fullmatch(path.name)
         if named and int(named[1]) != step or step < 0:
             raise ValueError(f"it is of step {step}")
-        if not set(files) <= {MODEL, EMA, STATE} or not isinstance(manifest.get("run") or {}, dict):
-            raise ValueError("it names files that are none of a checkpoint's, or its run is no object")
+        if not set(files) <= {MODEL, EMA, STATE}:
+            raise ValueError("it names files that are none of a checkpoint's")
+        run = manifest.get("run") or {}
+        if not isinstance(run, dict) or not all(isinstance(run.get(key, {}), dict) for key in ("options", "facts")):
+            raise ValueError("its run is no object of options and facts")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path / MANIFEST} cannot be read: {error}") from error
     for name, expected in files.items():

@@ -178,3 +178,11 @@ class RunOptions:
     enable_wandb: bool = option(False, "log to wandb too")
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")
+
+    CHECKS = (
+        (lambda o: o.output_dir, "--output_dir {output_dir!r}: is empty; a full stop is the current folder"),
+        (
+            lambda o: not any("\ud800" <= letter <= "\udfff" for letter in o.output_dir),
+            "--output_dir {output_dir}: is no UTF-8, which the curves' library needs",
+        ),
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.files import json_of, lines_of, replacing
 
 CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
 BAD_STEPS = "bad_steps.jsonl"  # steps whose loss or gradient was not finite, and what was found of them
@@ -67,7 +68,7 @@ def holds_run(folder: Path) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Whether a run wrote what lies there: its config.json has what only a run notes."""
     try:
-        content = json.loads((folder / CONFIG).read_text())
+        content = json_of(folder / CONFIG)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "environment" in content
@@ -93,6 +94,16 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--output_dir {folder}: {links[0]} is a link; remove it, or give another folder")
     if found and not overwrite:
         raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise UserError if what a run writes without looking would go through a link to somewhere else.
+
+    `checkpoints/` may be one, to a folder on another disk.
+    """
+    for name in FOLDERS:
+        if name != "checkpoints" and (folder / name).is_symlink():
+            raise UserError(f"--output_dir {folder}: {name} is a link; remove it, or give another folder")
 
 
 def check_inputs_stay(folder: Path, options: Mapping[str, Any]) -> None:
@@ -140,7 +151,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         UserError: If it cannot be read, or is no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json_of(path)
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError, RecursionError) as error:
@@ -176,12 +187,8 @@ def library_versions() -> dict[str, str | None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is never half there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
+    with replacing(path) as file:
         file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave it empty under its name
-    temporary.replace(path)
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -200,7 +207,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: If a line is no JSON.
     """
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
@@ -223,16 +230,15 @@ def cut_back(folder: Path, counts: Mapping[str, int], from_folder: Path) -> list
         if not count:
             (folder / name).unlink(missing_ok=True)
             continue
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
-        temporary.replace(folder / name)
+        with replacing(folder / name) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows[:count])
     return lost
 
 
 def require_rows(folder: Path, counts: Mapping[str, int]) -> None:
     """Raise UserError if a line that a checkpoint has seen cannot be read: going on would cut off all behind it."""
     for name in ROWS:
-        lines = (folder / name).read_bytes().splitlines() if (folder / name).exists() else []
+        lines = lines_of(folder / name)
         whole = len(whole_rows(folder / name))
         if whole < min(counts.get(name, 0), len(lines)):
             raise UserError(f"{folder / name}: line {whole + 1} is damaged; mend or delete it, then go on")
@@ -266,7 +272,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
 def whole_rows(path: Path) -> list[Row]:
     """Rows up to the first line that is half written: a crash left it so, or the run is still at it."""
     rows: list[Row] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in lines_of(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

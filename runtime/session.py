@@ -24,7 +24,7 @@ from runtime.checkpoints import (
     write_checkpoint,
 )
 from runtime.curves import Curves, Wandb
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.processes import Ranks
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
@@ -113,8 +113,10 @@ class Session:
         self.rows: dict[str, int] = dict(state.get("rows", {}))  # file -> lines written
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
         self._writer = BackgroundWriter()
+        runfolder.check_no_links(self.folder)
         if start.checkpoint is not None:
             runfolder.require_rows(start.checkpoint.path.parent.parent, self.rows)
+        ended = self._ended() if start.continues else -1
         wandb = None
         if options.enable_wandb:  # first: a login that fails must cost no run that is there
             name = options.wandb_name or None
@@ -124,14 +126,21 @@ class Session:
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
         self._forget_what_comes_again()
+        if ended > start.step:
+            (self.folder / runfolder.SUMMARY).unlink()  # of steps that come again
         self.curves = Curves(self.folder, start.step, wandb)
+
+    def _ended(self) -> int:
+        """The step at which the run in the folder ended before, -1 if it did not."""
+        path = self.folder / runfolder.SUMMARY
+        step = runfolder.read_json(path, "a run's summary").get("step") if path.exists() else -1
+        if not isinstance(step, int):
+            raise UserError(f"{path}: step {step!r} is no whole number")
+        return step
 
     def _forget_what_comes_again(self) -> None:
         """Cut the folder back to what the checkpoint has seen of it."""
         (self.folder / runfolder.REQUEUE).unlink(missing_ok=True)
-        if (summary := self.folder / runfolder.SUMMARY).exists():
-            if runfolder.read_json(summary, "a run's summary").get("step", -1) > self.start.step:
-                summary.unlink()  # of steps that come again
         recover(self.checkpoints)
         remove_after(self.checkpoints, self.start.step)
         if self.start.checkpoint is not None:
@@ -244,7 +253,9 @@ class Session:
         self.wait_saved()
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(self.folder / "figures" / f"{name}.png", dpi=200)
+            path = self.folder / "figures" / f"{name}.png"
+            path.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+            figure.savefig(path, dpi=200)
             figure.set_layout_engine("none")  # it is laid out: once more would only take time
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
@@ -257,7 +268,8 @@ def introduce(model: str, data: str, plain: nn.Module, options: RunOptions, rank
         size = sum(p.numel() for p in plain.parameters())
         device = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
         precision = "float32" if options.amp == "none" else f"{options.amp} with float32 weights"
-        say(f"training {model} ({size:,} parameters) on {data}; {device}, {precision}; writes to {options.output_dir}")
+        where = printable(options.output_dir)
+        say(f"training {model} ({size:,} parameters) on {data}; {device}, {precision}; writes to {where}")
 
 
 def begin(

@@ -283,3 +283,21 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(tmp_path):
     )
     done = forked(1, *TINY, "--dry_run", program=program)
     assert done.returncode == 141 and done.stderr == ""
+
+
+LINKS = (".evaluation.json.tmp", ".config.json.tmp", ".summary.json.tmp", ".log.jsonl.tmp", ".decay.jsonl.tmp",
+         "figures/training.png", "log.jsonl", "decay.jsonl", "config.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_a_run_of_somebody_else_leads_no_writer_out_of_it(stopped, tmp_path, monkeypatch, name):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(stopped, folder, symlinks=True)
+    link = folder / name
+    outside.write_bytes(link.read_bytes() if link.is_file() else b"precious")
+    before = outside.read_bytes()
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    assert run("--eval", "--resume", folder, monkeypatch=monkeypatch) == 0
+    assert run("--resume", folder, "--max_steps", "4", monkeypatch=monkeypatch) == 0
+    assert outside.read_bytes() == before

@@ -39,6 +39,22 @@ def test_subfolders_count_and_hidden_and_other_files_do_not(tmp_path):
     assert FolderImages(folders)[1][0].size == (40, 32)
 
 
+def test_links_that_lead_in_circles_add_no_image_and_others_are_followed(tmp_path):
+    class_folders(tmp_path / "data", classes=2, images=2)
+    inside, other = tmp_path / "data" / "n0000", tmp_path / "data" / "n0001"
+    for name in ("here", "again"):
+        (inside / name).symlink_to(".")
+    (tmp_path / "more").mkdir()
+    photo(7).save(tmp_path / "more" / "one.png")
+    (inside / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(inside)
+    (other / "more").symlink_to(tmp_path / "more")
+    files = [name for name, _ in scan(tmp_path / "data", "--data_path").files]
+    own = ["n0000/000.JPEG", "n0000/001.JPEG", "n0000/more/one.png", "n0001/000.JPEG", "n0001/001.JPEG"]
+    assert sorted(set(files) - {f for f in files if "back" in f}) == [*own, "n0001/more/one.png"]
+    assert sorted(f for f in files if "back" in f) == [f"n0001/more/back/00{i}.JPEG" for i in (0, 1)]
+
+
 def test_every_odd_image_is_read_as_8_bit_rgb(tmp_path):
     for path in odd_files(tmp_path):
         image = read_image(str(path))

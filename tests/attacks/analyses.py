@@ -53,6 +53,8 @@ ATTACKS = [
     Attack("analyze into a long name", "alphadecay", FILE + " --output_dir {here}/" + "n" * 300, "--output_dir",
            _file(ZEROS)),
     Attack("analyze a pipe", "alphadecay", "analyze {here}/p", "/p", lambda here: os.mkfifo(here / "p")),
+    Attack("analyze a name of 3000 parts", "alphadecay", FILE, "3001 parts",
+           _file(tensors({".".join("a" * 3000) + ".weight": tensor([64, 64], 16384)}, bytes(16384)))),
     Attack("analyze a device", "alphadecay", "analyze /dev/zero", "/dev/zero"),
     Attack("analyze a link to nothing", "alphadecay", "analyze {here}/l", "/l",
              lambda here: (here / "l").symlink_to("x")),

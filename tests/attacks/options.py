@@ -1,5 +1,6 @@
 """Every option of both trainers with a value of another type in a run's config.json, and config.json of every kind."""
 
+import os
 from dataclasses import fields
 
 import main
@@ -48,6 +49,15 @@ for _program in ("main.py", "main_llama.py"):
             ("--config {here}/nowhere", "nowhere"),
         )
     ]  # fmt: skip
+ATTACKS += [
+    Attack(f"main.py {words}", "main.py", words, culprit, lambda here: os.mkfifo(here / "pipe"))
+    for words, culprit in (
+        ("--config {here}/pipe", "--config"), ("--finetune {here}/pipe", "--finetune"),
+        ("--decay replay --decay_ledger {here}/pipe", "/pipe"), ("--cutmix_minmax 0.9 0.1", "--cutmix_minmax"),
+        ("--recount 99999999", "--recount"), ("--aa rand-n999999999", "--aa"), ("--aa augmix-w999999999", "--aa"),
+        ("--output_dir=", "--output_dir"), ("--output_dir {here}/\udcff", "--output_dir"),
+    )
+]  # fmt: skip
 ATTACKS += [
     Attack(
         f"{program} {name} {kind}", program, "--config {here}/config.json", f"--{name}",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -164,7 +166,29 @@ CONFIGS = (
 )  # fmt: skip
 
 
+def _instead(name: str, kind: str):
+    """A pipe, an endless device or a link to another folder in place of a file of the run."""
+
+    def build(here: Path) -> None:
+        path = here / "run" / name
+        path = checkpoint_of(here / "run") / path.name if name == "manifest.json" else path
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        (here / "elsewhere").mkdir()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to(here / "elsewhere" if kind == "link" else "/dev/zero")
+
+    return build
+
+
 ATTACKS = [
+    *(Attack(f"{kind} for {name}", "main.py", RESUME, name, _instead(name, kind))
+      for kind in ("pipe", "device")
+      for name in ("config.json", "manifest.json", "log.jsonl", "decay.jsonl", "summary.json")),
+    *(Attack(f"link for {name}", "main.py", RESUME, f"{name} is a link", _instead(name, "link"))
+      for name in ("figures", "tensorboard")),
+    Attack("options of the contract a list", "main.py", RESUME, "manifest.json", _manifest(run={"options": [1, 2]})),
+    Attack("facts of the contract a number", "main.py", RESUME, "manifest.json", _manifest(run={"facts": 5})),
     *(Attack(f"manifest: {kind}", "main.py", EVAL, "step_", build)
       for kind, build in MANIFESTS.items()),
     *(Attack(f"manifest, JSON: {kind}", "main.py", EVAL, "manifest.json", _raw_manifest(content))
