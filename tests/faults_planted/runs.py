@@ -55,7 +55,7 @@ FAULTS = [
     ),
     Fault(
         "json_is_not_synced",
-        "runtime/runfolder.py",
+        "runtime/files.py",
         "        os.fsync(file.fileno())  # else",
         "        pass  # else",
         "test_checkpoints.py",
@@ -154,8 +154,8 @@ FAULTS = [
     Fault(
         "log_is_not_cut_back",
         "runtime/runfolder.py",
-        "for row in rows[:count]))",
-        "for row in rows))",
+        "for row in rows[:count])",
+        "for row in rows)",
         "test_run.py::test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones "
         "test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
         "a resumed log holds steps twice",
@@ -235,7 +235,7 @@ FAULTS = [
     Fault(
         "foreign_files_are_deleted",
         "runtime/runfolder.py",
-        'return [path for path in found if STEP.fullmatch(path.name) or "step_" not in path.name]',
+        'return [path for path in found if "step_" not in path.name or is_checkpoint(path)]',
         "return found",
         "test_run_folder.py",
         "a folder of the user's is deleted",
@@ -316,5 +316,22 @@ FAULTS = [
         "    if False:",
         "test_run_folder.py",
         "figures of an earlier step are taken for the newest",
+    ),
+    Fault(
+        "links_are_written_through",
+        "runtime/files.py",
+        """    temporary.unlink(missing_ok=True)
+    with open(temporary, "x") as file:""",
+        """    with open(temporary, "w") as file:""",
+        "test_hostile_files.py",
+        "a stranger's run folder overwrites any file of the user's",
+    ),
+    Fault(
+        "pipes_in_run_folders_are_waited_for",
+        "runtime/files.py",
+        "    if stat.S_ISREG(status.st_mode) and status.st_size <= most:",
+        "    if status.st_size <= most:",
+        "test_attacks.py",
+        "an endless device is read until the memory is full",
     ),
 ]
