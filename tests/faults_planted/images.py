@@ -171,12 +171,4 @@ FAULTS = [
         "test_models.py::test_evaluation_refuses_a_head_for_other_classes",
         "a fresh head is evaluated as if it was trained",
     ),
-    Fault(
-        "links_in_circles_are_followed",
-        "image_folders.py",
-        " if each not in around[place]]",
-        "]",
-        "test_image_folders.py",
-        "images count 40 times, or the listing never ends",
-    ),
 ]

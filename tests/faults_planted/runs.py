@@ -326,12 +326,4 @@ FAULTS = [
         "test_hostile_files.py",
         "a stranger's run folder overwrites any file of the user's",
     ),
-    Fault(
-        "pipes_in_run_folders_are_waited_for",
-        "runtime/files.py",
-        "    if stat.S_ISREG(status.st_mode) and status.st_size <= most:",
-        "    if status.st_size <= most:",
-        "test_attacks.py",
-        "an endless device is read until the memory is full",
-    ),
 ]
