@@ -1,20 +1,18 @@
 """Images in class folders: finding them, reading them, and telling which cannot be read."""
 
-import errno
 import os
-import stat
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from runtime.errors import UserError
+from runtime.files import open_regular
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -73,15 +71,6 @@ def read_image(path: str) -> Image.Image:
         raise BadImage(f"{path}: is of no kind of image that Pillow reads") from error
     except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
         raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
-
-
-def open_regular(path: str | bytes) -> BinaryIO:
-    """A file to read; OSError for a pipe, a device or a socket, at which a reader could wait for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", path)
-    return os.fdopen(descriptor, "rb")
 
 
 def what_is_lost(image: Image.Image) -> str:

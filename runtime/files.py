@@ -13,20 +13,21 @@ from runtime.errors import UserError
 MOST_BYTES, MOST_ROWS_BYTES = 16 << 20, 1 << 30  # of an object, of a file of rows
 
 
-def open_regular(path: Path, most: int) -> IO[bytes]:
-    """A regular file of at most so many bytes, to read.
+def open_regular(path: str | bytes | Path, most: int | None = None) -> IO[bytes]:
+    """A regular file to read, of at most so many bytes; None: of any size.
 
     Raises:
         OSError: If it is larger, or a pipe, a device or a socket, at which a reader could wait for ever.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
-        return file
-    file.close()
-    if stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    if most is not None and status.st_size > most:
+        file.close()
         raise OSError(f"it has {status.st_size} bytes, more than {most}")
-    raise OSError("it is no regular file")
+    return file
 
 
 def content_of(path: Path, most: int = MOST_BYTES) -> bytes:

@@ -89,28 +89,30 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if found and not _is_ours(folder):
         raise UserError(f"--output_dir {folder}: {found[0].relative_to(folder)} is there, and no run wrote it; "
                         "move it away or give another folder")  # fmt: skip
-    links = [name for name in FOLDERS if (folder / name).is_symlink()]
-    if found and overwrite and links:
-        raise UserError(f"--output_dir {folder}: {links[0]} is a link; remove it, or give another folder")
+    if found and overwrite:
+        check_no_links(folder, FOLDERS)
     if found and not overwrite:
         raise UserError(f"--output_dir {folder}: holds another run; give --resume, --overwrite or another folder")
 
 
-def check_no_links(folder: Path) -> None:
-    """Raise UserError if what a run writes without looking would go through a link to somewhere else.
+def check_no_links(folder: Path, names: Sequence[str] = ("tensorboard", "figures")) -> None:
+    """Raise UserError if one of the folders in a run's is a link: what is written there would be somewhere else.
 
-    `checkpoints/` may be one, to a folder on another disk.
+    `checkpoints/` may be one, to a folder on another disk, unless what is in it is to be deleted.
     """
-    for name in FOLDERS:
-        if name != "checkpoints" and (folder / name).is_symlink():
+    for name in names:
+        if (folder / name).is_symlink():
             raise UserError(f"--output_dir {folder}: {name} is a link; remove it, or give another folder")
 
 
 def check_inputs_stay(folder: Path, options: Mapping[str, Any]) -> None:
-    """Raise UserError if an option's value is a path to what `remove_run` would delete."""
+    """Raise UserError if an option's value is a path to what `remove_run` would delete.
+
+    That of --config is no such loss: it has been read, and is written again.
+    """
     doomed = [path.resolve() for path in run_files(folder)]
     for name, value in options.items():
-        if not isinstance(value, str) or name in ("output_dir", "results_file") or not value or not doomed:
+        if not isinstance(value, str) or name in ("output_dir", "results_file", "config") or not value or not doomed:
             continue
         with suppress(OSError, ValueError):  # no path
             read = Path(value).resolve()

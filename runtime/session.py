@@ -114,6 +114,8 @@ class Session:
         self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
         self._writer = BackgroundWriter()
         runfolder.check_no_links(self.folder)
+        if not start.continues:
+            runfolder.check_inputs_stay(self.folder, config)
         if start.checkpoint is not None:
             runfolder.require_rows(start.checkpoint.path.parent.parent, self.rows)
         ended = self._ended() if start.continues else -1
@@ -122,7 +124,6 @@ class Session:
             name = options.wandb_name or None
             wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
         if not start.continues:
-            runfolder.check_inputs_stay(self.folder, config)
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
         self._forget_what_comes_again()

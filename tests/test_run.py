@@ -220,10 +220,8 @@ def test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones(tmp_path, mo
     folder = tmp_path / "run"
     assert run(*TINY, "--output_dir", folder, monkeypatch=monkeypatch) == 0
     earlier = folder / "checkpoints" / "step_00000005"
-    assert (
-        run("--resume", earlier, "--overwrite", "--output_dir", folder, "--max_steps", "6", monkeypatch=monkeypatch)
-        == 0
-    )
+    words = ["--resume", earlier, "--overwrite", "--output_dir", folder, "--max_steps", "6"]
+    assert run(*words, monkeypatch=monkeypatch) == 0
     steps = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
     assert steps == ["step_00000005", "step_00000006"] and [r["step"] for r in rows(folder / "log.jsonl")] == [5, 6]
 

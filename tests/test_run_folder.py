@@ -116,6 +116,13 @@ def test_a_run_that_the_new_one_reads_is_not_replaced_by_it(go, tmp_path, capsys
     assert everything(tmp_path / "run") == before
 
 
+def test_a_run_is_replaced_by_itself_from_its_own_configuration(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert run(*TINY, "--output_dir", folder, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    words = ["--config", folder / "config.json", "--output_dir", folder, "--overwrite"]
+    assert run(*words, monkeypatch=monkeypatch) == 0 and find_checkpoint(folder)[0].step == 2
+
+
 def test_an_earlier_checkpoint_is_gone_on_from_elsewhere_or_when_the_later_ones_are_given_up(go, tmp_path, capsys):
     assert go("--max_steps", "4", "--checkpoint_every", "2") == 0
     before, words = everything(tmp_path / "run"), ["--resume", tmp_path / "run/checkpoints/step_00000002"]
@@ -144,18 +151,7 @@ def test_a_broken_checkpoint_is_not_evaluated_as_the_one_before(go, tmp_path, ca
 
 
 def test_the_command_that_goes_on_says_each_option_once(monkeypatch):
-    words = [
-        "main.py",
-        "--output_dir",
-        "a",
-        "--lr",
-        "1",
-        "--resume=b",
-        "--overwrite",
-        "--output-dir=c",
-        "--resume",
-        "d",
-    ]
+    words = "main.py --output_dir a --lr 1 --resume=b --overwrite --output-dir=c --resume d".split()
     monkeypatch.setattr(sys, "argv", words)
     assert command_to_go_on("a", 1) == "python main.py --lr 1 --resume auto --output_dir a"
 
@@ -212,16 +208,8 @@ def test_going_back_forgets_the_summary_of_what_comes_again(go, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["step"] == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.Trainer._finish", lambda *_: None)  # as if killed before the summary
-        words = [
-            "--overwrite",
-            "--resume",
-            folder / "checkpoints" / "step_00000002",
-            "--max_steps",
-            "4",
-            "--checkpoint_every",
-            "2",
-        ]
-        assert go(*words) == 0
+        words = ["--overwrite", "--resume", folder / "checkpoints" / "step_00000002"]
+        assert go(*words, "--max_steps", "4", "--checkpoint_every", "2") == 0
     assert not (folder / "summary.json").exists()
     assert go("--resume", "auto", "--max_steps", "4", "--checkpoint_every", "2") == 0
     assert json.loads((folder / "summary.json").read_text())["step"] == 4

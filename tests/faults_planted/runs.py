@@ -296,8 +296,8 @@ FAULTS = [
     Fault(
         "a_run_is_replaced_that_is_read",
         "runtime/session.py",
-        "            runfolder.check_inputs_stay(self.folder, config)\n",
-        "",
+        "            runfolder.check_inputs_stay(self.folder, config)",
+        "            pass",
         "test_run_folder.py",
         "killed early, neither the old weights nor new ones are left",
     ),
