@@ -1,20 +1,179 @@
 """Images: the options for them, and where they come from."""
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from image_folders import FolderImages, check_same_classes, scan
 from runtime.errors import UserError
+from runtime.files import open_regular
 from runtime.processes import Ranks
 from runtime.tables import say
-from vision_options import DataOptions
+from vision.options import DataOptions
+
+Batch = tuple[Tensor, Tensor]  # images (batch, channels, height, width), labels (batch,)
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+
+
+class BadImage(Exception):
+    """A file that gives no image; the message is its path and the reason."""
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """What stands under ROOT/<class>/."""
+
+    root: Path
+    class_names: tuple[str, ...]  # sorted; a class' label is its place
+    files: list[tuple[str, int]]  # path below root, label
+    others: list[str]  # files that no ending marks as images
+
+
+class FolderImages(Dataset):
+    """RGB images of class folders with their labels; reading one may raise BadImage."""
+
+    def __init__(self, folders: ClassFolders) -> None:
+        self.root = os.fsencode(folders.root)
+        # Arrays, not lists: loader processes share their memory as long as no reference count in it changes.
+        self.names = np.array([os.fsencode(name) for name, _ in folders.files])
+        self.labels = np.array([label for _, label in folders.files], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_image(self.path(index)), int(self.labels[index])
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return os.fsdecode(os.path.join(self.root, self.names[index]))
+
+
+def read_image(path: str) -> Image.Image:
+    """An image file as 8-bit RGB; of an animation the first frame.
+
+    What had to be converted with a loss is said under "converted" in the image's `info`, after the path.
+
+    Raises:
+        BadImage: If the file is gone, empty, truncated, no image, or so large that it may be an attack.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_regular(path) as file, Image.open(file) as image:
+                loss = what_is_lost(image)
+                rgb = as_rgb(image)
+                rgb.info = {"converted": f"{path}: {loss}"} if loss else {}
+                return rgb
+    except UnidentifiedImageError as error:
+        raise BadImage(f"{path}: is of no kind of image that Pillow reads") from error
+    except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
+        raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def what_is_lost(image: Image.Image) -> str:
+    """In words, what 8-bit RGB cannot keep of an image; empty for the usual kinds."""
+    if getattr(image, "is_animated", False):
+        return "an animation, of which the first frame is taken"
+    if image.mode == "CMYK":
+        return "CMYK, converted to RGB"
+    if image.mode.startswith("I") or image.mode == "F":
+        return f"more than 8 bits a pixel (mode {image.mode}), scaled down"
+    return ""
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB, 16-bit grey levels scaled down instead of cut off."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        largest = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if values.max() <= 255 else 65535.0
+        return Image.fromarray((values.clip(0, largest) * (255 / largest)).round().astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def scan(root: Path, option: str) -> ClassFolders:
+    """Find the images under ROOT/<class>/, in subfolders too.
+
+    Args:
+        root: The folder that holds a folder for each class.
+        option: The command-line option that named it, for messages.
+
+    Raises:
+        UserError: If the folder is missing, cannot be read, or holds no class folders, or one holds no image.
+    """
+    if not root.is_dir():
+        raise UserError(f"{option} {root}: {'is no folder' if root.exists() else 'no such folder'}")
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        with ThreadPoolExecutor(16) as threads:  # the file system answers many questions at once
+            found = list(threads.map(lambda name: _files_below(root / name, root), names))
+    except OSError as error:
+        raise UserError(f"{option} {root}: cannot be read: {error}") from error
+    if not names:
+        raise UserError(f"{option} {root}: holds no class folders (expected {root}/<class>/<image>)")
+    files, others = [], []
+    for label, (name, inside) in enumerate(zip(names, found, strict=True)):
+        images = [path for path in inside if path.lower().endswith(ENDINGS)]
+        if not images:
+            raise UserError(f"{option} {root}: class folder {name} holds no image")
+        files += [(path, label) for path in images]
+        others += [path for path in inside if not path.lower().endswith(ENDINGS)]
+    return ClassFolders(root, tuple(names), files, others)
+
+
+def _files_below(folder: Path, root: Path) -> list[str]:
+    """Paths of all files below a folder, relative to root, sorted; hidden ones left out, links to folders followed.
+
+    A link to a folder that it lies in is left out: its images would be there over and over.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    def identity(place: str) -> tuple[int, int]:
+        status = os.stat(place)
+        return status.st_dev, status.st_ino
+
+    paths, around = [], {str(folder): {identity(str(folder))}}
+    for place, folders, files in os.walk(str(folder), onerror=stop, followlinks=True):
+        inside = {name: identity(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, each in inside.items() if each not in around[place]]
+        around |= {os.path.join(place, name): around[place] | {inside[name]} for name in folders}
+        del around[place]
+        relative = os.path.relpath(place, root)
+        paths += [os.path.join(relative, name) for name in sorted(files) if not name.startswith(".")]
+    return paths
+
+
+def check_same_classes(train: ClassFolders, validation: ClassFolders) -> None:
+    """Raise UserError if training and validation folders are of different classes."""
+    missing, extra = (
+        sorted(set(a.class_names) - set(b.class_names)) for a, b in ((train, validation), (validation, train))
+    )
+    if missing or extra:
+        parts = [f"{words} {_few(names)}" for words, names in (("lacks", missing), ("alone has", extra)) if names]
+        raise UserError(f"the class folders differ: {validation.root} {', and '.join(parts)} ({train.root})")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
 
 Rgb = tuple[float, float, float]
 

@@ -10,12 +10,12 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from loaders import Batch
-from optim_factory import Schedules
+from datasets import Batch
 from runtime.errors import NonFiniteError, UserError
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
+from runtime.schedules import Schedules
 from runtime.seeding import seeded
 from runtime.steps import Backward, StepPlan, take_steps
 

@@ -7,7 +7,7 @@ torchrun --nproc_per_node=2 main.py ...
 import sys
 
 from runtime.errors import exit_status
-from vision_options import OPTION_CLASSES, DataOptions, Options, read_options
+from vision.options import OPTION_CLASSES, DataOptions, Options, read_options
 
 if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
     if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
@@ -27,21 +27,21 @@ from torch import nn
 
 from datasets import open_images
 from engine import Precision, StepRules
-from fingerprints import fingerprint
-from loaders import eval_loader, train_loader
-from models import build_ema, build_model
-from optim_factory import build_decay, build_optimizer, build_schedules
-from reports import show_evaluation, show_groups
+from optim_factory import build_decay, build_optimizer
 from runtime import drift
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
+from runtime.reports import show_groups
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
 from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce
-from training import Task, Training, evaluate_all
+from vision.fingerprints import fingerprint
+from vision.loaders import eval_loader, train_loader
+from vision.models import build_ema, build_model
+from vision.run import Task, Training, build_schedules, evaluate_all, show_evaluation
 
 FIXED = drift.fixed_options(OPTION_CLASSES)
 

@@ -26,16 +26,17 @@ from torch import nn
 from llama.data import TextData, open_text, train_stream, validation_batches
 from llama.engine import LanguageRules, evaluate
 from llama.models import architecture, build_model, check_export, export, longest, vocabulary_size
+from llama.run import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
 from llama.tokenizers import require_fits
-from llama.training import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
-from optim_factory import build_decay, build_optimizer, schedules_of
-from reports import show_groups
+from optim_factory import build_decay, build_optimizer
 from runtime import drift
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights, restore
 from runtime.locks import sole_writer
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
+from runtime.reports import show_groups
+from runtime.schedules import schedules_of
 from runtime.seeding import seed_everything
 from runtime.selftest import show_that_it_resumes
 from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce

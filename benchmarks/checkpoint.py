@@ -26,7 +26,7 @@ from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.session import Session, Start
 from runtime.tables import say, table
-from training import Training
+from vision.run import Training
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -28,11 +28,11 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.paired import interval, ratios, row, take_turns, verdict
 from datasets import DataOptions, open_images
-from loaders import train_loader, usable_workers
 from runtime.processes import Ranks
 from runtime.runfolder import environment
 from runtime.tables import say, table
-from transforms import augment_operations, posterize
+from vision.loaders import train_loader, usable_workers
+from vision.transforms import augment_operations, posterize
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3
 
 from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
+from datasets import Batch
 from engine import train_one_epoch
-from loaders import Batch
 from main import build_task, read_options
 from runtime.finite import FiniteGate
 from runtime.processes import Ranks

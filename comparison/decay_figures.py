@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from alphadecay.baselines import ALL
-from alphadecay.drawing import DOUBLE, print_style, thinned
+from alphadecay.figures.drawing import DOUBLE, print_style, thinned
 from alphadecay.ledger import Row, refreshes
 from comparison.findings import Finding
 from comparison.looks import Looks, finite, legend_below, plain

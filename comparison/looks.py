@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadecay.drawing import DASHES, MARKERS, print_style
+from alphadecay.figures.drawing import DASHES, MARKERS, print_style
 from runtime.errors import UserError
 
 DOTS_PER_INCH = 200

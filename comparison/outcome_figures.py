@@ -5,7 +5,7 @@ from math import log10
 from statistics import fmean, median
 from typing import Any
 
-from alphadecay.drawing import DOUBLE, print_style, say_instead
+from alphadecay.figures.drawing import DOUBLE, print_style, say_instead
 from comparison.findings import Finding
 from comparison.looks import Look, Looks, capitalised, dodged, legend_below, plain
 from comparison.programs import Metric

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from alphadecay.drawing import DOUBLE, label_log_axis, print_style, say_instead, thinned
+from alphadecay.figures.drawing import DOUBLE, label_log_axis, print_style, say_instead, thinned
 from comparison.findings import Finding
 from comparison.looks import Looks, capitalised, dodged, finite, legend_below, plain
 from comparison.results import Run

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.command import read_command
+from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.run_options import DecayOptions, OptimizerOptions, RunOptions
+from runtime.run_options import OptimizerOptions, RunOptions
 
 DESCRIPTION = """Pretrain a causal language model whose weight decay adapts to each module.
 

@@ -29,14 +29,13 @@ import torch
 
 import main
 import main_llama
-import trainer
 from alphadecay.analysis import Measurement
-from llama.training import LanguageTraining
-from runtime import runfolder, selftest, session
+from llama.run import LanguageTraining
+from runtime import runfolder, selftest, session, trainer
 from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.errors import EXIT_PREEMPTED, exit_status
 from runtime.tables import say, table
-from training import Training
+from vision.run import Training
 
 PHASES = ("training", "evaluating", "refreshing", "writing")
 LONGEST_DELAY = {"training": 0.1, "evaluating": 0.02, "refreshing": 0.001, "writing": 0.005}  # seconds after it began
@@ -49,7 +48,7 @@ WORDS = (
     "--resume auto --device cpu"
 ).split()  # 5 optimizer steps an epoch
 TEXT_WORDS = (
-    f"--dataset stdlib --model_config {Path(__file__).parent / 'tiny_llama.json'} --max_length 32 "
+    f"--dataset stdlib --model_config {Path(__file__).parent / 'helpers' / 'tiny_llama.json'} --max_length 32 "
     "--total_batch_size 16 --warmup_steps 10 --decay alphadecay --decay_interval 3 "
     "--clip_grad 1 --eval_every 5 --target_eval_tokens 2000 --shuffle_buffer 50 --checkpoint_every 2 "
     "--save_ckpt_num 2 --resume auto --device cpu"

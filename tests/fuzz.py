@@ -6,9 +6,6 @@ Starts from a finished run, an exported model and grids, changes bytes, values o
 reader. Reports inputs a second and every outcome other than that; ends with status 1 if there was one.
 """
 
-import runtime.openmp  # noqa: F401  before torch
-
-# isort: split
 import argparse
 import copy
 import json
@@ -25,6 +22,11 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+import runtime.openmp  # noqa: F401  before torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
 import pytest
 from attacks.attack import checkpoint_of, put, seal
 from tiny import TINY, run
@@ -32,14 +34,14 @@ from tiny_text import TINY_TEXT, run_text
 
 import main
 import main_llama
-from alphadecay.weights import BadInput, read_source
+from alphadecay.command.sources import BadInput, read_source
 from comparison.grid import read_grid
 from comparison.options import PRESETS
 from comparison.remains import LEDGER, LOG, read_environment, read_failure, read_rows, read_summary
 from llama.models import read_config
-from models import read_weights
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError, exit_status
+from vision.models import read_weights
 
 SLOW = 10.0  # seconds that no reader takes
 STRANGE = (

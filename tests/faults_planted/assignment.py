@@ -8,7 +8,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "low * (1 - share) + high * share",
         "high * (1 - share) + low * share",
-        "test_assign.py",
+        "alphadecay/test_assign.py",
         "heavy tails get more decay instead of less",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "mean = fmean(values.values())",
         "mean = sorted(values.values())[len(values) // 2]",
-        "test_goldens.py::test_assignments_are_the_published_ones",
+        "alphadecay/test_goldens.py::test_assignments_are_the_published_ones",
         "sqrt and log2 divide by the mean",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "members.setdefault(blocks[name], []).append(name)",
         'members.setdefault("", []).append(name)',
-        "test_goldens.py::test_assignments_are_the_published_ones",
+        "alphadecay/test_goldens.py::test_assignments_are_the_published_ones",
         "scores are standardised within blocks",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "scores = {name: ends - score for name, score in scores.items()}",
         "scores = {name: ends + score for name, score in scores.items()}",
-        "test_assign.py",
+        "alphadecay/test_assign.py",
         "the control is the method itself",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "mean = sum(sizes[name] * multiplier for name, multiplier in multipliers.items()) / total",
         "mean = fmean(multipliers.values())",
-        "test_assign.py",
+        "alphadecay/test_assign.py",
         "the budget is matched over modules, not parameters",
     ),
     Fault(
@@ -60,7 +60,7 @@ FAULTS = [
     elif control == "by-type":
         multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
 """,
-        "test_assign.py",
+        "alphadecay/test_assign.py",
         "a control at a matched budget has another total decay",
     ),
     Fault(
@@ -68,7 +68,7 @@ FAULTS = [
         "alphadecay/assign.py",
         "random.Random(seed).shuffle(values)",
         "random.shuffle(values)",
-        "test_assign.py",
+        "alphadecay/test_assign.py",
         "the control is another one in each run",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
         """            sizes={r.name: r.parameters for r in scored},
             **(self.assignment | {"seed": self.assignment["seed"] + self.step}),
 """,
-        "test_schedule.py::test_the_shuffled_control_deals_by_one_permutation_for_the_whole_run",
+        "alphadecay/test_schedule.py::test_the_shuffled_control_deals_by_one_permutation_for_the_whole_run",
         "over a run every module gets the mean: no control at all",
     ),
     Fault(
@@ -88,7 +88,7 @@ FAULTS = [
         "alphadecay/groups.py",
         'if norm or short or plain.endswith("bias") or position or token or plain in declared:',
         "if position or token or plain in declared:",
-        "test_groups.py",
+        "alphadecay/test_groups.py",
         "norms and biases are pulled to zero",
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = [
         "alphadecay/groups.py",
         "or position or token or plain in declared:",
         "or position or token:",
-        "test_groups.py",
+        "alphadecay/test_groups.py",
         "what the model's no_weight_decay() names is decayed",
     ),
     Fault(
@@ -104,7 +104,7 @@ FAULTS = [
         "alphadecay/groups.py",
         'return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]',
         'return group["base_weight_decay"] * group["decay_multiplier"]',
-        "test_schedule.py",
+        "alphadecay/test_schedule.py",
         "what is excluded from decay is decayed from the first step on",
     ),
     Fault(
@@ -112,7 +112,7 @@ FAULTS = [
         "alphadecay/splitting.py",
         "value.detach().clone() if isinstance(value, Tensor) else value",
         "value",
-        "test_optimizers.py::test_a_learning_rate_that_is_a_tensor_is_not_shared",
+        "alphadecay/test_optimizers.py::test_a_learning_rate_that_is_a_tensor_is_not_shared",
         "a scheduler multiplies one tensor once for each group",
     ),
     Fault(
@@ -120,7 +120,7 @@ FAULTS = [
         "alphadecay/schedule.py",
         "if step % self.interval == 0 or not self._wrote_multipliers or self._due:",
         "if (step + 1) % self.interval == 0 or not self._wrote_multipliers or self._due:",
-        "test_schedule.py",
+        "alphadecay/test_schedule.py",
         "refreshes are not at the published steps",
     ),
     Fault(
@@ -133,7 +133,7 @@ FAULTS = [
         for group in groups:
             group["decay_step"] = self._steps
 """,
-        "test_schedule.py::test_the_optimizers_state_alone_resumes_the_decay",
+        "alphadecay/test_schedule.py::test_the_optimizers_state_alone_resumes_the_decay",
         "a resumed run refreshes at other steps",
     ),
     Fault(
@@ -141,7 +141,7 @@ FAULTS = [
         "alphadecay/step_hooks.py",
         "if self._depth > 1:",
         "if self._depth > 2:",
-        "test_pytorch_optimizer.py::test_a_step_that_calls_its_parents_counts_once",
+        "alphadecay/test_pytorch_optimizer.py::test_a_step_that_calls_its_parents_counts_once",
         "subclasses that call their parent's step count twice",
     ),
     Fault(
@@ -149,7 +149,7 @@ FAULTS = [
         "alphadecay/step_hooks.py",
         "if not (will_be_skipped(self.optimizer) or is_trial(self.optimizer)):",
         "if not is_trial(self.optimizer):",
-        "test_schedule.py::test_steps_that_gradscaler_skips_do_not_count",
+        "alphadecay/test_schedule.py::test_steps_that_gradscaler_skips_do_not_count",
         "overflows shift all later refreshes",
     ),
     Fault(
@@ -166,7 +166,7 @@ FAULTS = [
                 self._before()
             return closure()
 """,
-        "test_loops.py::test_lightning",
+        "alphadecay/test_loops.py::test_lightning",
         "decays are measured before there are gradients",
     ),
     Fault(
@@ -174,7 +174,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         "if self.frozen and self.step > 0 and self._wrote_multipliers:",
         "if self.frozen and self.step < 0:",
-        "test_schedule.py::test_frozen_keeps_the_first_assignment",
+        "alphadecay/test_schedule.py::test_frozen_keeps_the_first_assignment",
         "the control 'frozen' is the method itself",
     ),
     Fault(
@@ -182,7 +182,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         "elif step % self.interval == self.lag:",
         "elif step % self.interval == max(1, self.lag - 1):",
-        "test_lag.py",
+        "alphadecay/test_lag.py",
         "results hold before they are allowed to",
     ),
     Fault(
@@ -190,7 +190,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         'copy = weight.to("cpu", copy=True)',
         'copy = weight.to("cpu")',
-        "test_lag.py",
+        "alphadecay/test_lag.py",
         "what is measured depends on how quick the thread is",
     ),
     Fault(
@@ -203,7 +203,7 @@ FAULTS = [
 """,
         """                self.__dict__.setdefault("_next", {})[name] = multiplier
 """,
-        "test_state.py test_lag.py",
+        "alphadecay/test_state.py alphadecay/test_lag.py",
         "a run resumed between measuring and writing keeps the old decays",
     ),
     Fault(
@@ -211,7 +211,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         "norm / float(scale) for name, norm in",
         "norm for name, norm in",
-        "test_loops.py::test_a_fused_kernel_that_unscales_by_itself_hides_no_gradient",
+        "alphadecay/test_loops.py::test_a_fused_kernel_that_unscales_by_itself_hides_no_gradient",
         "gradient scores follow GradScaler's scale",
     ),
     Fault(
@@ -219,7 +219,7 @@ FAULTS = [
         "alphadecay/adaptive.py",
         'return ".".join(parts[: numbers[-1] + 1]) if numbers else ""',
         'return ".".join(parts[: numbers[0] + 1]) if numbers else ""',
-        "test_baselines.py::test_a_block_is_what_stands_before_the_last_number_and_with_it",
+        "alphadecay/test_baselines.py::test_a_block_is_what_stands_before_the_last_number_and_with_it",
         "all blocks of a stage are standardised together",
     ),
     Fault(
@@ -227,7 +227,7 @@ FAULTS = [
         "alphadecay/replay.py",
         "if step in self._rows or not self._wrote_multipliers or self._due:",
         "if step - 1 in self._rows or not self._wrote_multipliers or self._due:",
-        "test_replay.py",
+        "alphadecay/test_replay.py",
         "the replayed run is not the run",
     ),
     Fault(
@@ -235,7 +235,7 @@ FAULTS = [
         "alphadecay/replay.py",
         "spans.append(spans[-1] if spans else 1)",
         "spans.append(1)",
-        "test_replay.py",
+        "alphadecay/test_replay.py",
         "means over time forget the last interval",
     ),
     Fault(
@@ -243,7 +243,7 @@ FAULTS = [
         "alphadecay/baselines.py",
         "last = KEPT * last + (1 - KEPT) * self.scale * ratio",
         "last = (1 - KEPT) * last + KEPT * self.scale * ratio",
-        "test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
+        "alphadecay/test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
         "the baseline is not the published one",
     ),
     Fault(
@@ -251,7 +251,7 @@ FAULTS = [
         "alphadecay/baselines.py",
         "power_sums(held, 2).sum()]).sqrt()",
         "power_sums(held, 2).sum()])",
-        "test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
+        "alphadecay/test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
         "the ratio is that of squared norms",
     ),
     Fault(
@@ -259,7 +259,7 @@ FAULTS = [
         "alphadecay/entries.py",
         "variances = [square / n - mean**2 for",
         "variances = [square / n for",
-        "test_baselines.py::test_entries_are_decayed_as_a_slow_twin_decays_them",
+        "alphadecay/test_baselines.py::test_entries_are_decayed_as_a_slow_twin_decays_them",
         "gradients are divided by their root mean square",
     ),
     Fault(
@@ -267,7 +267,7 @@ FAULTS = [
         "alphadecay/entries.py",
         "found = list(torch._foreach_sub(before, after))",
         "found = list(torch._foreach_sub(after, before))",
-        "test_baselines.py::test_entries_are_decayed_as_a_slow_twin_decays_them",
+        "alphadecay/test_baselines.py::test_entries_are_decayed_as_a_slow_twin_decays_them",
         "entries are decayed where they should be spared",
     ),
     Fault(
@@ -275,7 +275,7 @@ FAULTS = [
         "alphadecay/entries.py",
         "decays = list(torch._foreach_mul(self._before, rates))",
         "decays = list(torch._foreach_mul(weights, rates))",
-        "test_baselines.py",
+        "alphadecay/test_baselines.py",
         "decay is of the weight after the step",
     ),
     Fault(
@@ -283,7 +283,7 @@ FAULTS = [
         "alphadecay/entries.py",
         "if rate and p.grad is not None:",
         "if rate:",
-        "test_baselines.py",
+        "alphadecay/test_baselines.py",
         "weights without a gradient shrink",
     ),
     Fault(
@@ -291,7 +291,7 @@ FAULTS = [
         "alphadecay/twins.py",
         "return bool((decayed - expected).norm() <= TOLERANCE * expected.norm())",
         "return bool((decayed - expected).norm() <= 1 / TOLERANCE * expected.norm())",
-        "test_baselines.py",
+        "alphadecay/test_baselines.py",
         "decay is taken off beside Adam's own",
     ),
 ]

@@ -8,7 +8,7 @@ FAULTS = [
         "runtime/finite.py",
         "bad = ~torch.isfinite(loss if self.learner.scaler.is_enabled() else loss + norm)",
         "bad = ~torch.isfinite(loss)",
-        "test_finite.py",
+        "runtime/test_finite.py",
         "a gradient that overflows ruins the weights",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "runtime/finite.py",
         "torch.where((self._first < 0) & self.ranks.any(bad), step, self._first)",
         "torch.where(self.ranks.any(bad), step, self._first)",
-        "test_finite.py::test_a_late_gate_keeps_the_weights_until_the_host_looks",
+        "runtime/test_finite.py::test_a_late_gate_keeps_the_weights_until_the_host_looks",
         "the step at fault is not the one that is traced",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "runtime/finite.py",
         "        self._first.fill_(-1)\n",
         "        self._first.clone()\n",
-        "test_finite.py",
+        "runtime/test_finite.py",
         "after one skipped step all are skipped",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "runtime/finite.py",
         "torch.where((self._first < 0) & self.ranks.any(bad), step, self._first)",
         "torch.where((self._first < 0) & bad, step, self._first)",
-        "test_finite.py",
+        "runtime/test_finite.py",
         "one rank skips a step that the others take",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         "runtime/keeper.py",
         "if self.bad_steps > most:",
         "if self.bad_steps >= most:",
-        "test_finite.py::test_more_bad_steps_than_allowed_end_the_run",
+        "runtime/test_finite.py::test_more_bad_steps_than_allowed_end_the_run",
         "the limit is not the one that is said",
     ),
     Fault(
@@ -48,7 +48,7 @@ FAULTS = [
         "runtime/options.py",
         'nargs="?", const=True, type=_boolean, **common)\n        off',
         'nargs="?", const=True, type=bool, **common)\n        off',
-        "test_options.py::test_booleans_have_every_spelling",
+        "runtime/test_options.py::test_booleans_have_every_spelling",
         "--pack false packs",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "runtime/options.py",
         "    if unknown:\n",
         "    if unknown is None:\n",
-        "test_options.py::test_bad_words_are_one_line_with_the_culprit",
+        "runtime/test_options.py::test_bad_words_are_one_line_with_the_culprit",
         "a misspelt option is ignored",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "runtime/options.py",
         "values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)",
         "values = known | vars(given) | {name: value for name, value in (defaults or {}).items() if name in known}",
-        "test_options.py",
+        "runtime/test_options.py",
         "the command line is silently ignored on resuming",
     ),
     Fault(
@@ -72,7 +72,7 @@ FAULTS = [
         "runtime/options.py",
         '("above", lambda limit: value <= limit, "above"),',
         '("above", lambda limit: value < limit, "above"),',
-        "test_options.py test_bad_input.py",
+        "runtime/test_options.py vision/test_bad_input.py",
         "--lr 0 trains nothing for days",
     ),
     Fault(
@@ -80,7 +80,8 @@ FAULTS = [
         "runtime/published.py",
         'Published("decay_control", {True: "none", False: "invert"})',
         'Published("decay_control", {True: "none", False: "none"})',
-        "test_options.py::test_published_names_mean_ours test_processes.py::test_published_switches_have_an_off",
+        "runtime/test_options.py::test_published_names_mean_ours "
+        "runtime/test_processes.py::test_published_switches_have_an_off",
         "a published ablation runs the method itself",
     ),
     Fault(
@@ -88,56 +89,56 @@ FAULTS = [
         "runtime/published.py",
         '"fnorm": "squared_frobenius_norm",',
         '"fnorm": "frobenius_norm",',
-        "test_processes.py::test_published_metrics_are_the_published_quantities test_options.py",
+        "runtime/test_processes.py::test_published_metrics_are_the_published_quantities runtime/test_options.py",
         "a published metric is another quantity here",
     ),
     Fault(
         "rates_of_the_next_step",
-        "trainer.py",
+        "runtime/trainer.py",
         "return schedules.lr_at(step - 1), schedules.weight_decay_at(step - 1)",
         "return schedules.lr_at(step), schedules.weight_decay_at(step)",
-        "test_run.py::test_the_log_has_one_line_an_evaluation "
-        "test_text_run.py::test_it_takes_as_many_steps_as_it_is_told_and_ends_at_the_lowest_rate",
+        "vision/test_run.py::test_the_log_has_one_line_an_evaluation "
+        "llama/test_text_run.py::test_it_takes_as_many_steps_as_it_is_told_and_ends_at_the_lowest_rate",
         "the log says a rate that no step was taken at",
     ),
     Fault(
         "decay_by_groups",
-        "trainer.py",
+        "runtime/trainer.py",
         "mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0",
         "mean = sum(decays) / len(decays) if groups else 0.0",
-        "test_engine.py",
+        "vision/test_engine.py",
         "comparisons at equal total decay rest on it",
     ),
     Fault(
         "undecayed_count_as_decayed",
-        "trainer.py",
+        "runtime/trainer.py",
         'groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]',
         "groups = list(decay.optimizer.param_groups)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "the mean decay is diluted by norms and biases",
     ),
     Fault(
         "epochs_count_from_one",
-        "training.py",
+        "vision/run.py",
         'return {"epoch": (step - 1) // self.task.train.steps}',
         'return {"epoch": step // self.task.train.steps}',
-        "test_run.py::test_the_log_has_one_line_an_evaluation",
+        "vision/test_run.py::test_the_log_has_one_line_an_evaluation",
         "the log's epochs are shifted by one",
     ),
     Fault(
         "table_over_all_refreshes",
-        "reports.py",
+        "runtime/reports.py",
         'last = [row for row in assigned if row["step"] == assigned[-1]["step"]]',
         "last = assigned",
-        "test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
+        "vision/test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
         "the table at the end is a mean over the run",
     ),
     Fault(
         "table_mixes_roles",
-        "reports.py",
+        "runtime/reports.py",
         'by_role.setdefault(row["role"], []).append(row)',
         'by_role.setdefault(row["role"][:4], []).append(row)',
-        "test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
+        "vision/test_run.py::test_the_table_of_decays_is_of_the_last_refresh_with_a_line_a_role",
         "the table at the end shows other roles than there are",
     ),
     Fault(
@@ -145,7 +146,7 @@ FAULTS = [
         "scripts/slurm.sh",
         'rm -f "$folder/REQUEUE"\n',
         "",
-        "test_slurm.py::test_a_mark_of_an_earlier_turn_does_not_requeue_a_run_that_fails",
+        "runtime/test_slurm.py::test_a_mark_of_an_earlier_turn_does_not_requeue_a_run_that_fails",
         "a job that fails comes again for ever",
     ),
     Fault(
@@ -153,7 +154,7 @@ FAULTS = [
         "scripts/slurm.sh",
         'if [ -e "$folder/REQUEUE" ]; then',
         "if true; then",
-        "test_slurm.py::test_a_run_that_could_not_save_is_not test_slurm.py",
+        "runtime/test_slurm.py::test_a_run_that_could_not_save_is_not runtime/test_slurm.py",
         "a job that cannot save comes again for ever",
     ),
     Fault(
@@ -161,7 +162,7 @@ FAULTS = [
         "scripts/slurm.sh",
         '  kill -0 "$training" 2>/dev/null || break\n',
         "  break\n",
-        "test_slurm.py::test_a_run_that_saved_when_told_to_end_is_requeued",
+        "runtime/test_slurm.py::test_a_run_that_saved_when_told_to_end_is_requeued",
         "the job ends before its training has saved",
     ),
 ]

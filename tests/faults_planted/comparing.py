@@ -8,7 +8,7 @@ FAULTS = [
         "comparison/statistics.py",
         "found = {seed: a[seed] - b[seed] for seed in seeds}",
         "found = dict(zip(seeds, (x - y for x, y in zip(sorted(a.values()), sorted(b.values())))))",
-        "test_compare_statistics.py",
+        "comparison/test_compare_statistics.py",
         "seeds are compared that share nothing",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "comparison/statistics.py",
         "test = stats.ttest_1samp(values, 0.0)",
         "test = stats.ttest_ind([a[seed] for seed in seeds], [b[seed] for seed in seeds])",
-        "test_compare_statistics.py::test_a_difference_is_that_of_the_formulas_by_hand",
+        "comparison/test_compare_statistics.py::test_a_difference_is_that_of_the_formulas_by_hand",
         "what seeds have in common hides the difference",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "comparison/statistics.py",
         "return Paired(first, second, found, fmean(values), stdev(values),",
         "return Paired(first, second, found, fmean(values), stdev(values) * (1 - 1 / len(values)) ** 0.5,",
-        "test_compare_statistics.py::test_a_difference_is_that_of_the_formulas_by_hand",
+        "comparison/test_compare_statistics.py::test_a_difference_is_that_of_the_formulas_by_hand",
         "few seeds seem to tell more than they do",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "comparison/statistics.py",
         'corrected = multipletests([1.0 if p is None else p for p in ps], alpha=LEVEL, method="holm")[1]',
         "corrected = [1.0 if p is None else p for p in ps]",
-        "test_compare_statistics.py::test_holm_is_its_sentence_and_never_below_the_raw_p",
+        "comparison/test_compare_statistics.py::test_holm_is_its_sentence_and_never_below_the_raw_p",
         "of twenty strategies one is better by chance",
     ),
     Fault(
@@ -42,7 +42,7 @@ FAULTS = [
         """there = [p for p in ps if p is not None]
     some = iter(multipletests(there, alpha=LEVEL, method="holm")[1] if there else ())
     corrected = [1.0 if p is None else next(some) for p in ps]""",
-        "test_compare_statistics.py::test_what_has_no_p_value_still_counts_in_the_family",
+        "comparison/test_compare_statistics.py::test_what_has_no_p_value_still_counts_in_the_family",
         "a run that is still to finish makes others significant",
     ),
     Fault(
@@ -50,7 +50,7 @@ FAULTS = [
         "comparison/statistics.py",
         "return BETTER if (each.mean > 0) == higher_is_better else WORSE",
         "return BETTER if each.mean > 0 else WORSE",
-        "test_compare_words.py test_compare_statistics.py",
+        "comparison/test_compare_words.py comparison/test_compare_statistics.py",
         "a larger perplexity wins",
     ),
     Fault(
@@ -58,7 +58,7 @@ FAULTS = [
         "comparison/statistics.py",
         "return smallest_effect(each.count, LEVEL / family) * each.sd if each.sd else None",
         "return smallest_effect(each.count, LEVEL) * each.sd if each.sd else None",
-        "test_compare_statistics.py",
+        "comparison/test_compare_statistics.py",
         "seeds seem to be enough that are not",
     ),
     Fault(
@@ -66,7 +66,7 @@ FAULTS = [
         "comparison/statistics.py",
         "rng=np.random.default_rng(0)",
         "rng=np.random.default_rng()",
-        "test_compare_statistics.py",
+        "comparison/test_compare_statistics.py",
         "each report has other intervals",
     ),
     Fault(
@@ -74,7 +74,7 @@ FAULTS = [
         "comparison/tuning.py",
         "sign = -1 if setting.metric.higher_is_better else 1",
         "sign = 1 if setting.metric.higher_is_better else -1",
-        "test_compare_words.py::test_each_strategy_is_taken_at_its_best_point",
+        "comparison/test_compare_words.py::test_each_strategy_is_taken_at_its_best_point",
         "each strategy is judged where it does worst",
     ),
     Fault(
@@ -82,7 +82,7 @@ FAULTS = [
         "comparison/tuning.py",
         "at_hand = [p for p in points if p.complete] or [p for p in points if p.values]",
         "at_hand = [p for p in points if p.values]",
-        "test_compare_words.py::test_points_that_lack_seeds_are_not_chosen_and_said",
+        "comparison/test_compare_words.py::test_points_that_lack_seeds_are_not_chosen_and_said",
         "one lucky seed makes a point the best",
     ),
     Fault(
@@ -90,7 +90,8 @@ FAULTS = [
         "comparison/tuning.py",
         "value in (searched[0], searched[-1]):",
         "value == searched[-1]:",
-        "test_compare_words.py test_compare_figures.py::test_a_star_is_for_the_edge_of_the_search",
+        "comparison/test_compare_words.py "
+        "comparison/test_compare_figures.py::test_a_star_is_for_the_edge_of_the_search",
         "a search that is too narrow below goes unsaid",
     ),
     Fault(
@@ -98,7 +99,7 @@ FAULTS = [
         "comparison/words.py",
         "    if tuned.complete:\n        return []\n",
         "    if tuned:\n        return []\n",
-        "test_compare_words.py",
+        "comparison/test_compare_words.py",
         "failed and diverged runs are hidden",
     ),
     Fault(
@@ -106,7 +107,7 @@ FAULTS = [
         "comparison/words.py",
         "if own is None or base is None or own <= LARGER * base:",
         "if own is None or base is None or own >= LARGER * base:",
-        "test_compare_words.py::test_a_winner_with_more_decay_in_total_may_owe_it_to_that",
+        "comparison/test_compare_words.py::test_a_winner_with_more_decay_in_total_may_owe_it_to_that",
         "a gain of more decay is told as one of where it goes",
     ),
     Fault(
@@ -114,7 +115,7 @@ FAULTS = [
         "comparison/controls.py",
         "    if now.verdict == BETTER:\n",
         "    if now.verdict in (BETTER, SAME):\n",
-        "test_compare_words.py::test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does_not",
+        "comparison/test_compare_words.py::test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does_not",
         "controls refute nothing",
     ),
     Fault(
@@ -122,7 +123,7 @@ FAULTS = [
         "comparison/results.py",
         "return value if value is not None and math.isfinite(value) else None",
         "return value",
-        "test_compare_report.py::test_a_figure_that_is_not_finite_is_counted_as_none",
+        "comparison/test_compare_report.py::test_a_figure_that_is_not_finite_is_counted_as_none",
         "one diverged run makes all means infinite",
     ),
     Fault(
@@ -130,7 +131,7 @@ FAULTS = [
         "comparison/results.py",
         'return fmean(row["weight_decay_mean"] for row in self.log) if self.log else None',
         'return self.log[-1]["weight_decay_mean"] if self.log else None',
-        "test_compare_report.py::test_the_mean_applied_decay_is_over_all_evaluations",
+        "comparison/test_compare_report.py::test_the_mean_applied_decay_is_over_all_evaluations",
         "the mean applied decay is that of the last evaluation",
     ),
     Fault(
@@ -138,7 +139,7 @@ FAULTS = [
         "comparison/results.py",
         "for name, each in run.row(root).items()} for run in runs)",
         "for name, each in run.row(root).items()} for run in runs if run.value is not None)",
-        "test_compare_report.py::test_every_run_is_one_row_of_the_csv_finished_or_not",
+        "comparison/test_compare_report.py::test_every_run_is_one_row_of_the_csv_finished_or_not",
         "results.csv hides what failed",
     ),
     Fault(
@@ -146,7 +147,7 @@ FAULTS = [
         "comparison/results.py",
         'return self.failure["status"] == EXIT_NON_FINITE or',
         "return bool(self.failure) or",
-        "test_compare_running.py test_compare_report.py",
+        "comparison/test_compare_running.py comparison/test_compare_report.py",
         "a full disk counts against the strategy",
     ),
     Fault(
@@ -154,7 +155,7 @@ FAULTS = [
         "comparison/running.py",
         "            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "            lock.fileno()\n",
-        "test_compare_running.py::test_two_calls_never_train_in_one_folder_also_if_the_first_was_killed",
+        "comparison/test_compare_running.py::test_two_calls_never_train_in_one_folder_also_if_the_first_was_killed",
         "two calls train in one folder",
     ),
     Fault(
@@ -162,7 +163,7 @@ FAULTS = [
         "comparison/running.py",
         "pass_fds=(lock.fileno(),),",
         "",
-        "test_compare_running.py::test_two_calls_never_train_in_one_folder_also_if_the_first_was_killed",
+        "comparison/test_compare_running.py::test_two_calls_never_train_in_one_folder_also_if_the_first_was_killed",
         "a run that a killed call left behind gets company",
     ),
     Fault(
@@ -170,7 +171,7 @@ FAULTS = [
         "comparison/running.py",
         "return status in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (run.folder / runfolder.REQUEUE).exists()",
         "return status == EXIT_INTERRUPTED",
-        "test_compare_running.py::test_a_run_that_another_told_to_end_has_not_failed",
+        "comparison/test_compare_running.py::test_a_run_that_another_told_to_end_has_not_failed",
         "runs that can go on are counted as failed",
     ),
     Fault(
@@ -178,7 +179,7 @@ FAULTS = [
         "comparison/running.py",
         "            for process in self._processes:\n                process.terminate()\n",
         "            pass\n",
-        "test_compare_running.py::test_told_to_stop_runs_save_none_begins_and_none_counts_as_failed",
+        "comparison/test_compare_running.py::test_told_to_stop_runs_save_none_begins_and_none_counts_as_failed",
         "Ctrl-C waits a minute and then kills what has not saved",
     ),
     Fault(
@@ -186,7 +187,7 @@ FAULTS = [
         "comparison/marks.py",
         'if before.get(name) != now.get(name) and (starting or name != "threads"):',
         'if before.get(name) != now.get(name) and name == "threads":',
-        "test_compare_running.py::test_a_folder_keeps_to_the_cell_it_was_begun_for",
+        "comparison/test_compare_running.py::test_a_folder_keeps_to_the_cell_it_was_begun_for",
         "runs with other options are compared under one name",
     ),
     Fault(
@@ -194,7 +195,7 @@ FAULTS = [
         "comparison/cells.py",
         'words = words_of({**self.options, "seed": self.seed})',
         'words = words_of({"seed": 0, **self.options})',
-        "test_compare_bad_grids.py",
+        "comparison/test_compare_bad_grids.py",
         "all seeds are the same run",
     ),
     Fault(
@@ -202,7 +203,7 @@ FAULTS = [
         "comparison/tables.py",
         "ends = (min(values), max(values)) if finding.setting.metric.higher_is_better else (max(values), min(values))",
         "ends = (min(values), max(values))",
-        "test_compare_report.py::test_worst_and_best_seed_are_so_in_the_metrics_direction",
+        "comparison/test_compare_report.py::test_worst_and_best_seed_are_so_in_the_metrics_direction",
         "of perplexities the largest is called the best",
     ),
     Fault(
@@ -210,7 +211,7 @@ FAULTS = [
         "comparison/tables.py",
         "gap = point.mean - point.published if there else None",
         "gap = point.published - point.mean if there else None",
-        "test_compare_report.py::test_published_figures_stand_beside_ours",
+        "comparison/test_compare_report.py::test_published_figures_stand_beside_ours",
         "the difference to the paper has the wrong sign",
     ),
     Fault(
@@ -218,7 +219,7 @@ FAULTS = [
         "comparison/report.py",
         "autoescape=name == PAGE",
         "autoescape=name != PAGE",
-        "test_compare_report.py::test_hostile_names_stay_text test_compare_report.py",
+        "comparison/test_compare_report.py::test_hostile_names_stay_text comparison/test_compare_report.py",
         "a name in a grid file can run a script in the page",
     ),
     Fault(
@@ -226,7 +227,7 @@ FAULTS = [
         "comparison/outcome_figures.py",
         "ax.plot(paired.bootstrap, [row + 0.22] * 2,",
         "ax.plot(paired.interval, [row + 0.22] * 2,",
-        "test_compare_figures.py::test_an_outcome_has_every_seed_the_mean_and_both_intervals",
+        "comparison/test_compare_figures.py::test_an_outcome_has_every_seed_the_mean_and_both_intervals",
         "the figure shows one interval twice",
     ),
     Fault(
@@ -234,7 +235,7 @@ FAULTS = [
         "comparison/results.py",
         "return self.wrong[0] if self.wrong else self.other_option()",
         'return self.wrong[0] if self.wrong else ""',
-        "test_compare_damage.py",
+        "comparison/test_compare_damage.py",
         "a run with other options counts as the cell's",
     ),
 ]

@@ -8,7 +8,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "return int(count / xmin_pos)",
         "return int(count / xmin_pos) + 1",
-        "test_goldens.py",
+        "alphadecay/test_goldens.py",
         "the tail begins one eigenvalue too late",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "return _fit_from(eigs, cut, max(0, cut - 1))",
         "return _fit_from(eigs, cut, cut)",
-        "test_tails.py::test_the_papers_formula_by_hand test_tails.py",
+        "alphadecay/test_tails.py::test_the_papers_formula_by_hand alphadecay/test_tails.py",
         "the paper compares with the next smaller eigenvalue",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "alpha = 1 + len(tail) / float(logs.sum())",
         "alpha = 1 + (len(tail) - 1) / float(logs.sum())",
-        "test_goldens.py",
+        "alphadecay/test_goldens.py",
         "the published estimator divides by all of the tail",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "empirical = np.arange(len(tail)) / len(tail)",
         "empirical = np.arange(1, len(tail) + 1) / len(tail)",
-        "test_spectra.py::test_fit_by_hand",
+        "alphadecay/test_spectra.py::test_fit_by_hand",
         "KS distances are not the published ones",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "counts = len(eigs) - starts",
         "counts = len(eigs) - starts - 1",
-        "test_goldens.py",
+        "alphadecay/test_goldens.py",
         "searched tails count one eigenvalue too few",
     ),
     Fault(
@@ -48,7 +48,7 @@ FAULTS = [
         "alphadecay/tails.py",
         "return (self.alpha - 1) / math.sqrt(self.count)",
         "return (self.alpha - 1) / self.count",
-        "test_tails.py::test_the_error_of_alpha_is_that_of_independent_draws test_tails.py",
+        "alphadecay/test_tails.py::test_the_error_of_alpha_is_that_of_independent_draws alphadecay/test_tails.py",
         "errors of alpha come out far too small",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "scale = CONV_NORM if weight.ndim == 4 else 1.0",
         "scale = 1.0",
-        "test_goldens.py",
+        "alphadecay/test_goldens.py",
         "the published factor on a convolution is lost",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "matrices = as_matrices(weight, groups)",
         "matrices = as_matrices(weight)",
-        "test_unusual_weights.py",
+        "alphadecay/test_unusual_weights.py",
         "a grouped convolution is measured as one matrix",
     ),
     Fault(
@@ -72,7 +72,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "chunk = a[:, :, start : start + step].to(found.device).to(wide)",
         "chunk = a[:, :, start : start + step].to(found.device)",
-        "test_contexts.py",
+        "alphadecay/test_contexts.py",
         "autocast and TF32 reach the Gram product",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "a = matrices if rows <= columns else matrices.mH",
         "a = matrices if rows >= columns else matrices.mH",
-        "test_spectra.py",
+        "alphadecay/test_spectra.py",
         "zeros of the larger side count as eigenvalues",
     ),
     Fault(
@@ -88,7 +88,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "chunk[:, first:last] @ chunk[:, :last].mH",
         "chunk[:, first:last] @ chunk[:, :last].mT",
-        "test_unusual_weights.py",
+        "alphadecay/test_unusual_weights.py",
         "spectra of complex weights are wrong",
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = [
         "alphadecay/spectra.py",
         "np.linspace(0, length - side, count)",
         "np.linspace(0, length - side, count, endpoint=False)",
-        "test_windows.py",
+        "alphadecay/test_windows.py",
         "the last rows and columns are in no window",
     ),
     Fault(
@@ -104,7 +104,7 @@ FAULTS = [
         "alphadecay/analysis.py",
         "if tail is not None and _accurate(quick, tail):",
         "if tail is not None:",
-        "test_spectra.py test_tails.py",
+        "alphadecay/test_spectra.py alphadecay/test_tails.py",
         "tails of ill-conditioned weights are those of float32 noise",
     ),
     Fault(
@@ -112,7 +112,7 @@ FAULTS = [
         "alphadecay/analysis.py",
         "if not note and 2 * zeros >= len(eigs):",
         "if not note and zeros >= len(eigs):",
-        "test_spectra.py test_schedule.py",
+        "alphadecay/test_spectra.py alphadecay/test_schedule.py",
         "a degenerate matrix sets the others' range",
     ),
     Fault(
@@ -120,7 +120,7 @@ FAULTS = [
         "alphadecay/metrics.py",
         "return math.sqrt(eigs[-1])",
         "return float(eigs[-1])",
-        "test_spectra.py::test_records_describe_the_true_weights test_goldens.py",
+        "alphadecay/test_spectra.py::test_records_describe_the_true_weights alphadecay/test_goldens.py",
         "the spectral norm is squared",
     ),
     Fault(
@@ -128,7 +128,7 @@ FAULTS = [
         "alphadecay/metrics.py",
         "rank = int((np.sqrt(eigs) > ENTROPY_EPS).sum())",
         "rank = int((eigs > ENTROPY_EPS).sum())",
-        "test_goldens.py",
+        "alphadecay/test_goldens.py",
         "the entropy's rank counts singular values",
     ),
     Fault(
@@ -136,7 +136,7 @@ FAULTS = [
         "alphadecay/matrices.py",
         '(("stem", stems, STEM_NAMES), ("head", heads, HEAD_NAMES))',
         '(("head", heads, HEAD_NAMES),)',
-        "test_matrices.py",
+        "alphadecay/test_matrices.py",
         "the stem is ranked among the others",
     ),
     Fault(
@@ -144,7 +144,7 @@ FAULTS = [
         "alphadecay/matrices.py",
         'names = (config["first_conv"], config["classifier"])',
         'names = (config["first_conv"], None)',
-        "test_matrices.py",
+        "alphadecay/test_matrices.py",
         "heads with unusual names are ranked among the others",
     ),
     Fault(
@@ -152,7 +152,7 @@ FAULTS = [
         "alphadecay/matrices.py",
         "if len(names) > 1:",
         "if len(names) > 2:",
-        "test_matrices.py",
+        "alphadecay/test_matrices.py",
         "an embedding is decayed as a head",
     ),
     Fault(
@@ -160,7 +160,7 @@ FAULTS = [
         "alphadecay/matrices.py",
         "if matrix.eigenvalue_count < min_eigenvalues:",
         "if matrix.eigenvalue_count <= min_eigenvalues:",
-        "test_matrices.py test_adapters.py test_inspecting.py",
+        "alphadecay/test_matrices.py alphadecay/test_adapters.py alphadecay/test_inspecting.py",
         "the published threshold is 'fewer than 50'",
     ),
     Fault(
@@ -168,7 +168,7 @@ FAULTS = [
         "alphadecay/matrices.py",
         'return "" if matrix.weight.requires_grad or "frozen" in include else FROZEN',
         'return ""',
-        "test_matrices.py test_changing_models.py",
+        "alphadecay/test_matrices.py alphadecay/test_changing_models.py",
         "weights that do not train set the others' range",
     ),
     Fault(
@@ -176,7 +176,7 @@ FAULTS = [
         "alphadecay/roles.py",
         '"k", "k_proj", "key", "k_lin", "to_k"), "k")',
         '"k", "k_proj", "key", "k_lin", "to_k"), "q")',
-        "test_roles.py",
+        "alphadecay/test_roles.py",
         "by-type and figures mix two roles",
     ),
     Fault(
@@ -184,7 +184,7 @@ FAULTS = [
         "alphadecay/roles.py",
         'inner = ".".join(parts[numbers[-1] + 1 :] if numbers else parts)',
         'inner = ".".join(parts[numbers[0] + 1 :] if numbers else parts)',
-        "test_roles.py",
+        "alphadecay/test_roles.py",
         "nested blocks make a role of each block",
     ),
     Fault(
@@ -192,7 +192,7 @@ FAULTS = [
         "alphadecay/qkv.py",
         'PARTS = ("q", "k", "v")',
         'PARTS = ("q", "v", "k")',
-        "test_qkv.py::test_the_last_third_is_v test_qkv.py",
+        "alphadecay/test_qkv.py::test_the_last_third_is_v alphadecay/test_qkv.py",
         "k and v get each other's decays",
     ),
     Fault(
@@ -200,23 +200,23 @@ FAULTS = [
         "alphadecay/qkv.py",
         "weight = torch.cat((q, k, v), self.dim)",
         "weight = torch.cat((q, v, k), self.dim)",
-        "test_qkv.py",
+        "alphadecay/test_qkv.py",
         "evaluation computes another function than training",
     ),
     Fault(
         "pickles_by_ending_alone",
-        "alphadecay/weights.py",
+        "alphadecay/command/sources.py",
         "if not is_safetensors and (pickled or path.suffix in PICKLES):",
         "if not is_safetensors and path.suffix in PICKLES:",
-        "test_analyze.py::test_bad_input_is_one_line_and_nothing_is_written",
+        "alphadecay/test_analyze.py::test_bad_input_is_one_line_and_nothing_is_written",
         "a renamed pickle is not refused as one",
     ),
     Fault(
         "analysis_without_hash",
-        "alphadecay/weights.py",
+        "alphadecay/command/sources.py",
         "if found != expected:",
         "if not found:",
-        "test_analyze.py::test_bad_input_is_one_line_and_nothing_is_written",
+        "alphadecay/test_analyze.py::test_bad_input_is_one_line_and_nothing_is_written",
         "a broken checkpoint is analysed without a word",
     ),
 ]

@@ -8,7 +8,7 @@ FAULTS = [
         "alphadecay/membership.py",
         "or weight.requires_grad != trained",
         "",
-        "test_changing_models.py",
+        "alphadecay/test_changing_models.py",
         "layers that are unfrozen later keep their base decay",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "alphadecay/membership.py",
         'steps = max(group.get("decay_step", 0) for group in groups)',
         'steps = min(group.get("decay_step", 0) for group in groups)',
-        "test_changing_models.py",
+        "alphadecay/test_changing_models.py",
         "an added group puts the count of steps back to 0",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "alphadecay/membership.py",
         "sizes = {m.name: m.weight.numel() for m",
         "sizes = {m.name: 1 for m",
-        "test_changing_models.py test_lightning.py",
+        "alphadecay/test_changing_models.py alphadecay/test_lightning.py",
         "groups that cannot be split get another mean than is said",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "alphadecay/step_hooks.py",
         "if (other := attached(optimizer)) is not None:",
         "if (other := attached(optimizer)) is optimizer:",
-        "test_two_optimizers.py::test_a_second_schedule_on_one_optimizer_is_refused_until_the_first_is_detached",
+        "alphadecay/test_two_optimizers.py::test_a_second_schedule_on_one_optimizer_is_refused_until_the_first_is_detached",
         "two schedules write over each other's decays",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         "alphadecay/saved_state.py",
         "if not takes_over:",
         "if takes_over is None:",
-        "test_state.py::test_the_state_of_another_kind_of_decay_says_what_to_do test_state.py",
+        "alphadecay/test_state.py::test_the_state_of_another_kind_of_decay_says_what_to_do alphadecay/test_state.py",
         "a resumed run changes its decay without a word",
     ),
     Fault(
@@ -48,7 +48,7 @@ FAULTS = [
         "alphadecay/saved_state.py",
         '[group | {"decay_kind": ""} for group in state["param_groups"]]',
         '[group | {"decay_kind": kind} for group in state["param_groups"]]',
-        "test_state.py",
+        "alphadecay/test_state.py",
         "the old kind's multipliers hold until the next interval",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "dist.all_reduce(parts, group=one.device_mesh.get_group(dimension))",
         "pass",
-        "test_ranks.py::test_kinds_that_act_at_every_step_give_the_weights_of_one_process[each_step_shards]",
+        "alphadecay/test_ranks.py::test_kinds_that_act_at_every_step_give_the_weights_of_one_process[each_step_shards]",
         "norms of sharded weights are those of one rank's part",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "for name in sorted(costs, key=lambda name: (-costs[name], name)):",
         "for name in sorted(costs):",
-        "test_ranks.py::test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it",
+        "alphadecay/test_ranks.py::test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it",
         "the slowest rank has far more to do than its share",
     ),
     Fault(
@@ -72,7 +72,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "values = tensor.coalesce().values() if tensor.is_sparse else tensor",
         "values = tensor._values() if tensor.is_sparse else tensor",
-        "test_unusual_weights.py",
+        "alphadecay/test_unusual_weights.py",
         "entries that a sparse gradient holds twice have a wrong norm",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
         "alphadecay/sharing.py",
         "return values.abs() if values.is_complex() else values",
         "return values.real if values.is_complex() else values",
-        "test_unusual_weights.py::test_complex_gradients_count_by_their_magnitudes",
+        "alphadecay/test_unusual_weights.py::test_complex_gradients_count_by_their_magnitudes",
         "complex gradients score by their real parts",
     ),
     Fault(
@@ -92,7 +92,8 @@ FAULTS = [
         """            decay_norm=math.sqrt(gradient),
             gradient_norm=math.sqrt(decay),
 """,
-        "test_audit.py::test_the_decay_part_is_learning_rate_times_decay_times_weight test_audit.py",
+        "alphadecay/test_audit.py::test_the_decay_part_is_learning_rate_times_decay_times_weight "
+        "alphadecay/test_audit.py",
         "what decay did is said of the gradient",
     ),
     Fault(
@@ -100,7 +101,8 @@ FAULTS = [
         "alphadecay/audit.py",
         "ratio=math.sqrt(decay / gradient) if gradient else None,",
         "ratio=decay / gradient if gradient else None,",
-        "test_audit.py::test_the_decay_part_is_learning_rate_times_decay_times_weight test_audit.py",
+        "alphadecay/test_audit.py::test_the_decay_part_is_learning_rate_times_decay_times_weight "
+        "alphadecay/test_audit.py",
         "the ratio of norms is squared",
     ),
     Fault(
@@ -108,7 +110,7 @@ FAULTS = [
         "alphadecay/audit.py",
         "if (step + 1) % self.every:",
         "if step % self.every:",
-        "test_audit.py::test_steps_in_between_and_training_without_cost_no_copy test_audit.py",
+        "alphadecay/test_audit.py::test_steps_in_between_and_training_without_cost_no_copy alphadecay/test_audit.py",
         "audits are not at the log intervals",
     ),
     Fault(
@@ -121,7 +123,7 @@ FAULTS = [
         """        twin.step()
     except UNTRIED as error:
 """,
-        "test_audit.py::test_training_keeps_its_bits",
+        "alphadecay/test_audit.py::test_training_keeps_its_bits",
         "looking changes what is trained",
     ),
     Fault(
@@ -129,7 +131,7 @@ FAULTS = [
         "alphadecay/twins.py",
         "vars(twin)[name] = copy.deepcopy(value, memo)",
         "vars(twin)[name] = copy.copy(value)",
-        "test_audit.py::test_training_keeps_its_bits test_baselines.py",
+        "alphadecay/test_audit.py::test_training_keeps_its_bits alphadecay/test_baselines.py",
         "trial steps move the optimizer's own moments",
     ),
     Fault(
@@ -137,7 +139,7 @@ FAULTS = [
         "alphadecay/ledger.py",
         '"weight_decay": effective_decay(group),',
         '"weight_decay": group["base_weight_decay"],',
-        "test_schedule.py::test_ledger_rows_say_what_each_module_got",
+        "alphadecay/test_schedule.py::test_ledger_rows_say_what_each_module_got",
         "ledger and figures show a uniform decay",
     ),
     Fault(
@@ -145,7 +147,8 @@ FAULTS = [
         "alphadecay/replay.py",
         'if row.get("audit") is None:',
         'if "audit" not in row or row["step"] >= 0:',
-        "test_audit.py::test_rows_of_audits_say_what_a_step_did_and_assign_nothing test_replay.py",
+        "alphadecay/test_audit.py::test_rows_of_audits_say_what_a_step_did_and_assign_nothing "
+        "alphadecay/test_replay.py",
         "rows that assign nothing are read as decays",
     ),
     Fault(
@@ -153,23 +156,23 @@ FAULTS = [
         "alphadecay/ledger.py",
         "for step, lines in self._kept.items() if step < schedule.step for line in lines]",
         "for step, lines in self._kept.items() if step <= schedule.step for line in lines]",
-        "test_inspecting.py::test_a_resumed_log_is_that_of_a_run_that_was_not_stopped",
+        "alphadecay/test_inspecting.py::test_a_resumed_log_is_that_of_a_run_that_was_not_stopped",
         "a resumed log holds a refresh twice",
     ),
     Fault(
         "figure_of_sums",
-        "alphadecay/figures.py",
+        "alphadecay/figures/decay.py",
         "points = thinned([(step, fmean(values)) for step, values in at.items()])",
         "points = thinned([(step, sum(values)) for step, values in at.items()])",
-        "test_figures.py::test_both_means_are_drawn_by_role_over_time",
+        "alphadecay/test_figures.py::test_both_means_are_drawn_by_role_over_time",
         "roles with more modules seem to decay more",
     ),
     Fault(
         "figure_of_the_first_refresh",
-        "alphadecay/figures.py",
+        "alphadecay/figures/decay.py",
         'last = [row for row in rows if row["step"] == rows[-1]["step"]]',
         'last = [row for row in rows if row["step"] == rows[0]["step"]]',
-        "test_figures.py::test_cells_hold_the_ledgers_last_numbers",
+        "alphadecay/test_figures.py::test_cells_hold_the_ledgers_last_numbers",
         "the figure shows initialisation as if trained",
     ),
 ]

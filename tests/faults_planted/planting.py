@@ -104,7 +104,14 @@ def _pytest(tree: str, node_ids: list[str], printed: str) -> None:
     os.chdir(tree)
     os.environ |= {"PYTHONPATH": tree, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
     sys.dont_write_bytecode = True
-    sys.path[:] = [tree, *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests")))]
+    sys.path[:] = [
+        tree,
+        *(
+            path
+            for path in sys.path
+            if path not in ("", str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers"))
+        ),
+    ]
     import pytest
 
     options = ["-x", "-q", "-n0", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not proof"]

@@ -8,7 +8,7 @@ FAULTS = [
         "alphadecay/skeletons.py",
         "            groups[owner] = 0\n",
         "            groups[owner] = 1\n",
-        "test_unusual_weights.py",
+        "alphadecay/test_unusual_weights.py",
         "grouped convolutions of a file are measured as one matrix",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "alphadecay/skeletons.py",
         "if bias is not None and bias.ndim == 1 and len(bias) == columns != rows:",
         "if bias is not None and bias.ndim == 1 and len(bias) == columns == rows:",
-        "test_analyze.py",
+        "alphadecay/test_analyze.py",
         "GPT-2's q, k and v are cut along the wrong side",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "alphadecay/build_order.py",
         "        if issubclass(type(each), Optimizer):\n",
         "        if type(each) is Optimizer:\n",
-        "test_qkv_order.py::test_after_the_optimizer_is_too_late",
+        "alphadecay/test_qkv_order.py::test_after_the_optimizer_is_too_late",
         "attention is not trained at all, without a word",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "alphadecay/schedule.py",
         "if sentence and what not in self._said:",
         "if sentence:",
-        "test_decay_warnings.py",
+        "alphadecay/test_decay_warnings.py",
         "a run prints nothing but one warning",
     ),
     Fault(
@@ -40,15 +40,15 @@ FAULTS = [
         "alphadecay/records.py",
         "self.spectra = {name: eigs for name, eigs in spectra.items() if name in names}",
         "self.spectra = dict(spectra)",
-        "test_records.py",
+        "alphadecay/test_records.py",
         "a slice draws matrices that are not in it",
     ),
     Fault(
         "change_has_the_wrong_sign",
-        "alphadecay/alpha_figures.py",
+        "alphadecay/figures/alpha.py",
         "is None else r.alpha - alpha for r in records",
         "is None else alpha - r.alpha for r in records",
-        "test_figures.py::test_a_change_is_the_difference_and_its_colours_are_centred_at_0",
+        "alphadecay/test_figures.py::test_a_change_is_the_difference_and_its_colours_are_centred_at_0",
         "tails that became heavier are shown as lighter",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "optim_factory.py",
         '"budget": options.decay_budget,',
         '"budget": "free",',
-        "test_models.py::test_every_option_of_the_decay_reaches_the_schedule",
+        "vision/test_models.py::test_every_option_of_the_decay_reaches_the_schedule",
         "the matched control has another total decay",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "optim_factory.py",
         "        options.decay_low,\n        options.decay_high,\n        rule",
         "        2 / 3,\n        options.decay_high,\n        rule",
-        "test_models.py::test_every_option_of_the_decay_reaches_the_schedule",
+        "vision/test_models.py::test_every_option_of_the_decay_reaches_the_schedule",
         "an ablation of the lower bound is none",
     ),
     Fault(
@@ -72,15 +72,15 @@ FAULTS = [
         "runtime/sharded.py",
         "        fine = torch.stack([part.isfinite().all() for part in parts]).all()\n",
         "        fine = fine.clone()\n",
-        "test_finite.py::test_large_weights_are_finite",
+        "runtime/test_finite.py::test_large_weights_are_finite",
         "a sum that overflows ends the run",
     ),
     Fault(
         "last_evaluation_is_saved",
-        "trainer.py",
+        "runtime/trainer.py",
         "before = None if keeper.evaluation_due else keeper.state()",
         "before = None",
-        "test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
+        "runtime/test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
         "a run that was ended within an epoch is not the run that was not",
     ),
     Fault(
@@ -88,7 +88,7 @@ FAULTS = [
         "runtime/selftest.py",
         "and _bits(ours) == _bits(theirs)",
         "and torch.equal(ours, theirs)",
-        "test_resume.py::test_differences_are_found_wherever_they_are",
+        "runtime/test_resume.py::test_differences_are_found_wherever_they_are",
         "the self-test of resuming takes -0 for 0",
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = [
         "runtime/selftest.py",
         "for name in (runfolder.LOG, runfolder.LEDGER):",
         "for name in (runfolder.LOG,):",
-        "test_resume.py::test_differences_are_found_wherever_they_are",
+        "runtime/test_resume.py::test_differences_are_found_wherever_they_are",
         "the self-test of resuming does not see doubled refreshes",
     ),
     Fault(
@@ -104,7 +104,7 @@ FAULTS = [
         "llama/probes.py",
         "    if _differ(first, second):\n",
         "    if _differ(first, first):\n",
-        "test_text_models.py::test_a_model_that_looks_ahead_is_refused_and_one_that_does_not_passes",
+        "llama/test_text_models.py::test_a_model_that_looks_ahead_is_refused_and_one_that_does_not_passes",
         "a model that sees the answer has a splendid perplexity",
     ),
     Fault(
@@ -112,7 +112,7 @@ FAULTS = [
         "llama/options.py",
         "(names[-1:], self.remove_last_layer)",
         "(names[:1], self.remove_last_layer)",
-        "test_text_run.py::test_the_first_and_last_can_stay_out_as_published",
+        "llama/test_text_run.py::test_the_first_and_last_can_stay_out_as_published",
         "the published option leaves out another matrix",
     ),
     Fault(
@@ -120,7 +120,7 @@ FAULTS = [
         "comparison/time_figures.py",
         "ax.plot(steps, [fmean(values) for _, values in points], **looks[name].line)",
         "ax.plot(steps, [max(values) for _, values in points], **looks[name].line)",
-        "test_compare_figures.py::test_learning_curves_are_means_over_seeds_and_differences_are_paired",
+        "comparison/test_compare_figures.py::test_learning_curves_are_means_over_seeds_and_differences_are_paired",
         "learning curves show the largest seed",
     ),
     Fault(
@@ -128,7 +128,7 @@ FAULTS = [
         "comparison/time_figures.py",
         "value - baseline[seed][step] for step, value",
         "value - min(baseline.values(), key=len)[step] for step, value",
-        "test_compare_figures.py::test_learning_curves_are_means_over_seeds_and_differences_are_paired",
+        "comparison/test_compare_figures.py::test_learning_curves_are_means_over_seeds_and_differences_are_paired",
         "differences over time are to one seed of the baseline",
     ),
     Fault(
@@ -136,7 +136,7 @@ FAULTS = [
         "comparison/decay_figures.py",
         "[[(step, fmean(values)) for step, values in by_step.items()] for by_step in modules.values()]",
         "[[(step, values[0]) for step, values in by_step.items()] for by_step in modules.values()]",
-        "test_compare_figures.py::test_modules_are_drawn_by_role_and_depth_as_means_over_seeds",
+        "comparison/test_compare_figures.py::test_modules_are_drawn_by_role_and_depth_as_means_over_seeds",
         "decay over time is that of one seed",
     ),
     Fault(
@@ -144,7 +144,7 @@ FAULTS = [
         "comparison/programs.py",
         'Metric("perplexity", "validation perplexity", False)',
         'Metric("perplexity", "validation perplexity", True)',
-        "test_compare_words.py::test_lower_is_better_where_it_is",
+        "comparison/test_compare_words.py::test_lower_is_better_where_it_is",
         "the worst language model wins",
     ),
     Fault(
@@ -152,7 +152,7 @@ FAULTS = [
         "comparison/board.py",
         "return rest / self.jobs",
         "return rest",
-        "test_compare_board.py",
+        "comparison/test_compare_board.py",
         "the time left is too long by the number of jobs",
     ),
     Fault(
@@ -160,7 +160,7 @@ FAULTS = [
         "comparison/cluster.py",
         "jobs = {name: job for name, job in jobs.items() if not job.done()}",
         "jobs = {name: job for name, job in jobs.items() if job.done()}",
-        "test_compare_cluster.py::test_slurm_gets_one_array_with_submitits_parameters_and_is_not_asked_twice",
+        "comparison/test_compare_cluster.py::test_slurm_gets_one_array_with_submitits_parameters_and_is_not_asked_twice",
         "a second call queues every run once more",
     ),
     Fault(
@@ -168,7 +168,7 @@ FAULTS = [
         "runtime/learner.py",
         '        check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)\n',
         "",
-        "test_hostile_files.py",
+        "runtime/test_hostile_files.py",
         "a short state crashes a fused kernel",
     ),
     Fault(
@@ -176,7 +176,7 @@ FAULTS = [
         "llama/models.py",
         "if name != Path(name).name or not (folder / name).is_file():",
         "if not (folder / name).is_file():",
-        "test_hostile_files.py::test_a_transformers_folder_to_start_from_must_be_whole",
+        "runtime/test_hostile_files.py::test_a_transformers_folder_to_start_from_must_be_whole",
         "a model folder reads files elsewhere",
     ),
     Fault(
@@ -184,15 +184,15 @@ FAULTS = [
         "llama/models.py",
         '(("missing_keys", "lacks"), ',
         '(("missed_keys", "lacks"), ',
-        "test_hostile_files.py::test_a_transformers_folder_to_start_from_must_be_whole",
+        "runtime/test_hostile_files.py::test_a_transformers_folder_to_start_from_must_be_whole",
         "half a model is trained from random weights",
     ),
     Fault(
         "keywords_load_files",
-        "vision_options.py",
+        "vision/options.py",
         '        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
         '        if why := None and NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
-        "test_hostile_files.py::test_a_run_folder_cannot_bring_them_in_either",
+        "runtime/test_hostile_files.py::test_a_run_folder_cannot_bring_them_in_either",
         "a run's folder runs code",
     ),
 ]

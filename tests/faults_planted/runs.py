@@ -8,7 +8,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "            _sync(path)\n        if target.exists():",
         "            path.stat()\n        if target.exists():",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "a power cut leaves an empty file under a whole checkpoint's name",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "for path in [*temporary.iterdir(), temporary, *filter(Path.exists, before_rename)]:",
         "for path in [*temporary.iterdir(), temporary]:",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "a checkpoint counts on log lines that a power cut took",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "        _sync(folder)\n",
         "",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "after a power cut the rename may not have happened",
     ),
     Fault(
@@ -42,7 +42,7 @@ FAULTS = [
         for path in [*target.iterdir(), target, *filter(Path.exists, before_rename)]:
             _sync(path)
 """,
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "for a moment a checkpoint looks whole and is not on the disk",
     ),
     Fault(
@@ -50,7 +50,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "os.rename(target, old)  # not deleted",
         "shutil.rmtree(target)  # not deleted",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "a crash while a checkpoint is replaced leaves none",
     ),
     Fault(
@@ -58,7 +58,7 @@ FAULTS = [
         "runtime/files.py",
         "        os.fsync(file.fileno())  # else",
         "        pass  # else",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "a power cut leaves an empty summary.json, and the run counts as finished",
     ),
     Fault(
@@ -66,7 +66,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "if sha256(file) != expected:",
         "if not sha256(file):",
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "broken weights are trained on",
     ),
     Fault(
@@ -74,7 +74,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         'state = torch.load(path, map_location="cpu", weights_only=True)',
         'state = torch.load(path, map_location="cpu", weights_only=False)',
-        "test_checkpoints.py::test_a_checkpoint_can_run_no_code",
+        "runtime/test_checkpoints.py::test_a_checkpoint_can_run_no_code",
         "somebody else's checkpoint can do anything",
     ),
     Fault(
@@ -82,7 +82,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "if path.name not in linked:",
         "if path.name:",
-        "test_checkpoints.py::test_the_newest_and_the_linked_are_kept",
+        "runtime/test_checkpoints.py::test_the_newest_and_the_linked_are_kept",
         "the best checkpoint goes with the old ones",
     ),
     Fault(
@@ -90,7 +90,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "taken = cls(step, copied(dict(model)), average,",
         "taken = cls(step, dict(model), average,",
-        "test_checkpoints.py::test_contents_do_not_follow_what_training_goes_on_to_do",
+        "runtime/test_checkpoints.py::test_contents_do_not_follow_what_training_goes_on_to_do",
         "a checkpoint mixes weights of several steps",
     ),
     Fault(
@@ -98,7 +98,7 @@ FAULTS = [
         "runtime/learner.py",
         "if learner.averaged is not None and ema_weights is not None:",
         "if learner.averaged is None and ema_weights is not None:",
-        "test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
+        "runtime/test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
         "a resumed average begins with fresh weights",
     ),
     Fault(
@@ -106,7 +106,7 @@ FAULTS = [
         "runtime/learner.py",
         'learner.scaler.load_state_dict(state["scaler"])',
         "learner.scaler.state_dict()",
-        "test_resume.py::test_whatever_is_trained_resumes_to_the_same_bits[fp16]",
+        "runtime/test_resume.py::test_whatever_is_trained_resumes_to_the_same_bits[fp16]",
         "fp16 begins again with overflows",
     ),
     Fault(
@@ -114,7 +114,7 @@ FAULTS = [
         "runtime/learner.py",
         'restore_random_state(state["random"][ranks.rank % len(state["random"])])',
         "random_state()",
-        "test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
+        "runtime/test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
         "a resumed run drops out other units",
     ),
     Fault(
@@ -122,7 +122,7 @@ FAULTS = [
         "runtime/learner.py",
         'restore_random_state(state["random"][ranks.rank % len(state["random"])])',
         'restore_random_state(state["random"][0])',
-        "test_checkpoints.py",
+        "runtime/test_checkpoints.py",
         "after a resumption all ranks drop out the same",
     ),
     Fault(
@@ -130,7 +130,7 @@ FAULTS = [
         "runtime/keeper.py",
         'self.loss_steps: int = state.get("loss_steps", 0)',
         "self.loss_steps: int = 0",
-        "test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
+        "runtime/test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
         "the logged training loss is of the wrong number of steps",
     ),
     Fault(
@@ -138,8 +138,8 @@ FAULTS = [
         "runtime/session.py",
         'dict(state.get("best", {}))',
         "{}",
-        "test_resume.py::test_the_links_of_the_best_follow_what_is_repeated "
-        "test_resume.py::test_whatever_is_trained_resumes_to_the_same_bits[sgd]",
+        "runtime/test_resume.py::test_the_links_of_the_best_follow_what_is_repeated "
+        "runtime/test_resume.py::test_whatever_is_trained_resumes_to_the_same_bits[sgd]",
         "a resumed run calls a worse epoch its best",
     ),
     Fault(
@@ -147,8 +147,8 @@ FAULTS = [
         "runtime/session.py",
         'value > before["value"] if higher_is_better else value < before["value"]',
         'value > before["value"] if not higher_is_better else value < before["value"]',
-        "test_run.py::test_the_summary_agrees_with_the_log "
-        "test_resume.py::test_the_links_of_the_best_follow_what_is_repeated",
+        "vision/test_run.py::test_the_summary_agrees_with_the_log "
+        "runtime/test_resume.py::test_the_links_of_the_best_follow_what_is_repeated",
         "the worst epoch is kept as the best",
     ),
     Fault(
@@ -156,8 +156,8 @@ FAULTS = [
         "runtime/runfolder.py",
         "for row in rows[:count])",
         "for row in rows)",
-        "test_run.py::test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones "
-        "test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
+        "vision/test_run.py::test_going_back_to_an_earlier_checkpoint_forgets_the_later_ones "
+        "runtime/test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
         "a resumed log holds steps twice",
     ),
     Fault(
@@ -165,7 +165,7 @@ FAULTS = [
         "runtime/keeper.py",
         'state.get("evaluation_due", False)',
         "False",
-        "test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[evaluating-SIGTERM]",
+        "runtime/test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[evaluating-SIGTERM]",
         "an evaluation that was interrupted is missing in the log",
     ),
     Fault(
@@ -173,7 +173,7 @@ FAULTS = [
         "runtime/processes.py",
         "            dist.all_reduce(values)\n",
         "            pass\n",
-        "test_processes.py::test_what_is_added_up_is_added_up_over_ranks",
+        "runtime/test_processes.py::test_what_is_added_up_is_added_up_over_ranks",
         "every rank logs the figures of its own share",
     ),
     Fault(
@@ -181,7 +181,8 @@ FAULTS = [
         "runtime/drift.py",
         "if each.room not in allowed and each.name not in allowed]",
         "if each.room not in allowed and each.name in allowed]",
-        "test_drift.py::test_what_a_run_cannot_change_is_refused_before_anything_is_written test_drift.py",
+        "runtime/test_drift.py::test_what_a_run_cannot_change_is_refused_before_anything_is_written "
+        "runtime/test_drift.py",
         "a run goes on with another learning rate",
     ),
     Fault(
@@ -189,7 +190,7 @@ FAULTS = [
         "runtime/drift.py",
         "if name not in facts_before or facts_before[name] != value:",
         "if facts_before.get(name, value) != value:",
-        "test_drift.py::test_a_fact_that_the_checkpoint_does_not_know_is_changed",
+        "runtime/test_drift.py::test_a_fact_that_the_checkpoint_does_not_know_is_changed",
         "other data pass where the checkpoint is older",
     ),
     Fault(
@@ -197,7 +198,7 @@ FAULTS = [
         "runtime/preemption.py",
         "SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)",
         "SIGNALS = (signal.SIGTERM, signal.SIGINT)",
-        "test_resume.py::test_both_signals_are_noted_and_end_nothing_at_once",
+        "runtime/test_resume.py::test_both_signals_are_noted_and_end_nothing_at_once",
         "Slurm's warning ends the run without a checkpoint",
     ),
     Fault(
@@ -205,7 +206,7 @@ FAULTS = [
         "runtime/errors.py",
         "EXIT_PREEMPTED = 75",
         "EXIT_PREEMPTED = 1",
-        "test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGTERM]",
+        "runtime/test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGTERM]",
         "a scheduler takes a saved run for a failed one",
     ),
     Fault(
@@ -213,7 +214,7 @@ FAULTS = [
         "runtime/session.py",
         '            (self.folder / runfolder.REQUEUE).write_text(mark + "\\n")\n',
         "            pass\n",
-        "test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGTERM]",
+        "runtime/test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[training-SIGTERM]",
         "the job is not put back into the queue",
     ),
     Fault(
@@ -221,7 +222,7 @@ FAULTS = [
         "runtime/preemption.py",
         "            signal.signal(number, handler)\n",
         "            signal.getsignal(number)\n",
-        "test_resume.py::test_a_signal_does_what_it_did_before_once_the_run_is_over",
+        "runtime/test_resume.py::test_a_signal_does_what_it_did_before_once_the_run_is_over",
         "a program that ran a training can no longer be ended",
     ),
     Fault(
@@ -229,7 +230,7 @@ FAULTS = [
         "runtime/session.py",
         '    return summary if summary.get("step") == start.step else None\n',
         "    return None\n",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "the same command twice costs the log",
     ),
     Fault(
@@ -237,7 +238,7 @@ FAULTS = [
         "runtime/runfolder.py",
         'return [path for path in found if "step_" not in path.name or is_checkpoint(path)]',
         "return found",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "a folder of the user's is deleted",
     ),
     Fault(
@@ -245,7 +246,7 @@ FAULTS = [
         "runtime/session.py",
         "ours.samefile(self.checkpoint.path.parent)",
         "ours.resolve() == ours.absolute() == self.checkpoint.path.parent.absolute()",
-        "test_run_folder.py::test_checkpoints_on_another_disk_are_gone_on_from",
+        "runtime/test_run_folder.py::test_checkpoints_on_another_disk_are_gone_on_from",
         "a run whose checkpoints are on another disk is deleted",
     ),
     Fault(
@@ -257,7 +258,7 @@ FAULTS = [
             runfolder.remove_run(self.folder)
         wandb = None
         if options.enable_wandb:  # first""",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "a login that fails costs the run that was there",
     ),
     Fault(
@@ -265,7 +266,7 @@ FAULTS = [
         "runtime/locks.py",
         "            if error.errno in TAKEN:\n",
         "            if error.errno not in TAKEN:\n",
-        "test_run_folder.py::test_a_second_writer_is_told_of_the_first",
+        "runtime/test_run_folder.py::test_a_second_writer_is_told_of_the_first",
         "two processes write in one folder",
     ),
     Fault(
@@ -273,7 +274,7 @@ FAULTS = [
         "runtime/preemption.py",
         "now - self._since > SAME_SIGNAL",
         "now - self._since > 100 * SAME_SIGNAL",
-        "test_run_folder.py::test_signals_at_once_are_one_and_a_later_one_ends_it_with_the_checkpoint_before_whole",
+        "runtime/test_run_folder.py::test_signals_at_once_are_one_and_a_later_one_ends_it_with_the_checkpoint_before_whole",
         "Ctrl-C again does not end a run that hangs",
         slow=True,
     ),
@@ -282,7 +283,7 @@ FAULTS = [
         "runtime/checkpoints.py",
         "        if path.name not in linked:\n            remove_checkpoint(path)",
         "        if path.name not in linked:\n            shutil.rmtree(path)",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "notes that somebody put beside old weights are deleted",
     ),
     Fault(
@@ -290,7 +291,7 @@ FAULTS = [
         "runtime/session.py",
         "    elif not options.overwrite and (later :=",
         "    elif False and (later :=",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "going back to an earlier checkpoint deletes the end of the run",
     ),
     Fault(
@@ -298,7 +299,7 @@ FAULTS = [
         "runtime/session.py",
         "            runfolder.check_inputs_stay(self.folder, config)",
         "            pass",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "killed early, neither the old weights nor new ones are left",
     ),
     Fault(
@@ -306,7 +307,7 @@ FAULTS = [
         "runtime/command.py",
         '({"max_steps"} if values["config"] else set())',
         "set()",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "a run of 10 steps is repeated with thousands",
     ),
     Fault(
@@ -314,7 +315,7 @@ FAULTS = [
         "runtime/session.py",
         "    if options.eval and start.passed_over and start.checkpoint:",
         "    if False:",
-        "test_run_folder.py",
+        "runtime/test_run_folder.py",
         "figures of an earlier step are taken for the newest",
     ),
     Fault(
@@ -323,7 +324,7 @@ FAULTS = [
         """    temporary.unlink(missing_ok=True)
     with open(temporary, "x") as file:""",
         """    with open(temporary, "w") as file:""",
-        "test_hostile_files.py",
+        "runtime/test_hostile_files.py",
         "a stranger's run folder overwrites any file of the user's",
     ),
 ]

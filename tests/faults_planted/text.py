@@ -8,7 +8,7 @@ FAULTS = [
         "llama/engine.py",
         "return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)",
         "return labels",
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "the loss is that of copying a token",
     ),
     Fault(
@@ -16,7 +16,7 @@ FAULTS = [
         "llama/engine.py",
         "return (labels[:, 1:] != IGNORED).sum()",
         "return (labels != IGNORED).sum()",
-        "test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
+        "llama/test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
         "the denominator has tokens that nothing predicts",
     ),
     Fault(
@@ -24,7 +24,7 @@ FAULTS = [
         "llama/engine.py",
         "    mean = loss / tokens\n",
         "    mean = published\n",
-        "test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
+        "llama/test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
         "perplexity depends on the batch size",
     ),
     Fault(
@@ -32,7 +32,7 @@ FAULTS = [
         "llama/engine.py",
         "published = (ranks.sum(sums[2] / (sums[3] + 1)) / ranks.count).item()",
         "published = (ranks.sum(sums[2] / sums[3]) / ranks.count).item()",
-        "test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
+        "llama/test_text_loss.py::test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more",
         "the figure to compare with the paper's is another one",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         "llama/engine.py",
         'tokens = torch.stack([count(batch["labels"]) for batch in micro_batches]).sum().to(',
         'tokens = (len(micro_batches) * count(micro_batches[0]["labels"])).to(',
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "short micro-batches count as much as full ones",
     ),
     Fault(
@@ -48,7 +48,7 @@ FAULTS = [
         "llama/engine.py",
         "share = ranks.count / ranks.sum(tokens).clamp_min(1)",
         "share = 1 / ranks.sum(tokens).clamp_min(1)",
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "gradients shrink with the number of processes",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "llama/engine.py",
         "    model.eval()\n",
         "",
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "perplexity is that of a model that drops out",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "llama/engine.py",
         "    model.train(was_training)\n",
         "",
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "behind the first validation nothing drops out",
     ),
     Fault(
@@ -72,7 +72,7 @@ FAULTS = [
         "llama/chunked.py",
         'ignore_index=IGNORED, reduction="sum")',
         'ignore_index=IGNORED, reduction="mean")',
-        "test_text_loss.py::test_what_saves_memory_changes_neither_loss_nor_gradients test_text_loss.py",
+        "llama/test_text_loss.py::test_what_saves_memory_changes_neither_loss_nor_gradients llama/test_text_loss.py",
         "the chunked loss is another loss",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
         "llama/sequences.py",
         "labels = np.full((len(sequences), max_length), IGNORED, dtype=np.int64)",
         "labels = np.full((len(sequences), max_length), pad_id, dtype=np.int64)",
-        "test_text_stream.py",
+        "llama/test_text_stream.py",
         "the model learns to pad, and perplexity is far too low",
     ),
     Fault(
@@ -88,7 +88,7 @@ FAULTS = [
         "llama/sequences.py",
         "self.waiting.appendleft(document._replace(ids=rest))",
         "rest = rest[:0]",
-        "test_text_stream.py::test_packing_loses_no_token_and_invents_none",
+        "llama/test_text_stream.py::test_packing_loses_no_token_and_invents_none",
         "packing throws away what does not fit",
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = [
         "llama/sequences.py",
         "self.waiting.appendleft(document._replace(ids=rest))",
         "self.waiting.append(document._replace(ids=rest))",
-        "test_text_stream.py",
+        "llama/test_text_stream.py",
         "documents are cut to pieces that do not follow each other",
     ),
     Fault(
@@ -104,7 +104,7 @@ FAULTS = [
         "llama/sequences.py",
         "return [np.append(ids, np.int32(tokenizer.eos_id)) for ids in tokenizer.encode(texts)]",
         "return list(tokenizer.encode(texts))",
-        "test_text_stream.py",
+        "llama/test_text_stream.py",
         "the model never learns where a text ends",
     ),
     Fault(
@@ -112,7 +112,7 @@ FAULTS = [
         "llama/shuffling.py",
         "np.random.default_rng((self.seed, self.epoch, self.rank, self.draws)).integers(",
         "np.random.default_rng().integers(",
-        "test_text_stream.py::test_order_changes_with_seed_and_epoch_and_repeats_with_the_same",
+        "llama/test_text_stream.py::test_order_changes_with_seed_and_epoch_and_repeats_with_the_same",
         "no run can be repeated",
     ),
     Fault(
@@ -120,7 +120,7 @@ FAULTS = [
         "llama/shuffling.py",
         "np.random.default_rng((self.seed, self.epoch, self.rank, self.draws)).integers(",
         "np.random.default_rng((self.seed, self.epoch, self.rank)).integers(",
-        "test_text_stream.py",
+        "llama/test_text_stream.py",
         "documents come nearly in the order of the files",
     ),
     Fault(
@@ -128,7 +128,7 @@ FAULTS = [
         "llama/shuffling.py",
         "np.random.default_rng((self.seed, self.epoch)).permutation(",
         "np.random.default_rng(self.seed).permutation(",
-        "test_text_stream.py::test_files_come_in_another_order_in_other_epochs_and_with_other_seeds",
+        "llama/test_text_stream.py::test_files_come_in_another_order_in_other_epochs_and_with_other_seeds",
         "every epoch reads the files in the same order",
     ),
     Fault(
@@ -136,7 +136,7 @@ FAULTS = [
         "llama/shuffling.py",
         "order = [shard for shard in order if shard % self.ranks == self.rank]",
         "order = [shard for shard in order if shard % self.ranks <= self.rank]",
-        "test_text_stream.py::test_each_epoch_every_document_is_on_exactly_one_rank_and_once",
+        "llama/test_text_stream.py::test_each_epoch_every_document_is_on_exactly_one_rank_and_once",
         "several processes train on the same documents",
     ),
     Fault(
@@ -144,7 +144,7 @@ FAULTS = [
         "llama/shuffling.py",
         "self.position, self.line = document.position, document.line + 1",
         "self.position, self.line = document.position, document.line",
-        "test_text_resume.py",
+        "llama/test_text_resume.py",
         "each resumption repeats a document",
     ),
     Fault(
@@ -152,7 +152,7 @@ FAULTS = [
         "llama/shuffling.py",
         'self.position, self.line = state["position"], state["line"]',
         "self.position, self.line = 0, 0",
-        "test_text_resume.py",
+        "llama/test_text_resume.py",
         "each resumption begins the epoch anew",
     ),
     Fault(
@@ -160,7 +160,7 @@ FAULTS = [
         "llama/stream.py",
         '        self._cutter.load(state["waiting"])\n',
         "",
-        "test_text_resume.py",
+        "llama/test_text_resume.py",
         "each resumption loses some documents",
     ),
     Fault(
@@ -168,7 +168,7 @@ FAULTS = [
         "llama/stream.py",
         'self._coming = _done(Prepared(sequences, coming["bad_lines"]))',
         "self._coming = None",
-        "test_text_resume.py",
+        "llama/test_text_resume.py",
         "each resumption skips the batch that was prepared",
     ),
     Fault(
@@ -176,7 +176,7 @@ FAULTS = [
         "llama/stream.py",
         'self.counts["tokens"] += tokens',
         'self.counts["tokens"] += self.batch_size * self.max_length',
-        "test_text_stream.py::test_counts_are_those_of_the_batches_handed_out",
+        "llama/test_text_stream.py::test_counts_are_those_of_the_batches_handed_out",
         "tokens seen and speed count padding",
     ),
     Fault(
@@ -184,7 +184,7 @@ FAULTS = [
         "llama/validation.py",
         "ids = sequence.ids[:left]",
         "ids = sequence.ids",
-        "test_text_validation.py::test_validation_ends_exactly_at_the_target",
+        "llama/test_text_validation.py::test_validation_ends_exactly_at_the_target",
         "runs with other lengths are validated on other text",
     ),
     Fault(
@@ -192,23 +192,24 @@ FAULTS = [
         "llama/validation.py",
         "self.own = sequences[rank::ranks].clone()",
         "self.own = sequences.clone()",
-        "test_text_validation.py::test_every_token_is_validated_once_in_the_order_of_the_files test_text_validation.py",
+        "llama/test_text_validation.py::test_every_token_is_validated_once_in_the_order_of_the_files "
+        "llama/test_text_validation.py",
         "validation takes as long with many processes as with one",
     ),
     Fault(
         "filling_batches_count",
-        "llama/training.py",
+        "llama/run.py",
         '"labels": torch.full_like(ids, IGNORED)}',
         '"labels": ids}',
-        "test_text_loss.py",
+        "llama/test_text_loss.py",
         "sharded runs are validated on made-up text",
     ),
     Fault(
         "steps_over_the_evaluation",
-        "llama/training.py",
+        "llama/run.py",
         "steps = min(every - step % every, self.task.last_step - step)",
         "steps = min(every, self.task.last_step - step)",
-        "test_text_run_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits",
+        "llama/test_text_run_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits",
         "a resumed run evaluates at other steps",
     ),
     Fault(
@@ -216,7 +217,7 @@ FAULTS = [
         "llama/tokenizers.py",
         "return [ids[~self.dropped[ids]] for ids in arrays]",
         "return arrays",
-        "test_tokenizers.py::test_a_text_that_spells_a_special_token_does_not_become_it",
+        "llama/test_tokenizers.py::test_a_text_that_spells_a_special_token_does_not_become_it",
         "a text can end a document, or have ids the model lacks",
     ),
     Fault(
@@ -224,7 +225,7 @@ FAULTS = [
         "llama/corpora.py",
         "if v is chosen) for chosen in (False, True)]",
         "if v >= chosen) for chosen in (False, True)]",
-        "test_text_sources.py::test_the_standard_library_is_split_by_file_without_tests_and_the_same_each_time",
+        "llama/test_text_sources.py::test_the_standard_library_is_split_by_file_without_tests_and_the_same_each_time",
         "validation text is trained on",
     ),
     Fault(
@@ -232,7 +233,7 @@ FAULTS = [
         "llama/sources.py",
         "        if name in self.seen:\n            return\n        self.seen[name] = None\n",
         '        self.seen[f"{name} {len(self.seen)}"] = None\n',
-        "test_text_sources.py",
+        "llama/test_text_sources.py",
         "one bad line ends a run of many epochs",
     ),
     Fault(
@@ -240,7 +241,7 @@ FAULTS = [
         "llama/models.py",
         "        weights -= model.get_input_embeddings().weight.numel()",
         "        weights -= 0 * model.get_input_embeddings().weight.numel()",
-        "test_text_run.py::test_the_utilisation_is_of_flops_that_are_counted_by_hand",
+        "llama/test_text_run.py::test_the_utilisation_is_of_flops_that_are_counted_by_hand",
         "the utilisation of small models is far too high",
     ),
 ]

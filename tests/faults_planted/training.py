@@ -5,42 +5,42 @@ from faults_planted.fault import Fault
 FAULTS = [
     Fault(
         "warm_up_from_zero",
-        "optim_factory.py",
+        "runtime/schedules.py",
         "return self.lr * (step + 1) / self.warmup_steps",
         "return self.lr * step / self.warmup_steps",
-        "test_engine.py",
+        "vision/test_engine.py",
         "the first step does nothing and the peak is not reached",
     ),
     Fault(
         "cosine_ends_behind_the_run",
-        "optim_factory.py",
+        "runtime/schedules.py",
         "progress = min(step / (steps - 1), 1.0) if steps > 1 else 0.0",
         "progress = min(step / steps, 1.0)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "the last step is not at the lowest rate",
     ),
     Fault(
         "warm_up_counts_epochs",
-        "optim_factory.py",
+        "vision/run.py",
         "warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch",
         "warmup = options.warmup_steps if by_steps else options.warmup_epochs",
-        "test_engine.py",
+        "vision/test_engine.py",
         "warm-up takes 20 steps instead of 20 epochs",
     ),
     Fault(
         "schedule_flattens_shares",
-        "optim_factory.py",
+        "runtime/schedules.py",
         'group["base_weight_decay"] = base',
         'group["weight_decay"] = base',
-        "test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose",
+        "vision/test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose",
         "the schedule of the base writes over every module's share",
     ),
     Fault(
         "rates_of_layers_are_lost",
-        "optim_factory.py",
+        "runtime/schedules.py",
         'group["lr"] = lr * group.get("lr_scale", 1.0)',
         'group["lr"] = lr',
-        "test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose",
+        "vision/test_models.py::test_layer_decay_alphadecay_and_both_schedules_compose",
         "layer decay has no effect from the first step on",
     ),
     Fault(
@@ -48,7 +48,7 @@ FAULTS = [
         "optim_factory.py",
         "layer_decay ** (last - layer)",
         "layer_decay**layer",
-        "test_models.py::test_each_layers_rate_is_a_fixed_share_of_the_nexts_and_every_parameter_keeps_its_group",
+        "vision/test_models.py::test_each_layers_rate_is_a_fixed_share_of_the_nexts_and_every_parameter_keeps_its_group",
         "fine-tuning moves the stem most and the head least",
     ),
     Fault(
@@ -56,7 +56,7 @@ FAULTS = [
         "optim_factory.py",
         '"seed": seed,',
         '"seed": 0,',
-        "test_models.py::test_the_control_is_dealt_by_the_seed_of_the_run",
+        "vision/test_models.py::test_the_control_is_dealt_by_the_seed_of_the_run",
         "all seeds of the control deal the same permutation",
     ),
     Fault(
@@ -64,7 +64,7 @@ FAULTS = [
         "engine.py",
         "loss = rules.criterion(learner.model(images), targets) / rules.accumulate",
         "loss = rules.criterion(learner.model(images), targets)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "gradients grow with the number of micro-steps",
     ),
     Fault(
@@ -76,7 +76,7 @@ FAULTS = [
         """        norm = clipped_norm(learner.plain, plan.clip_grad)
         learner.scaler.unscale_(learner.optimizer)
 """,
-        "test_engine.py",
+        "vision/test_engine.py",
         "in fp16 gradients are clipped to nearly nothing",
     ),
     Fault(
@@ -87,7 +87,7 @@ FAULTS = [
 """,
         """        step += 1
 """,
-        "test_engine.py",
+        "vision/test_engine.py",
         "every step adds the gradients of those before",
     ),
     Fault(
@@ -95,7 +95,7 @@ FAULTS = [
         "runtime/steps.py",
         "    learner.model.train()\n",
         "",
-        "test_engine.py",
+        "vision/test_engine.py",
         "no dropout, no batch statistics",
     ),
     Fault(
@@ -103,7 +103,7 @@ FAULTS = [
         "runtime/steps.py",
         "            _put_back(learner, buffers)\n",
         "",
-        "test_finite.py::test_a_skipped_step_leaves_running_statistics_alone",
+        "runtime/test_finite.py::test_a_skipped_step_leaves_running_statistics_alone",
         "one bad batch spoils batch norm for ever",
     ),
     Fault(
@@ -111,7 +111,7 @@ FAULTS = [
         "runtime/steps.py",
         "last = micro_step == plan.accumulate - 1",
         "last = micro_step == 0",
-        "test_costs.py::test_only_the_last_micro_step_joins_gradients",
+        "project/test_costs.py::test_only_the_last_micro_step_joins_gradients",
         "ranks train apart with micro-steps",
     ),
     Fault(
@@ -119,7 +119,7 @@ FAULTS = [
         "runtime/steps.py",
         "learner.ema.update(learner.plain, step=step + 1)",
         "learner.ema.update(learner.plain, step=step)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "timm's warm-up of the average starts a step late",
     ),
     Fault(
@@ -135,7 +135,7 @@ FAULTS = [
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
 """,
-        "test_engine.py",
+        "vision/test_engine.py",
         "the average lacks the newest weights",
     ),
     Fault(
@@ -143,7 +143,7 @@ FAULTS = [
         "engine.py",
         "with seeded(rules.seed, step, micro_step, ranks.rank):",
         "with seeded(rules.seed, micro_step, ranks.rank):",
-        "test_engine.py",
+        "vision/test_engine.py",
         "mixup draws the same numbers at every step",
     ),
     Fault(
@@ -151,7 +151,7 @@ FAULTS = [
         "engine.py",
         "with seeded(rules.seed, step, micro_step, ranks.rank):",
         "with seeded(rules.seed, step, ranks.rank):",
-        "test_engine.py",
+        "vision/test_engine.py",
         "all micro-steps of a step are mixed alike",
     ),
     Fault(
@@ -159,7 +159,7 @@ FAULTS = [
         "engine.py",
         "with seeded(rules.seed, step, micro_step, ranks.rank):",
         "with seeded(rules.seed, step, micro_step):",
-        "test_engine.py",
+        "vision/test_engine.py",
         "all ranks mix alike",
     ),
     Fault(
@@ -167,7 +167,7 @@ FAULTS = [
         "engine.py",
         "    model.eval()\n",
         "",
-        "test_engine.py",
+        "vision/test_engine.py",
         "accuracies are those of dropout and batch statistics",
     ),
     Fault(
@@ -175,7 +175,7 @@ FAULTS = [
         "engine.py",
         "model.train(was_training)",
         "model.train(False)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "behind the first evaluation nothing drops out",
     ),
     Fault(
@@ -183,7 +183,7 @@ FAULTS = [
         "engine.py",
         'loss = nn.functional.cross_entropy(logits, labels, reduction="sum")',
         'loss = nn.functional.cross_entropy(logits, labels, reduction="mean")',
-        "test_engine.py",
+        "vision/test_engine.py",
         "the loss depends on the size of batches",
     ),
     Fault(
@@ -191,7 +191,7 @@ FAULTS = [
         "engine.py",
         "torch.tensor(len(labels), device=ranks.device)",
         "torch.tensor(1, device=ranks.device)",
-        "test_engine.py",
+        "vision/test_engine.py",
         "the denominator is not the number of images",
     ),
 ]

@@ -1,0 +1,228 @@
+"""`python -m alphadecay analyze WHAT`: the spectra of a model's weights as a table, CSV, JSON and figures."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alphadecay._version import __version__
+from alphadecay.analysis import Measuring, analyze
+from alphadecay.command.output import CSV, FIGURES, JSON, Measured, check_free, tables, write_all
+from alphadecay.command.sources import BadInput, Source, read_source
+from alphadecay.matrices import MIN_EIGENVALUES, find_matrices
+from alphadecay.qkv import split_qkv
+from alphadecay.records import spectra_of
+from alphadecay.tables import escaped
+from alphadecay.tails import FITS
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+SELECTION = ("exclude", "include", "min_eigenvalues", "split_qkv")
+NAMED = 5  # modules that an error names at most
+WHAT_HELP = (
+    "a timm model name (random weights, or --pretrained); a run folder of the trainers (its newest checkpoint), "
+    "one of its checkpoints/step_..., checkpoints/best or best_ema; a .safetensors file; a folder with "
+    "model.safetensors or its shards, as transformers and timm save them"
+)
+EXAMPLES = """examples:
+  python -m alphadecay analyze deit_tiny_patch16_224                          a table of random weights
+  python -m alphadecay analyze runs/first --output_dir spectra                CSV, JSON and figures too
+  python -m alphadecay analyze runs/first --ema --against runs/first          what the average does
+  python -m alphadecay analyze runs/alphadecay --against runs/uniform         two runs, module by module
+  python -m alphadecay analyze model.safetensors --fit goodness-of-fit --window farms
+  python -m alphadecay analyze deit_tiny_patch16_224 --pretrained --against deit_tiny_patch16_224
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; bad input is one line on standard error.
+
+    Returns:
+        Exit status: 0 done, 2 bad input, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not words:
+        sys.stdout.write(parser.format_help())
+        return 0
+    try:
+        options = parser.parse_args([_underscored(word) for word in words])
+        _analyze(options)
+    except BadInput as error:
+        sys.stderr.write(f"error: {escaped(' '.join(str(error).splitlines()))}\n")
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # whoever read our output has enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path that cannot be
+        sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _underscored(word: str) -> str:
+    """--output-dir as --output_dir, values unchanged."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _parser() -> Any:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise BadInput(message.removeprefix("argument "))
+
+    parser = Parser(
+        prog="python -m alphadecay", description="Spectra of a model's weights.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, title="commands")
+    command = commands.add_parser(
+        "analyze", help="measure the spectrum of each weight matrix", epilog=EXAMPLES, allow_abbrev=False,
+        description="Measure the spectrum of each weight matrix: alpha of its tail, stable rank, quality of the fit.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_options(command)
+    return parser
+
+
+def _add_options(parser: Any) -> None:
+    add = parser.add_argument
+    add("what", metavar="WHAT", help=WHAT_HELP)
+    add("--against", metavar="OTHER", help="compare with this: as WHAT, of the same modules; a name has random weights")
+    add("--output_dir", metavar="DIR", type=Path, help=f"write {CSV}, {JSON} and {FIGURES}/ (PNG and PDF) there")
+    add("--overwrite", action="store_true", help="replace the analysis that is in --output_dir")
+    add("--pretrained", action="store_true", help="WHAT with timm's pretrained weights, from the hub")
+    add("--ema", action="store_true", help="the moving average of WHAT, a checkpoint")
+    add("--seed", type=int, default=0, help="of random weights (default 0)")
+    add("--fit", choices=list(FITS), default="median", help="how the tail is found (default median)")
+    add(
+        "--xmin_pos", type=float, default=2.0, help="for median: 2 fits the upper half, 4 all but a quarter (default 2)"
+    )
+    add("--window", choices=["none", "farms"], default="none",
+        help="farms: alpha of square windows, which does not depend on a matrix' shape (default none)")  # fmt: skip
+    add("--filter_zeros", action="store_true", help="drop eigenvalues of at most 1e-5 before the fit")
+    add("--exclude", nargs="+", default=[], metavar="GLOB", help="modules that stay out, such as 'blocks.0.*'")
+    add("--include", nargs="+", default=[], choices=["stem", "head"], help="what takes part as well")
+    add("--min_eigenvalues", type=int, default=MIN_EIGENVALUES, metavar="N",
+        help=f"matrices with fewer stay out (default {MIN_EIGENVALUES}); lower for narrow layers and LoRA")  # fmt: skip
+    add("--split_qkv", action="store_true", help="analyse q, k and v of a fused projection each on its own")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def _analyze(options: Any) -> None:
+    measuring = _measuring(options)
+    device = _device(options.device)
+    if options.output_dir is not None:
+        try:
+            check_free(options.output_dir, options.overwrite)
+        except OSError as error:  # such as a name that is too long
+            raise BadInput(f"--output_dir {options.output_dir}: cannot be written: {error.strerror}") from error
+    if options.against is not None and options.against == options.what and not (options.ema or options.pretrained):
+        raise BadInput(f"--against {options.against}: is WHAT itself")
+    source = read_source(options.what, pretrained=options.pretrained, seed=options.seed, ema=options.ema)
+    other_source = None if options.against is None else read_source(options.against, seed=options.seed)
+    labels = _labels(source, other_source, options)
+    if other_source is not None:
+        _check_same_modules(source, other_source, options)
+    measured = _measured(source, labels[0], measuring, options, device)
+    other = None if other_source is None else _measured(other_source, labels[1], measuring, options, device)
+    if options.output_dir is not None:
+        settings = vars(measuring) | {key: getattr(options, key) for key in SELECTION}
+        try:
+            write_all(options.output_dir, measured, other, settings | {"device": device})
+        except OSError as error:
+            raise BadInput(f"--output_dir {options.output_dir}: cannot be written: {error.strerror}") from error
+    sys.stdout.write(tables(measured, other) + "\n")
+    if options.output_dir is not None:
+        sys.stdout.write(f"\nwritten: {options.output_dir}/ ({CSV}, {JSON}, {FIGURES}/)\n")
+
+
+def _measuring(options: Any) -> Measuring:
+    window = None if options.window == "none" else options.window
+    if not 1 < options.xmin_pos < float("inf"):
+        raise BadInput(f"--xmin_pos {options.xmin_pos}: must be above 1")
+    if options.min_eigenvalues < 1:
+        raise BadInput(f"--min_eigenvalues {options.min_eigenvalues}: must be at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise BadInput(f"--seed {options.seed}: must be at least 0 and below 2**63")
+    return Measuring(options.fit, options.xmin_pos, window, options.filter_zeros)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.empty(0, device=name).is_meta:
+            raise BadInput(f"--device {name}: holds no values to measure")
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _labels(source: Source, other: Source | None, options: Any) -> tuple[str, str]:
+    """Short names for the figures: the last part of a path, or all of it where both end alike."""
+    mark = " (EMA)" if options.ema else " (pretrained)" if options.pretrained else ""
+    mine, others = (Path(each.what).name or each.what if each else "" for each in (source, other))
+    if other is not None and mine == others:
+        mine, others = source.what, other.what
+    return mine + mark, others
+
+
+def _check_same_modules(source: Source, other: Source, options: Any) -> None:
+    """Raise BadInput, with the differences, unless both have the same matrices that take part."""
+    mine, others = ({m.name: tuple(m.weight.shape) for m in _taking_part(each, options)} for each in (source, other))
+    differing = [
+        f"{name} is {_form(mine.get(name))} here, {_form(others.get(name))} there"
+        for name in dict.fromkeys([*mine, *others])
+        if mine.get(name) != others.get(name)
+    ]
+    if differing:
+        more = f"; {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+        raise BadInput(f"--against {other.what}: has other modules: {'; '.join(differing[:NAMED])}{more}")
+
+
+def _form(shape: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, shape)) if shape else "absent"
+
+
+def _taking_part(source: Source, options: Any) -> list[Any]:
+    """Matrices that take part, of which there is at least one; q, k and v are split if asked for."""
+    if options.split_qkv:
+        try:
+            split_qkv(source.model)
+        except ValueError as error:
+            raise BadInput(f"--split_qkv: {source.what}: {error}") from error
+    try:
+        matrices = find_matrices(source.model, options.exclude, options.min_eigenvalues, options.include)
+    except ValueError as error:
+        raise BadInput(f"{source.what}: --{error}") from error
+    if all(matrix.reason for matrix in matrices):
+        reasons = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:NAMED])
+        raise BadInput(f"{source.what}: no weight matrix takes part ({reasons})")
+    return [matrix for matrix in matrices if not matrix.reason]
+
+
+def _measured(source: Source, label: str, measuring: Measuring, options: Any, device: str) -> Measured:
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # a line every ten seconds in a log
+    total = len(_taking_part(source, options))
+    with tqdm(
+        total=total, desc=f"measuring {label}", unit="matrix", delay=1, leave=False, mininterval=interval,
+        maxinterval=interval, dynamic_ncols=sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        try:
+            records = analyze(
+                source.model.to(device), **vars(measuring), exclude=options.exclude, include=options.include,
+                min_eigenvalues=options.min_eigenvalues, on_record=lambda *_: bar.update(),
+            )  # fmt: skip
+        except ValueError as error:  # weights that are not finite
+            raise BadInput(f"{source.what}: {error}") from error
+    return Measured(source, label, records, spectra_of(records))

@@ -1,0 +1,213 @@
+"""A whole language run: what is particular to text; `runtime/trainer.py` is the rest."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alphadecay.schedule import DecaySchedule
+from llama.engine import LanguageRules, Weighed, backward, evaluate, weighed
+from llama.models import export, flops_per_token
+from llama.sequences import IGNORED, Batch
+from llama.stream import TextStream
+from llama.tokenizers import Tokenizer
+from llama.validation import ValidationBatches
+from runtime.figures import training_curves
+from runtime.learner import Learner
+from runtime.preemption import Preemption
+from runtime.processes import Ranks
+from runtime.reports import show_decay_by_role
+from runtime.runfolder import Row
+from runtime.schedules import Schedules
+from runtime.seeding import random_state, restore_random_state
+from runtime.session import RunOptions, Session
+from runtime.steps import StepPlan, find_bad_values
+from runtime.tables import say, table
+from runtime.trainer import Job, Trainer
+
+PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "V100": 125.0, "4090": 165.0}  # dense 16-bit
+
+SHOWN = ("perplexity", "perplexity_published", "loss", "eval_tokens")
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """What a run consists of, built before anything is written."""
+
+    learner: Learner
+    decay: DecaySchedule
+    rules: LanguageRules
+    schedules: Schedules
+    clip_grad: float | None
+    stream: TextStream
+    validation: ValidationBatches
+    tokenizer: Tokenizer
+    eval_every: int  # optimizer steps
+    last_step: int
+    sharded: bool  # forward passes are joint work of all ranks
+    peak_tflops: float | None  # of one device
+    export_to: Path | None
+
+
+def even_batches(validation: ValidationBatches, sharded: bool, told: Preemption | None = None) -> Iterable[Batch]:
+    """This rank's validation batches; where ranks must work together, as many on each, the last ones empty."""
+
+    def padded() -> Iterator[Batch]:
+        handed_out = 0
+        for batch in validation:
+            handed_out += 1
+            yield batch
+        ids = torch.zeros((1, validation.own.shape[1] - 1), dtype=torch.int64)
+        for _ in range(validation.most_batches - handed_out):
+            yield {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+
+    batches = padded() if sharded else iter(validation)
+    return batches if told is None else told.watched(batches, validation.most_batches)
+
+
+class LanguageTraining(Trainer):
+    """The loop over a stream of text; `session` is None on all but the main process."""
+
+    def __init__(
+        self,
+        task: LanguageTask,
+        options: RunOptions,
+        ranks: Ranks,
+        session: Session | None,
+        state: dict[str, Any],
+        told: Preemption,
+    ) -> None:
+        stream = task.stream
+        plan = StepPlan(backward(task.rules, ranks.device), task.schedules.write, stream.accumulate, task.clip_grad)
+        job = Job(task.learner, task.decay, plan, task.schedules, task.last_step)
+        sequences = stream.batch_size * stream.accumulate * ranks.count
+        self.task = task
+        super().__init__(job, options, ranks, session, state, told, "tok", sequences * stream.max_length, sequences)
+        if "streams" in state:
+            stream.load(state["streams"][ranks.rank])
+
+    def state(self) -> Row:
+        """Where each rank's stream stands."""
+        return {"streams": self.ranks.gather(self.task.stream.state())}
+
+    def batches(self, step: int) -> Iterable[Weighed]:
+        """Up to the next evaluation."""
+        stream, every = self.task.stream, self.task.eval_every
+        steps = min(every - step % every, self.task.last_step - step)
+        return weighed(([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Every --eval_every steps."""
+        return step % self.task.eval_every == 0
+
+    def evaluate(self) -> Row:
+        """Loss and perplexity of validation text."""
+        batches = even_batches(self.task.validation, self.task.sharded, self.told)
+        return dict(evaluate(self.task.learner.plain, batches, self.ranks, self.task.rules))
+
+    def facts(self, step: int) -> Row:
+        """How much text was seen, and how quickly."""
+        counts = self.ranks.gather(dict(self.task.stream.counts))
+        tokens, pads = sum(each["tokens"] for each in counts), sum(each["pads"] for each in counts)
+        speed = tokens / self.train_seconds if self.train_seconds else None
+        facts = {
+            "epoch": min(each["epoch"] for each in counts),
+            "documents_seen": sum(each["documents"] for each in counts),
+            "tokens_seen": tokens,
+            "pad_share": pads / max(1, tokens + pads),
+            "bad_lines": sum(each["bad_lines"] for each in counts),
+            "tokens_per_second": None if speed is None else round(speed, 1),
+        }
+        peak = self.task.peak_tflops or known_peak(self.ranks.device)
+        if peak and speed:
+            per_token = flops_per_token(self.task.learner.plain, self.task.stream.max_length)
+            facts["mfu"] = round(per_token * speed / (peak * 1e12 * self.ranks.count), 4)
+        return facts
+
+    def note_best(self, row: Row, session: Session) -> None:
+        """The lowest loss."""
+        session.note_best("best", row["loss"], row["step"], higher_is_better=False)
+
+    def shown(self, row: Row) -> Row:
+        """Perplexity."""
+        return {"perplexity": f"{row['perplexity']:.2f}"}
+
+    def trace(self, step: int) -> Row:
+        """Where a bad step stopped being finite on this rank, and the documents of the step."""
+        random = random_state()
+        batches, names = self.task.stream.again(step)
+        share = torch.ones((), device=self.ranks.device)
+        pairs = [(batch["input_ids"], batch["labels"], share / batch["labels"].numel()) for batch in batches]
+        finding = find_bad_values(self.task.learner, pairs, self.job.plan.backward, step)
+        restore_random_state(random)
+        return {
+            "module": finding.module,
+            "found": str(finding),
+            "gradients": finding.parameters,
+            "suspects": [names[finding.micro_step][place] for place in finding.samples],
+            "samples": names,
+        }
+
+    def close(self) -> None:
+        """End the stream's thread."""
+        self.task.stream.close()
+
+    def hand_over(self) -> None:
+        """Write the transformers folder if one is wanted."""
+        if self.task.export_to is not None:
+            export(self.task.learner.plain, self.task.tokenizer, self.task.export_to, self.ranks)
+
+    def curves(self, log: Sequence[Row]) -> Any:
+        """Losses, perplexity and learning rate."""
+        return training_curves(log, "perplexity", "validation perplexity")
+
+    def summary(self, session: Session, log: Sequence[Row]) -> Row:
+        """Final and best perplexity, and the text that was seen."""
+        last = log[-1] if log else {}
+        names = [*SHOWN, "tokens_seen", "documents_seen", "pad_share", "bad_lines", "tokens_per_second", "mfu"]
+        best = session.best.get("best", {})
+        return {
+            "step": self.keeper.step,
+            **{name: last[name] for name in names if name in last},
+            "best_loss": best.get("value"),
+            "best_loss_step": best.get("step"),
+        }
+
+    def show(self, summary: Row, ledger: Sequence[Row]) -> None:
+        """Perplexity, decay by role, and speed."""
+        show_perplexity(summary)
+        show_decay_by_role(ledger, self.job.decay.metric)
+        utilisation = f", MFU {100 * summary['mfu']:.1f} %" if summary.get("mfu") else ""
+        speed = f"{summary.get('tokens_per_second') or 0:,.0f} tokens/s{utilisation}"
+        say(
+            f"\n{summary['step']} steps, {summary.get('tokens_seen', 0):,} tokens, {summary['seconds']:.1f} s, "
+            f"{speed}, {summary['decay_seconds']:.2f} s for decay"
+        )
+
+
+def show_perplexity(found: Row) -> None:
+    """Print the figures of an evaluation."""
+    say("\n" + table(["perplexity", "as published", "loss", "tokens"], [[found.get(name) for name in SHOWN]]))
+
+
+def known_peak(device: torch.device) -> float | None:
+    """Dense 16-bit TFLOP/s of common GPUs; None for others and CPUs."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def sharded_layers(model: nn.Module) -> nn.Module:
+    """The model with FSDP2: each block of layers, then the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block)
+    fully_shard(model)
+    return model

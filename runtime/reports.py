@@ -1,0 +1,61 @@
+"""What both trainers print of their decays: means by role, and the parameter groups."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+
+from alphadecay.groups import effective_decay
+from alphadecay.ledger import refreshes
+from alphadecay.matrices import find_matrices
+from alphadecay.qkv import parameter_names
+from alphadecay.schedule import DecaySchedule
+from runtime.runfolder import Row
+from runtime.tables import say, table
+
+
+def show_decay_by_role(ledger: Sequence[Row], score: str) -> None:
+    """Print means of the score and of decay by role at the last refresh, if there was one."""
+    assigned = refreshes(ledger)
+    if assigned:
+        last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
+        say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
+        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], role_means(last)))
+
+
+def role_means(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Role, number of modules, and the means of score, decay and multiplier."""
+    by_role: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_role.setdefault(row["role"], []).append(row)
+    means = []
+    for role, members in by_role.items():
+        scores = [row["score"] for row in members if row["score"] is not None]
+        decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
+        means.append([role or "all modules", len(members), fmean(scores) if scores else None, decays, multipliers])
+    return means
+
+
+def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
+    """Print every parameter with its group, shape, learning-rate scale, decay as last refreshed, and why."""
+    names = parameter_names(plain)
+    records = {r.name: r for r in decay.records}
+    reasons = {id(m.weight): m.reason for m in find_matrices(plain)}
+    rows = []
+    for group in decay.optimizer.param_groups:
+        record = records.get(group["decay_name"])
+        for p in group["params"]:
+            if record is not None and record.alpha is not None:
+                why = f"alpha {record.alpha:.3f}: {group['decay_multiplier']:.3f} x base"
+            elif group["static_multiplier"] == 0:
+                why = "norm, bias, position or token"
+            else:
+                why = (record.note if record else reasons.get(id(p))) or "base"
+            shape = "x".join(map(str, p.shape)) or "scalar"
+            scale = group.get("lr_scale", 1.0)
+            rows.append([names[id(p)], group["decay_name"], shape, scale, effective_decay(group), why])
+    say(table(["parameter", "group", "shape", "lr scale", "decay", "why"], rows))
+    frozen = sum(not p.requires_grad for p in plain.parameters())
+    groups = len(decay.optimizer.param_groups)
+    say(f"\n{len(rows)} trainable parameters in {groups} groups, each in exactly one; {frozen} frozen")

@@ -1,0 +1,210 @@
+"""`optimizer.state_dict()` alone resumes the decay to the last bit; a state that does not fit says what to do."""
+
+import io
+
+import pytest
+import torch
+from recipes import block_model
+from timm.optim import create_optimizer_v2
+
+import alphadecay
+from alphadecay.ledger import ledger_rows
+from optim_factory import build_decay
+from runtime.decay_options import DecayOptions
+
+OPTIMIZERS = {
+    "sgd with momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
+    "timm lion": lambda p: create_optimizer_v2(p, opt="lion", lr=1e-3, weight_decay=0.1),
+    "timm lamb": lambda p: create_optimizer_v2(p, opt="lamb", lr=1e-2, weight_decay=0.1),
+    "timm muon": lambda p: create_optimizer_v2(p, opt="muon", lr=1e-2, weight_decay=0.1),
+    "lookahead": lambda p: create_optimizer_v2(p, opt="lookahead_adamw", lr=1e-2, weight_decay=0.1),
+}
+
+
+def setup(optimizer="adamw foreach", kind=alphadecay.AlphaDecay, groups=False, interval=4, **options):
+    model = block_model()
+    optimizer = OPTIMIZERS[optimizer](alphadecay.param_groups(model, 0.1) if groups else model.parameters())
+    return model, optimizer, kind(model, optimizer, interval, **options)
+
+
+def take_steps(model, optimizer, first, last):
+    for step in range(first, last):
+        optimizer.zero_grad()
+        model(torch.randn(8, 60, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+
+
+def saved(model, optimizer):
+    """Weights and optimizer as a file gives them back to a loader that trusts nobody."""
+    file = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+KINDS = {
+    "awd": (alphadecay.AWD, {"scale": 50.0}),
+    "adadecay": (alphadecay.AdaDecay, {"interval": 4}),
+    "adadecay per entry": (alphadecay.AdaDecayPerEntry, {}),
+    "cautious": (alphadecay.AlphaDecay, {"interval": 4, "cautious": True}),
+    "cautious uniform": (alphadecay.UniformDecay, {"cautious": True}),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_resumes_to_the_same_bits(name, fused):
+    kind, options = KINDS[name]
+
+    def run(*parts):
+        state = None
+        for first, last in zip((0, *parts), (*parts, 7), strict=True):
+            model = block_model()
+            optimizer = torch.optim.AdamW(alphadecay.param_groups(model, 0.1), lr=1e-2, fused=fused)
+            decay = kind(model, optimizer, **options)
+            if state:
+                model.load_state_dict(state[0])
+                optimizer.load_state_dict(state[1])
+            take_steps(model, optimizer, first, last)
+            state = saved(model, optimizer)
+        return model, decay.multipliers
+
+    whole, multipliers = run()
+    again, again_multipliers = run(3)
+    assert again_multipliers == multipliers
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop", range(3, 9))
+def test_resuming_while_spectra_are_measured_beside_training_gives_the_same_bits_and_ledger(stop):
+    def run(*parts):
+        ledger, state = [], None
+        for first, last in zip((0, *parts), (*parts, 11), strict=True):
+            model, optimizer, decay = setup(lag=2, on_refresh=lambda schedule: ledger.extend(ledger_rows(schedule)))
+            if state:
+                model.load_state_dict(state[0])
+                optimizer.load_state_dict(state[1])
+            take_steps(model, optimizer, first, last)
+            state = saved(model, optimizer)
+        return model, decay.multipliers, ledger
+
+    whole, multipliers, ledger = run()
+    again, again_multipliers, again_ledger = run(stop)
+    assert again_multipliers == multipliers and again_ledger == ledger
+    assert [row["step"] for row in ledger[::6]] == [0, 6, 10]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resuming_gives_the_same_bits(name, groups):
+    for stop in (3, 4):  # before and at a refresh
+        whole, optimizer, decay = setup(name, groups=groups)
+        take_steps(whole, optimizer, 0, 8)
+        first, first_optimizer, _ = setup(name, groups=groups)
+        take_steps(first, first_optimizer, 0, stop)
+        weights, state = saved(first, first_optimizer)
+        last, last_optimizer, last_decay = setup(name, groups=groups)
+        last.load_state_dict(weights)
+        last_optimizer.load_state_dict(state)
+        assert last_decay.step == stop
+        take_steps(last, last_optimizer, stop, 8)
+        assert last_decay.multipliers == decay.multipliers and len(set(decay.multipliers.values())) > 1
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), last.parameters(), strict=True))
+
+
+def state_of(**options):
+    model, optimizer, _ = setup(**options)
+    take_steps(model, optimizer, 0, 2)
+    return optimizer.state_dict()
+
+
+def test_groups_that_were_split_differently_say_what_to_do():
+    _, optimizer, _ = setup(groups=True)
+    with pytest.raises(
+        ValueError, match=r"has 7 groups, the optimizer 8; .* Build the optimizer and the decay schedule"
+    ):
+        optimizer.load_state_dict(state_of(groups=False))
+
+
+def test_other_names_are_told_apart():
+    model = block_model()
+    model.add_module("layers", model.blocks)
+    del model.blocks
+    model.add_module("out", model.head)
+    del model.head
+    optimizer = OPTIMIZERS["adamw foreach"](model.parameters())
+    alphadecay.AlphaDecay(model, optimizer)
+    with pytest.raises(ValueError, match="'blocks.0.proj' was saved where 'layers.0.proj' is now.* same model"):
+        optimizer.load_state_dict(state_of())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "sentence"),
+    [
+        (alphadecay.UniformDecay, alphadecay.AlphaDecay, "saved under uniform decay, and alphadecay decay is attached"),
+        (alphadecay.AlphaDecay, alphadecay.UniformDecay, "saved under alphadecay decay, and uniform decay is attached"),
+    ],
+)
+def test_the_state_of_another_kind_of_decay_says_what_to_do(before, now, sentence):
+    state = state_of(kind=before)
+    _, optimizer, _ = setup(kind=now)
+    untouched = optimizer.state_dict()
+    with pytest.raises(ValueError, match=f"{sentence}.* Attach the kind that saved it; or set `takes_over = True`"):
+        optimizer.load_state_dict(state)
+    assert optimizer.state_dict() == untouched
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_another_kind_takes_over_when_told_to_and_refreshes_at_once(frozen):
+    state = state_of(kind=alphadecay.UniformDecay)
+    refreshed = []
+    model, optimizer, decay = setup(frozen=frozen, interval=4, on_refresh=lambda decay: refreshed.append(decay.step))
+    decay.takes_over = True
+    optimizer.load_state_dict(state)
+    take_steps(model, optimizer, 2, 5)
+    assert refreshed == [2, 4] and len(set(decay.multipliers.values())) > 1
+    assert state["param_groups"][0]["decay_kind"] == "uniform"  # the caller's own is left as it was
+
+
+def test_another_kind_takes_over_from_one_that_was_detached():
+    model, optimizer, decay = setup()
+    take_steps(model, optimizer, 0, 2)
+    decay.detach()
+    alphadecay.UniformDecay(model, optimizer)
+    take_steps(model, optimizer, 2, 3)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+
+
+def test_the_trainer_leaves_it_to_its_own_check_whether_decay_may_change():
+    model = block_model()
+    optimizer = OPTIMIZERS["adamw fused"](alphadecay.param_groups(model, 0.1))
+    build_decay(DecayOptions(decay="alphadecay"), model, optimizer, seed=0)
+    optimizer.load_state_dict(state_of(kind=alphadecay.UniformDecay, groups=True))
+
+
+def test_a_state_from_before_kinds_were_noted_resumes_as_it_did():
+    state = state_of()
+    for group in state["param_groups"]:
+        del group["decay_kind"]
+    refreshed = []
+    model, optimizer, _ = setup(on_refresh=lambda decay: refreshed.append(decay.step))
+    optimizer.load_state_dict(state)
+    take_steps(model, optimizer, 2, 5)
+    assert refreshed == [4]
+
+
+def test_a_state_without_alphadecay_is_loaded_before_it_is_attached():
+    model = block_model()
+    optimizer = OPTIMIZERS["adamw foreach"](model.parameters())
+    take_steps(model, optimizer, 0, 2)
+    state = optimizer.state_dict()
+    _, other, _ = setup()
+    with pytest.raises(ValueError, match="saved without alphadecay. Load it into the optimizer before constructing"):
+        other.load_state_dict(state)
+    resumed = OPTIMIZERS["adamw foreach"](model.parameters())
+    resumed.load_state_dict(state)
+    assert alphadecay.AlphaDecay(model, resumed).step == 0
+    take_steps(model, resumed, 2, 4)
+    assert all(float(resumed.state[p]["step"]) == 4 for p in model.parameters())

@@ -1,0 +1,115 @@
+"""The timm model of a run and its moving average."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch import nn
+
+import alphadecay
+from runtime.checkpoints import find_checkpoint
+from runtime.errors import UserError
+from runtime.tables import say
+from vision.options import EmaOptions, ModelOptions, parse_keywords
+
+
+def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:
+    """A timm model for so many classes and pixels; without `new_head` its weights must come with a head for them.
+
+    Raises:
+        UserError: If timm does not know the model, the model does not take what it is given, or has no fused qkv
+            that is to be split.
+    """
+    name = options.model
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise UserError(f"--model {name}: timm {timm.__version__} has no such model; close: {', '.join(close) or '-'}")
+    config = timm.get_pretrained_cfg(name)
+    keywords: dict[str, Any] = {"num_classes": classes}
+    if config is not None and config.fixed_input_size and input_size != config.input_size[-1]:
+        keywords["img_size"] = input_size
+    if options.drop_path:
+        keywords["drop_path_rate"] = options.drop_path
+    keywords |= parse_keywords(options.model_kwargs)
+    given = " ".join(f"{key}={value}" for key, value in keywords.items())
+    try:
+        model = timm.create_model(name, **keywords)
+    except Exception as error:  # the models' own checks, and whatever absurd values lead to
+        raise UserError(f"--model {name} does not accept {given}: {error}") from error
+    if options.pretrained or options.finetune:
+        model = _start_from(options, keywords, new_head)
+    if options.split_qkv:
+        try:
+            alphadecay.split_qkv(model)
+        except ValueError as error:
+            raise UserError(f"--split_qkv: {error}") from error
+    return model.to(memory_format=torch.channels_last) if options.channels_last else model
+
+
+def _start_from(options: ModelOptions, keywords: dict[str, Any], new_head: bool) -> nn.Module:
+    """The model with timm's pretrained weights or those of a file; a head for other classes stays as initialised.
+
+    timm adapts position embeddings to the input size and the stem to the input channels.
+    """
+    config = timm.get_pretrained_cfg(options.model)
+    source, overlay, classes = "--pretrained", None, config.num_classes if config is not None else None
+    if options.finetune:
+        source = f"--finetune {options.finetune}"
+        weights = read_weights(Path(options.finetune))
+        head = config.classifier if config is not None else None
+        head_name = head if isinstance(head, str) else (head[0] if head else "head")
+        head_weight = weights.get(f"{head_name}.weight")
+        classes = None if head_weight is None else len(head_weight)
+        overlay = {"state_dict": weights, "num_classes": classes or keywords["num_classes"], "custom_load": False}
+    if classes != keywords["num_classes"] and not new_head:
+        raise UserError(f"{source}: has a head for {classes} classes, the data have {keywords['num_classes']}")
+    if classes != keywords["num_classes"] and os.environ.get("RANK", "0") == "0":
+        say(f"{source}: the head is new: theirs has {classes or 'no'} classes, the data {keywords['num_classes']}")
+    try:
+        return timm.create_model(options.model, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
+    except Exception as error:  # no network, no such weights, weights of another model: timm raises all kinds
+        said = [line.strip() for line in str(error).splitlines()]
+        why = said[1] if len(said) > 1 and said[0].startswith("Error(s)") else said[0]  # the weights' names
+        raise UserError(f"{source}: cannot be loaded into {options.model}: {_shortened(why)}") from error
+
+
+def _shortened(names: str) -> str:
+    """Keys that torch lists, or any other message, cut after three of them."""
+    parts = names.split(", ")
+    return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from safetensors, a .pth file or a checkpoint folder of ours; no code in it is run.
+
+    Raises:
+        UserError: If there is no such file, or it holds anything but tensors.
+    """
+    if path.is_dir():
+        checkpoint, _ = find_checkpoint(path)
+        return checkpoint.model_weights()
+    if not path.is_file():
+        raise UserError(f"--finetune {path}: {'is no regular' if path.exists() else 'no such'} file")
+    try:
+        safe = path.suffix == ".safetensors"
+        loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or malicious file makes the readers raise
+        raise UserError(f"--finetune {path}: holds no weights, or more than weights; refused") from error
+    for key in ("state_dict", "model"):
+        loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
+    tensors = isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())
+    if not loaded or not tensors or not all(isinstance(name, str) for name in loaded):
+        raise UserError(f"--finetune {path}: is no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def build_ema(options: EmaOptions, model: nn.Module) -> ModelEmaV3 | None:
+    """timm's moving average of a model, on the model's device; None where it is off."""
+    if not options.model_ema:
+        return None
+    return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)

@@ -1,0 +1,186 @@
+"""A whole vision run: what is particular to images; `runtime/trainer.py` is the rest."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from alphadecay.schedule import DecaySchedule
+from datasets import Batch, ImageData
+from engine import Precision, StepRules, evaluate, step_plan
+from runtime.decay_options import DecayOptions
+from runtime.figures import training_curves
+from runtime.learner import Learner
+from runtime.preemption import Preemption
+from runtime.processes import Ranks
+from runtime.reports import show_decay_by_role
+from runtime.runfolder import Row
+from runtime.schedules import Schedules, schedules_of
+from runtime.seeding import random_state, restore_random_state
+from runtime.session import RunOptions, Session
+from runtime.steps import find_bad_values
+from runtime.tables import say, table
+from runtime.trainer import Job, Trainer
+from vision.loaders import EvalLoader, TrainLoader
+from vision.options import VisionOptimizerOptions
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run consists of, built before anything is written."""
+
+    learner: Learner
+    decay: DecaySchedule
+    rules: StepRules
+    train: TrainLoader
+    validation: EvalLoader
+    evaluate_ema: bool
+    last_step: int  # optimizer step at which the run stops
+    data: ImageData
+
+
+def evaluate_all(
+    model: nn.Module,
+    averaged: nn.Module | None,
+    validation: EvalLoader,
+    ranks: Ranks,
+    precision: Precision,
+    told: Preemption | None = None,
+) -> Row:
+    """Validation figures of the raw weights and, under names ending in _ema, of their average if there is one.
+
+    Raises:
+        Preempted: If `told` is given and the run is told to end.
+    """
+
+    def batches() -> Iterable[Batch]:
+        return validation if told is None else told.watched(validation, validation.most_batches)
+
+    found: Row = dict(evaluate(model, batches(), ranks, precision))
+    if averaged is not None:
+        found |= {f"{name}_ema": value for name, value in evaluate(averaged, batches(), ranks, precision).items()}
+    return found
+
+
+def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_per_epoch: int) -> Schedules:
+    """Schedules counted in optimizer steps; a run may end inside its warm-up."""
+    by_steps = options.warmup_steps >= 0
+    warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch
+    total = options.epochs * steps_per_epoch
+    return schedules_of(options, decay, total, warmup)
+
+
+class Training(Trainer):
+    """The loop over epochs; `session` is None on all but the main process."""
+
+    def __init__(
+        self,
+        task: Task,
+        options: RunOptions,
+        ranks: Ranks,
+        session: Session | None,
+        state: dict[str, Any],
+        told: Preemption,
+    ) -> None:
+        rules = task.rules
+        job = Job(task.learner, task.decay, step_plan(rules, ranks), rules.schedules, task.last_step)
+        self.task = task
+        images = task.train.batches.images_a_step
+        super().__init__(job, options, ranks, session, state, told, "img", images, images)
+
+    def batches(self, step: int) -> Iterable[Batch]:
+        """Those of the epoch that are left."""
+        epoch, done = divmod(step, self.task.train.steps)
+        return self.task.train.epoch(epoch, done * self.task.rules.accumulate)
+
+    def evaluates_after(self, step: int) -> bool:
+        """At the end of each epoch."""
+        return step % self.task.train.steps == 0
+
+    def evaluate(self) -> Row:
+        """Raw and EMA weights."""
+        task, learner = self.task, self.task.learner
+        averaged = learner.averaged if task.evaluate_ema else None
+        return evaluate_all(learner.plain, averaged, task.validation, self.ranks, task.rules.precision, self.told)
+
+    def facts(self, step: int) -> Row:
+        """The epoch."""
+        return {"epoch": (step - 1) // self.task.train.steps}
+
+    def note_best(self, row: Row, session: Session) -> None:
+        """Raw and EMA accuracy."""
+        session.note_best("best", row["acc1"], row["step"], higher_is_better=True)
+        session.note_best("best_ema", row.get("acc1_ema"), row["step"], higher_is_better=True)
+
+    def shown(self, row: Row) -> Row:
+        """Accuracies."""
+        return {name: f"{row[name]:.1f}" for name in ("acc1", "acc1_ema") if name in row}
+
+    def trace(self, step: int) -> Row:
+        """Where a bad step stopped being finite on this rank, and the images of the step by file or index."""
+        task, random = self.task, random_state()
+        batches, keys = task.train.again(step, task.rules.accumulate)
+        finding = find_bad_values(task.learner, batches, self.job.plan.backward, step)
+        restore_random_state(random)
+        micro_batch = keys[finding.micro_step]
+        return {
+            "module": finding.module,
+            "found": str(finding),
+            "gradients": finding.parameters,
+            "suspects": [task.train.name_of(micro_batch[place]) for place in finding.samples],
+            "samples": [[task.train.name_of(key) for key in batch] for batch in keys],
+        }
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self.task.train.close()
+        self.task.validation.close()
+
+    def curves(self, log: Sequence[Row]) -> Any:
+        """Losses, accuracy and learning rate."""
+        return training_curves(log, "acc1", "top-1 accuracy in %")
+
+    def show(self, summary: Row, ledger: Sequence[Row]) -> None:
+        """Accuracies and decay by role."""
+        show_summary(summary, ledger, self.job.decay.metric)
+
+    def summary(self, session: Session, log: Sequence[Row]) -> Row:
+        """Final and best accuracies of raw and EMA weights."""
+        last = log[-1] if log else {}
+        names = ("acc1", "acc5", "loss", "acc1_ema", "acc5_ema", "loss_ema")
+        best = {f"best_acc1{k[4:]}": v["value"] for k, v in session.best.items()}
+        best_steps = {f"best_acc1{k[4:]}_step": v["step"] for k, v in session.best.items()}
+        return {
+            "step": self.keeper.step,
+            **best,
+            **best_steps,
+            **{name: last[name] for name in names if name in last},
+            "bad_images": len(self.task.train.bad.seen | self.task.validation.bad.seen),
+            "converted_images": len(self.task.train.bad.converted | self.task.validation.bad.converted),
+        }
+
+
+def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
+    """Print accuracies of raw and EMA weights, and means of the score and of decay by role at the last refresh."""
+    rows = []
+    for label, suffix in (("raw weights", ""), ("EMA weights", "_ema")):
+        if f"acc1{suffix}" in summary:
+            keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
+            rows.append([label, *(summary.get(key) for key in keys)])
+    say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
+    show_decay_by_role(ledger, score)
+    say(
+        f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
+        f"in training, {summary['decay_seconds']:.2f} s for decay"
+    )
+
+
+def show_evaluation(found: Row) -> None:
+    """Print validation figures of raw and EMA weights."""
+    rows = [
+        [label, found[f"acc1{suffix}"], found[f"acc5{suffix}"], found[f"loss{suffix}"]]
+        for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
+        if f"acc1{suffix}" in found
+    ]
+    say(table(["", "top-1 %", "top-5 %", "loss"], rows))
