@@ -8,9 +8,10 @@ import sys
 
 from comparison.options import PRESETS, CompareOptions, read_options
 from runtime.errors import Preempted, RunsFailed, UserError, exit_status
+from runtime.extras import require_extra
 
 if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
+    if mistaken := exit_status(lambda: (read_options(sys.argv[1:]), require_extra("compare.py", "train"))):
         sys.exit(mistaken)
 
 import runtime.openmp  # noqa: F401  before torch
@@ -21,7 +22,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -34,8 +34,6 @@ from comparison.marks import check_same, claim, forget_failure
 from comparison.results import BROKEN, DAMAGED, FINISHED, WAITING, Run, at_rest, read_runs
 from comparison.running import places, rehearse
 from runtime.tables import say
-
-NEEDS = ("yaml", "submitit", "rich", "scipy", "statsmodels", "jinja2")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Machine:
 def main() -> None:
     """Check the whole comparison, bring its runs to their end, and report."""
     options = read_options(sys.argv[1:])
-    require_extra()
+    require_extra("compare.py", "compare")
     grid = read_grid(PRESETS[options.preset] if options.preset else Path(options.config))
     root = Path(options.output_dir or f"runs/compare_{grid.source.stem}").absolute()
     machine = this_machine(options, grid)
@@ -71,13 +69,6 @@ def main() -> None:
     with ended_by_signals():
         take_to_the_end(grid, runs, root, machine, options.submit)
     require_finished(report(grid, root))
-
-
-def require_extra() -> None:
-    """Raise UserError if a package is lacking that comparisons need."""
-    lacking = [name for name in NEEDS if find_spec(name) is None]
-    if lacking:
-        raise UserError(f"compare.py needs {', '.join(lacking)}: pip install '.[compare]'")
 
 
 def this_machine(options: CompareOptions, grid: Grid) -> Machine:

@@ -8,9 +8,10 @@ import sys
 
 from llama.options import OPTION_CLASSES, LanguageModelOptions, Options, read_options
 from runtime.errors import UserError, exit_status
+from runtime.extras import require_extra
 
 if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := exit_status(lambda: read_options(sys.argv[1:])):
+    if mistaken := exit_status(lambda: (read_options(sys.argv[1:]), require_extra("main_llama.py", "train"))):
         sys.exit(mistaken)
 
 import runtime.openmp  # noqa: F401  before torch

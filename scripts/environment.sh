@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv with this project and the given extras in it, or reuse the one that is there.
+# Make .venv with this project, what the trainers need and the given extras in it, or reuse the one that is there.
 #   bash scripts/environment.sh digits
 # PYTHON=python3.12 chooses the interpreter; TORCH="torch==2.7.0 torchvision==0.22.0" chooses the releases.
 set -euo pipefail
@@ -42,5 +42,5 @@ if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
   "$python" -m venv .venv || fail "$python cannot make virtual environments; on Debian: apt install python3-venv"
 fi
 install_torch
-.venv/bin/python -m pip install -q -e ".[$extras]"
+.venv/bin/python -m pip install -q -e ".[train,$extras]"
 echo "$made $extras" >>.venv/alphadecay-stamp

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # whoever read our output has enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: analyze needs {error.name}: pip install '.[analyze]'\n")
+        return EXIT_BAD_INPUT
     except OSError as error:  # of a path that cannot be
         sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
         return EXIT_BAD_INPUT

@@ -92,7 +92,7 @@ def test_what_no_run_could_do_is_said_before_any_starts(old, new, said, grid, tm
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "find_spec", lambda name: None if name == "rich" else object())
+    monkeypatch.setattr("runtime.extras.find_spec", lambda name: None if name == "rich" else object())
     assert call("--preset", "smoke", monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().err == "error: compare.py needs rich: pip install '.[compare]'\n"
 
