@@ -13,12 +13,14 @@ from tiny import ROOT
 README = (ROOT / "README.md").read_text()
 # Refuses a program what is installed here but would not be there, and our other rooms.
 GUARD = """import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 REFUSED, FOLDER = {refused!r}, {folder!r}
 class Guard:
     def find_spec(self, name, path=None, target=None):
         if path is None and name.split(".")[0] in REFUSED:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Guard())
+            return None
+        return PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Guard()]
 sys.path.insert(0, FOLDER)
 """
 
