@@ -17,7 +17,7 @@ from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.schedules import Schedules
 from runtime.seeding import seeded
-from runtime.steps import Backward, StepPlan, take_steps
+from runtime.steps import Backward, StepPlan, grouped, take_step
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,26 @@ def train_one_epoch(
     after_step: Callable[[int, Tensor | None], bool | None],
     on_bad_step: Callable[[int], None],
 ) -> None:
-    """Take optimizer steps until the batches are used up; see `runtime.steps.take_steps`."""
-    take_steps(learner, batches, step_plan(rules, ranks), first_step, gate, after_step, on_bad_step)
+    """Take optimizer steps until the batches are used up.
+
+    Args:
+        learner: What is trained.
+        batches: Micro-batches of this rank, `rules.accumulate` for each optimizer step.
+        rules: How a step is taken.
+        ranks: The process group.
+        first_step: Optimizer steps taken before.
+        gate: Decides whether an update may happen.
+        after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
+            device; None where the update was left out); no more steps are taken if it returns True.
+        on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
+            training goes on with the next batch if it returns.
+    """
+    plan = step_plan(rules, ranks)
+    learner.model.train()
+    for step, micro_batches in enumerate(grouped(batches, plan.accumulate), first_step):
+        loss = take_step(learner, micro_batches, plan, step, gate, on_bad_step)
+        if after_step(step + 1, loss):
+            return
 
 
 def step_plan(rules: StepRules, ranks: Ranks) -> StepPlan:

@@ -7,11 +7,11 @@ torchrun --nproc_per_node=2 main.py ...
 import sys
 
 from runtime.errors import exit_status
-from runtime.extras import require_extra
+from runtime.extras import answered
 from vision.options import OPTION_CLASSES, DataOptions, Options, read_options
 
 if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := exit_status(lambda: (read_options(sys.argv[1:]), require_extra("main.py", "train"))):
+    if mistaken := answered("main.py", read_options, sys.argv[1:]):
         sys.exit(mistaken)
 
 import runtime.openmp  # noqa: F401  before torch

@@ -8,10 +8,10 @@ import sys
 
 from llama.options import OPTION_CLASSES, LanguageModelOptions, Options, read_options
 from runtime.errors import UserError, exit_status
-from runtime.extras import require_extra
+from runtime.extras import answered
 
 if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := exit_status(lambda: (read_options(sys.argv[1:]), require_extra("main_llama.py", "train"))):
+    if mistaken := answered("main_llama.py", read_options, sys.argv[1:]):
         sys.exit(mistaken)
 
 import runtime.openmp  # noqa: F401  before torch

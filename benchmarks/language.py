@@ -7,7 +7,7 @@
 --data is a folder in C4's format; tokenizers are bytes, or bpe (8,000 tokens, trained on the data here). Useful tokens
 are those that are predicted: neither pads nor what stands in front of every sequence.
 
-ours: `runtime.steps.take_steps` with what `main_llama.build_task` makes. Reading, shuffling, tokenizing and packing
+ours: `llama.engine.train_steps` with what `main_llama.build_task` makes. Reading, shuffling, tokenizing and packing
 happen meanwhile in our thread and are charged to us, the next batch included. The gradient's norm is computed.
 plain, padded: as the published program steps. One document a sequence, cut and padded, with the tokenizer's attention
 mask; the model computes the loss; torch's AdamW with its defaults and a LambdaLR; the loss is waited for at each step.
@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
 from llama.data import TextOptions, open_text, train_stream
-from llama.engine import backward, count, weighed
+from llama.engine import backward, count, train_steps, weighed
 from llama.models import LanguageModelOptions, build_model
 from llama.sequences import IGNORED, Batch
 from llama.tokenizers import load_tokenizer
@@ -48,7 +48,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.session import AMP_DTYPES
-from runtime.steps import StepPlan, take_steps
+from runtime.steps import StepPlan
 from runtime.tables import say, table
 
 INTERVAL, REFRESHES = 500, 5  # optimizer steps between refreshes; how many are timed
@@ -188,7 +188,7 @@ def our_side(setting: Setting, *more: str) -> tuple[Side, Any]:
         nonlocal taken
         began = setting.clock()
         micro_batches = weighed([[task.stream.next() for _ in range(task.stream.accumulate)]], ALONE)
-        take_steps(task.learner, micro_batches, plan, taken, gate, lambda *_: None, on_bad_step)
+        train_steps(task.learner, micro_batches, plan, taken, gate, lambda *_: None, on_bad_step)
         taken += 1
         task.stream._prepared()  # the next batch, which else would be made in another side's turn
         return useful / (setting.clock() - began)

@@ -1,7 +1,7 @@
 """Language training steps, and perplexity over every validation token once."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from llama.sequences import IGNORED, Batch
 from runtime.errors import NonFiniteError
+from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
-from runtime.steps import Backward
+from runtime.steps import Backward, StepPlan, grouped, take_step
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,23 @@ def backward(rules: LanguageRules, device: torch.device) -> Backward:
         return loss.detach()
 
     return add_gradients
+
+
+def train_steps(
+    learner: Learner,
+    batches: Iterable[Weighed],
+    plan: StepPlan,
+    first_step: int,
+    gate: FiniteGate,
+    after_step: Callable[[int, Tensor | None], bool | None],
+    on_bad_step: Callable[[int], None],
+) -> None:
+    """Take optimizer steps until the batches are used up; the arguments are those of `engine.train_one_epoch`."""
+    learner.model.train()
+    for step, micro_batches in enumerate(grouped(batches, plan.accumulate), first_step):
+        loss = take_step(learner, micro_batches, plan, step, gate, on_bad_step)
+        if after_step(step + 1, loss):
+            return
 
 
 @torch.no_grad()

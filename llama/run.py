@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alphadecay.schedule import DecaySchedule
-from llama.engine import LanguageRules, Weighed, backward, evaluate, weighed
+from llama.engine import LanguageRules, backward, evaluate, train_steps, weighed
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
@@ -81,8 +81,10 @@ class LanguageTraining(Trainer):
         told: Preemption,
     ) -> None:
         stream = task.stream
-        plan = StepPlan(backward(task.rules, ranks.device), task.schedules.write, stream.accumulate, task.clip_grad)
-        job = Job(task.learner, task.decay, plan, task.schedules, task.last_step)
+        self.plan = StepPlan(
+            backward(task.rules, ranks.device), task.schedules.write, stream.accumulate, task.clip_grad
+        )
+        job = Job(task.learner, task.decay, task.schedules, task.last_step)
         sequences = stream.batch_size * stream.accumulate * ranks.count
         self.task = task
         super().__init__(job, options, ranks, session, state, told, "tok", sequences * stream.max_length, sequences)
@@ -93,11 +95,12 @@ class LanguageTraining(Trainer):
         """Where each rank's stream stands."""
         return {"streams": self.ranks.gather(self.task.stream.state())}
 
-    def batches(self, step: int) -> Iterable[Weighed]:
-        """Up to the next evaluation."""
-        stream, every = self.task.stream, self.task.eval_every
+    def take_steps(self, step: int) -> None:
+        """Train up to the next evaluation."""
+        stream, every, keeper = self.task.stream, self.task.eval_every, self.keeper
         steps = min(every - step % every, self.task.last_step - step)
-        return weighed(([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks)
+        batches = weighed(([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks)
+        train_steps(self.task.learner, batches, self.plan, step, keeper.gate, self.after_step, keeper.bad_step)
 
     def evaluates_after(self, step: int) -> bool:
         """Every --eval_every steps."""
@@ -141,7 +144,7 @@ class LanguageTraining(Trainer):
         batches, names = self.task.stream.again(step)
         share = torch.ones((), device=self.ranks.device)
         pairs = [(batch["input_ids"], batch["labels"], share / batch["labels"].numel()) for batch in batches]
-        finding = find_bad_values(self.task.learner, pairs, self.job.plan.backward, step)
+        finding = find_bad_values(self.task.learner, pairs, self.plan.backward, step)
         restore_random_state(random)
         return {
             "module": finding.module,

@@ -1,4 +1,4 @@
-"""Optimizer steps as every trainer takes them: micro-steps, clipping, the gate, the update, the moving average."""
+"""An optimizer step as every trainer takes it: micro-steps, clipping, the gate, the update, the moving average."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,53 +26,48 @@ class StepPlan:
     clip_grad: float | None  # largest norm of the gradient
 
 
-def take_steps(
+def take_step(
     learner: Learner,
-    batches: Iterable[Any],
+    micro_batches: Sequence[Any],
     plan: StepPlan,
-    first_step: int,
+    step: int,
     gate: FiniteGate,
-    after_step: Callable[[int, Tensor | None], bool | None],
     on_bad_step: Callable[[int], None],
-) -> None:
-    """Take optimizer steps until the batches are used up.
+) -> Tensor | None:
+    """Take one optimizer step.
 
     Args:
-        learner: What is trained.
-        batches: Micro-batches of this rank, `plan.accumulate` for each optimizer step.
+        learner: What is trained, in training mode.
+        micro_batches: Those of this rank, `plan.accumulate` of them.
         plan: How a step is taken.
-        first_step: Optimizer steps taken before.
+        step: Optimizer steps taken before.
         gate: Decides whether an update may happen.
-        after_step: Called with the number of steps taken and the step's mean loss on this rank (a tensor on the
-            device; None where the update was left out); no more steps are taken if it returns True.
         on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
             training goes on with the next batch if it returns.
+
+    Returns:
+        The step's mean loss on this rank, a tensor on the device; None where the update was left out.
     """
-    learner.model.train()
-    step = first_step
-    for micro_batches in grouped(batches, plan.accumulate):
-        plan.write_schedules(learner.optimizer, step)
-        buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
-        losses = []
-        for micro_step, batch in enumerate(micro_batches):
-            last = micro_step == plan.accumulate - 1
-            with nullcontext() if last else without_sync(learner.model):
-                losses.append(plan.backward(learner, batch, step, micro_step))
-        loss = torch.stack(losses).sum(dtype=torch.float32)
-        learner.scaler.unscale_(learner.optimizer)
-        norm = clipped_norm(learner.plain, plan.clip_grad)
-        bad_step = gate.look(step, loss, norm)
-        if bad_step is None:
-            _update(learner, step)
-        else:
-            _put_back(learner, buffers)
-            learner.scaler.update()
-            on_bad_step(bad_step)
-            gate.forgive()
-        learner.optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if after_step(step, loss if bad_step is None else None):
-            return
+    plan.write_schedules(learner.optimizer, step)
+    buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
+    losses = []
+    for micro_step, batch in enumerate(micro_batches):
+        last = micro_step == plan.accumulate - 1
+        with nullcontext() if last else without_sync(learner.model):
+            losses.append(plan.backward(learner, batch, step, micro_step))
+    loss = torch.stack(losses).sum(dtype=torch.float32)
+    learner.scaler.unscale_(learner.optimizer)
+    norm = clipped_norm(learner.plain, plan.clip_grad)
+    bad_step = gate.look(step, loss, norm)
+    if bad_step is None:
+        _update(learner, step)
+    else:
+        _put_back(learner, buffers)
+        learner.scaler.update()
+        on_bad_step(bad_step)
+        gate.forgive()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return loss if bad_step is None else None
 
 
 def _update(learner: Learner, step: int) -> None:

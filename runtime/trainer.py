@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,6 @@ from runtime.runfolder import Row
 from runtime.schedules import Schedules
 from runtime.session import RunOptions, Session
 from runtime.sharded import is_sharded, whole
-from runtime.steps import StepPlan, take_steps
 from runtime.tables import progress, say, tell_evaluation
 
 
@@ -41,7 +40,6 @@ class Job:
 
     learner: Learner
     decay: DecaySchedule
-    plan: StepPlan
     schedules: Schedules
     last_step: int  # optimizer step at which the run stops
 
@@ -75,8 +73,8 @@ class Trainer(ABC):
         log_decays(job.decay, options, session)
 
     @abstractmethod
-    def batches(self, step: int) -> Iterable[Any]:
-        """Micro-batches of this rank from optimizer step `step` on, up to the next evaluation."""
+    def take_steps(self, step: int) -> None:
+        """Train from optimizer step `step` on, up to the next evaluation; tell `after_step` and `keeper.bad_step`."""
 
     @abstractmethod
     def evaluates_after(self, step: int) -> bool:
@@ -153,10 +151,7 @@ class Trainer(ABC):
         while keeper.step < job.last_step:
             began = time.perf_counter()
             try:
-                take_steps(
-                    job.learner, self.batches(keeper.step), job.plan, keeper.step, keeper.gate,
-                    self._after_step, keeper.bad_step,
-                )  # fmt: skip
+                self.take_steps(keeper.step)
             except NonFiniteWeight as error:  # met by a refresh of the decays, between two looks
                 raise NonFiniteError(str(error)) from error
             finally:
@@ -168,7 +163,8 @@ class Trainer(ABC):
         session, step = self.session, self.keeper.step
         return self.ranks.from_main(lambda: session is not None and session.last_evaluation() == step)
 
-    def _after_step(self, step: int, loss: Tensor | None) -> bool:
+    def after_step(self, step: int, loss: Tensor | None) -> bool:
+        """Take note of a step, and save where it is time; returns whether the run ends with it."""
         ends, evaluates = step == self.job.last_step, self.evaluates_after(step)
         self.keeper.count(step, loss, evaluation_due=evaluates)
         self.bar.update(self.units_a_step)

@@ -187,18 +187,18 @@ def report_phases(report: Callable[[str], Any]) -> None:
 
         return call
 
-    trainer.take_steps = announced("training", trainer.take_steps)
     for run in (Training, LanguageTraining):
+        run.take_steps = announced("training", run.take_steps)  # type: ignore[method-assign]
         run.evaluate = announced("evaluating", run.evaluate)  # type: ignore[method-assign]
     Measurement.run = announced("refreshing", Measurement.run)  # type: ignore[method-assign]
     session.write_checkpoint = announced("writing", session.write_checkpoint)
-    counted = trainer.Trainer._after_step
+    counted = trainer.Trainer.after_step
 
     def after_step(self: Any, step: int, loss: Any) -> bool:
         report(f"step {step}")
         return counted(self, step, loss)
 
-    trainer.Trainer._after_step = after_step  # type: ignore[method-assign]
+    trainer.Trainer.after_step = after_step  # type: ignore[method-assign]
 
 
 def hit_once(run: Run, number: int, phase: str, dice: random.Random) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from alphadecay.schedule import DecaySchedule
 from datasets import Batch, ImageData
-from engine import Precision, StepRules, evaluate, step_plan
+from engine import Precision, StepRules, backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.figures import training_curves
 from runtime.learner import Learner
@@ -84,15 +84,19 @@ class Training(Trainer):
         told: Preemption,
     ) -> None:
         rules = task.rules
-        job = Job(task.learner, task.decay, step_plan(rules, ranks), rules.schedules, task.last_step)
+        job = Job(task.learner, task.decay, rules.schedules, task.last_step)
         self.task = task
         images = task.train.batches.images_a_step
         super().__init__(job, options, ranks, session, state, told, "img", images, images)
 
-    def batches(self, step: int) -> Iterable[Batch]:
-        """Those of the epoch that are left."""
-        epoch, done = divmod(step, self.task.train.steps)
-        return self.task.train.epoch(epoch, done * self.task.rules.accumulate)
+    def take_steps(self, step: int) -> None:
+        """Train on what is left of the epoch."""
+        task, keeper = self.task, self.keeper
+        epoch, done = divmod(step, task.train.steps)
+        batches = task.train.epoch(epoch, done * task.rules.accumulate)
+        train_one_epoch(
+            task.learner, batches, task.rules, self.ranks, step, keeper.gate, self.after_step, keeper.bad_step
+        )
 
     def evaluates_after(self, step: int) -> bool:
         """At the end of each epoch."""
@@ -121,7 +125,7 @@ class Training(Trainer):
         """Where a bad step stopped being finite on this rank, and the images of the step by file or index."""
         task, random = self.task, random_state()
         batches, keys = task.train.again(step, task.rules.accumulate)
-        finding = find_bad_values(task.learner, batches, self.job.plan.backward, step)
+        finding = find_bad_values(task.learner, batches, backward(task.rules, self.ranks), step)
         restore_random_state(random)
         micro_batch = keys[finding.micro_step]
         return {

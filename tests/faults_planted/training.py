@@ -70,11 +70,11 @@ FAULTS = [
     Fault(
         "clip_before_unscale",
         "runtime/steps.py",
-        """        learner.scaler.unscale_(learner.optimizer)
-        norm = clipped_norm(learner.plain, plan.clip_grad)
+        """    learner.scaler.unscale_(learner.optimizer)
+    norm = clipped_norm(learner.plain, plan.clip_grad)
 """,
-        """        norm = clipped_norm(learner.plain, plan.clip_grad)
-        learner.scaler.unscale_(learner.optimizer)
+        """    norm = clipped_norm(learner.plain, plan.clip_grad)
+    learner.scaler.unscale_(learner.optimizer)
 """,
         "vision/test_engine.py",
         "in fp16 gradients are clipped to nearly nothing",
@@ -82,17 +82,14 @@ FAULTS = [
     Fault(
         "gradients_are_kept",
         "runtime/steps.py",
-        """        learner.optimizer.zero_grad(set_to_none=True)
-        step += 1
-""",
-        """        step += 1
-""",
+        "    learner.optimizer.zero_grad(set_to_none=True)\n    return loss",
+        "    return loss",
         "vision/test_engine.py",
         "every step adds the gradients of those before",
     ),
     Fault(
         "training_in_evaluation_mode",
-        "runtime/steps.py",
+        "engine.py",
         "    learner.model.train()\n",
         "",
         "vision/test_engine.py",
@@ -101,7 +98,7 @@ FAULTS = [
     Fault(
         "statistics_of_bad_steps_stay",
         "runtime/steps.py",
-        "            _put_back(learner, buffers)\n",
+        "        _put_back(learner, buffers)\n",
         "",
         "runtime/test_finite.py::test_a_skipped_step_leaves_running_statistics_alone",
         "one bad batch spoils batch norm for ever",

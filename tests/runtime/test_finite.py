@@ -240,7 +240,7 @@ POISON_RANK_1 = """
 import math, sys
 sys.path.insert(0, {root!r})
 import main
-from loaders import SeededImages
+from vision.loaders import SeededImages
 from runtime.errors import exit_status
 real = SeededImages.__getitem__
 def poisoned(self, key):
@@ -269,14 +269,14 @@ def test_what_one_rank_meets_all_ranks_leave_out(tmp_path, policy):
 DIES_ONCE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import main, training
+import main, vision.run
 from runtime.errors import exit_status
-count = training.Training._after_step
+count = vision.run.Training.after_step
 def after_step(self, step, loss):
     if step == 7 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return count(self, step, loss)
-training.Training._after_step = after_step
+vision.run.Training.after_step = after_step
 sys.exit(exit_status(main.main))
 """
 

@@ -332,10 +332,10 @@ def test_ctrl_c_to_both_ranks_saves_once(tmp_path):
     program, folder = tmp_path / "interrupted.py", tmp_path / "run"
     program.write_text(
         f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport main, vision.run\n"
-        "from runtime.errors import exit_status\ncount = vision.run.Training._after_step\n"
+        "from runtime.errors import exit_status\ncount = vision.run.Training.after_step\n"
         "def after_step(self, step, loss):\n"
         "    if step == 2:\n        os.kill(os.getpid(), signal.SIGINT)\n    return count(self, step, loss)\n"
-        "vision.run.Training._after_step = after_step\nsys.exit(exit_status(main.main))\n"
+        "vision.run.Training.after_step = after_step\nsys.exit(exit_status(main.main))\n"
     )
     done = forked(2, *TINY, "--batch_size", "120", "--output_dir", folder, program=program)
     assert done.codes == [130, 130] and done.stderr.count("go on with: torchrun --nproc_per_node=2 ") == 1
