@@ -56,6 +56,8 @@ class Wandb:
             self.run = wandb.init(
                 project=project, name=name, dir=str(folder), config=dict(config), id=run_id, resume="allow"
             )
+        except ModuleNotFoundError:
+            raise UserError("--enable_wandb: needs wandb; pip install '.[train]'") from None
         except Exception as error:  # wandb raises many kinds: no login, no network, a taken id
             raise UserError(f"--enable_wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs none)") from error
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alphadecay.tails import FITS
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 SELECTION = ("exclude", "include", "min_eigenvalues", "split_qkv")
+EXTRA = ("timm", "matplotlib", "safetensors", "tqdm")  # as pyproject.toml has it
 NAMED = 5  # modules that an error names at most
 WHAT_HELP = (
     "a timm model name (random weights, or --pretrained); a run folder of the trainers (its newest checkpoint), "
@@ -53,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # whoever read our output has enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: analyze needs {error.name}: pip install '.[analyze]'\n")
-        return EXIT_BAD_INPUT
     except OSError as error:  # of a path that cannot be
         sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
         return EXIT_BAD_INPUT
@@ -117,7 +116,15 @@ def _add_options(parser: Any) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
+def _require_extra() -> None:
+    """Raise BadInput if a package of the extra is not installed: before anything is measured or written."""
+    lacking = [name for name in EXTRA if find_spec(name) is None]
+    if lacking:
+        raise BadInput(f"analyze needs {', '.join(lacking)}: pip install '.[analyze]'")
+
+
 def _analyze(options: Any) -> None:
+    _require_extra()
     measuring = _measuring(options)
     device = _device(options.device)
     if options.output_dir is not None:

@@ -10,6 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from tiny import ROOT
 
+from runtime.curves import Wandb
+from runtime.errors import UserError
+
 README = (ROOT / "README.md").read_text()
 # Refuses a program what is installed here but would not be there, and our other rooms.
 GUARD = """import sys
@@ -134,6 +137,20 @@ def test_analyze_without_its_extra_names_it_in_one_line():
         "timm", "runpy.run_module('alphadecay', run_name='__main__')", "x", "analyze", "vit_tiny_patch16_224"
     )
     assert found == (2, "error: analyze needs timm: pip install '.[analyze]'\n")
+
+
+@pytest.mark.slow
+def test_analyze_without_matplotlib_says_so_before_it_measures(tmp_path):
+    start = "runpy.run_module('alphadecay', run_name='__main__')"
+    words = ("alphadecay", "analyze", "vit_tiny_patch16_224", "--output_dir", str(tmp_path / "out"))
+    assert without("matplotlib", start, *words) == (2, "error: analyze needs matplotlib: pip install '.[analyze]'\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wandb_where_it_is_not_installed_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"^--enable_wandb: needs wandb; pip install '\.\[train\]'$"):
+        Wandb(tmp_path, {}, "project", None, None)
 
 
 def test_requirements_name_what_the_extra_train_does():
