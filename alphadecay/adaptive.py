@@ -187,7 +187,8 @@ class AlphaDecay(DecaySchedule):
         return records, multipliers
 
     def _measurement(self, copied: bool = False) -> Measurement:
-        self._membership.update()  # what others steer may have changed too
+        if self._membership.changed(everywhere=True):  # what others steer may have, too
+            self._membership.update()
         found = Measurement(self._membership.matrices, self.measuring, self.process_group, copied=copied)
         scale = getattr(self.optimizer, "grad_scale", None)
         if scale is not None:  # gradients that GradScaler leaves to a fused kernel to unscale

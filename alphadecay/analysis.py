@@ -135,6 +135,13 @@ def analyze(
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         matrices = [replace(m, reason="") if m.reason == FROZEN else m for m in matrices]
+    return records_of(matrices, measuring, process_group, on_record)
+
+
+def records_of(
+    matrices: Sequence[Matrix], measuring: Measuring, process_group: Any = None, on_record: OnRecord | None = None
+) -> SpectrumRecords:
+    """What `analyze` returns, of the matrices of a model that were found before."""
     measurement = Measurement(matrices, measuring, process_group)
     spectra: dict[str, Eigenvalues] = {}
 

@@ -15,7 +15,7 @@ from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measur
 from alphadecay.entries import EntryDecay
 from alphadecay.groups import Group, effective_decay, is_module
 from alphadecay.ledger import DecayLog
-from alphadecay.matrices import MIN_EIGENVALUES, whole_number
+from alphadecay.matrices import MIN_EIGENVALUES, Matrix, whole_number
 from alphadecay.membership import Membership, shared_multipliers
 from alphadecay.records import SpectrumRecords
 from alphadecay.saved_state import checked_state, note_measured, take_measured
@@ -164,6 +164,12 @@ class DecaySchedule(ABC):
     def weights(self) -> dict[str, Tensor]:
         """The weight of each matrix of the model by name, also of those that take no part."""
         return {m.name: m.weight for m in self._membership.matrices}
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """Every weight matrix of the model as it is now; those that take no part with the reason."""
+        self._find_members()
+        return self._membership.matrices
 
     @property
     def next_refresh(self) -> int | None:

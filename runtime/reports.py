@@ -8,7 +8,6 @@ from torch import nn
 
 from alphadecay.groups import effective_decay
 from alphadecay.ledger import refreshes
-from alphadecay.matrices import find_matrices
 from alphadecay.qkv import parameter_names
 from alphadecay.schedule import DecaySchedule
 from runtime.runfolder import Row
@@ -41,7 +40,7 @@ def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
     """Print every parameter with its group, shape, learning-rate scale, decay as last refreshed, and why."""
     names = parameter_names(plain)
     records = {r.name: r for r in decay.records}
-    reasons = {id(m.weight): m.reason for m in find_matrices(plain)}
+    reasons = {id(m.weight): m.reason for m in decay.matrices}
     rows = []
     for group in decay.optimizer.param_groups:
         record = records.get(group["decay_name"])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay._version import __version__
-from alphadecay.analysis import Measuring, analyze
+from alphadecay.analysis import Measuring, records_of
 from alphadecay.command.output import CSV, FIGURES, JSON, Measured, check_free, tables, write_all
 from alphadecay.command.sources import BadInput, Source, read_source
-from alphadecay.matrices import MIN_EIGENVALUES, find_matrices
+from alphadecay.matrices import MIN_EIGENVALUES, Matrix, find_matrices
 from alphadecay.qkv import split_qkv
 from alphadecay.records import spectra_of
 from alphadecay.tables import escaped
@@ -137,10 +137,13 @@ def _analyze(options: Any) -> None:
     source = read_source(options.what, pretrained=options.pretrained, seed=options.seed, ema=options.ema)
     other_source = None if options.against is None else read_source(options.against, seed=options.seed)
     labels = _labels(source, other_source, options)
+    matrices, other = _matrices(source, options, device), None
     if other_source is not None:
-        _check_same_modules(source, other_source, options)
-    measured = _measured(source, labels[0], measuring, options, device)
-    other = None if other_source is None else _measured(other_source, labels[1], measuring, options, device)
+        others = _matrices(other_source, options, device)
+        _check_same_modules(matrices, others, other_source.what)
+    measured = _measured(source, labels[0], matrices, measuring)
+    if other_source is not None:
+        other = _measured(other_source, labels[1], others, measuring)
     if options.output_dir is not None:
         settings = vars(measuring) | {key: getattr(options, key) for key in SELECTION}
         try:
@@ -185,9 +188,9 @@ def _labels(source: Source, other: Source | None, options: Any) -> tuple[str, st
     return mine + mark, others
 
 
-def _check_same_modules(source: Source, other: Source, options: Any) -> None:
+def _check_same_modules(matrices: list[Matrix], other: list[Matrix], what: str) -> None:
     """Raise BadInput, with the differences, unless both have the same matrices that take part."""
-    mine, others = ({m.name: tuple(m.weight.shape) for m in _taking_part(each, options)} for each in (source, other))
+    mine, others = ({m.name: m.shape for m in each if not m.reason} for each in (matrices, other))
     differing = [
         f"{name} is {_form(mine.get(name))} here, {_form(others.get(name))} there"
         for name in dict.fromkeys([*mine, *others])
@@ -195,44 +198,41 @@ def _check_same_modules(source: Source, other: Source, options: Any) -> None:
     ]
     if differing:
         more = f"; {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-        raise BadInput(f"--against {other.what}: has other modules: {'; '.join(differing[:NAMED])}{more}")
+        raise BadInput(f"--against {what}: has other modules: {'; '.join(differing[:NAMED])}{more}")
 
 
 def _form(shape: tuple[int, ...] | None) -> str:
     return "x".join(map(str, shape)) if shape else "absent"
 
 
-def _taking_part(source: Source, options: Any) -> list[Any]:
-    """Matrices that take part, of which there is at least one; q, k and v are split if asked for."""
+def _matrices(source: Source, options: Any, device: str) -> list[Matrix]:
+    """The model's matrices on the device, of which at least one takes part; q, k and v are split if asked for."""
     if options.split_qkv:
         try:
             split_qkv(source.model)
         except ValueError as error:
             raise BadInput(f"--split_qkv: {source.what}: {error}") from error
     try:
-        matrices = find_matrices(source.model, options.exclude, options.min_eigenvalues, options.include)
+        matrices = find_matrices(source.model.to(device), options.exclude, options.min_eigenvalues, options.include)
     except ValueError as error:
         raise BadInput(f"{source.what}: --{error}") from error
     if all(matrix.reason for matrix in matrices):
         reasons = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:NAMED])
         raise BadInput(f"{source.what}: no weight matrix takes part ({reasons})")
-    return [matrix for matrix in matrices if not matrix.reason]
+    return matrices
 
 
-def _measured(source: Source, label: str, measuring: Measuring, options: Any, device: str) -> Measured:
+def _measured(source: Source, label: str, matrices: list[Matrix], measuring: Measuring) -> Measured:
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a line every ten seconds in a log
-    total = len(_taking_part(source, options))
+    total = sum(not matrix.reason for matrix in matrices)
     with tqdm(
         total=total, desc=f"measuring {label}", unit="matrix", delay=1, leave=False, mininterval=interval,
         maxinterval=interval, dynamic_ncols=sys.stderr.isatty(),
     ) as bar:  # fmt: skip
         try:
-            records = analyze(
-                source.model.to(device), **vars(measuring), exclude=options.exclude, include=options.include,
-                min_eigenvalues=options.min_eigenvalues, on_record=lambda *_: bar.update(),
-            )  # fmt: skip
+            records = records_of(matrices, measuring, on_record=lambda *_: bar.update())
         except ValueError as error:  # weights that are not finite
             raise BadInput(f"{source.what}: {error}") from error
     return Measured(source, label, records, spectra_of(records))
