@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from alphadecay.analysis import SCORES, Measurement, Measuring, SpectrumRecord
-from alphadecay.assign import assign
+from alphadecay.assign import Assignment
 from alphadecay.background import BackgroundMeasurement
+from alphadecay.groups import multiplier_of
 from alphadecay.matrices import MIN_EIGENVALUES, whole_number
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import WindowShape
@@ -150,17 +151,7 @@ class AlphaDecay(DecaySchedule):
             )
         self.metric, self.frozen, self.lag = metric, frozen, lag
         self.measuring = Measuring(fit, xmin_pos, window, filter_zeros)
-        self.assignment: dict[str, Any] = {
-            "rule": rule, "low": low, "high": high, "budget": budget, "control": control, "seed": seed,
-        }  # fmt: skip
-        probe = {"a": 1.0, "b": 2.0}  # impossible settings are refused here, not at the first step
-        assign(
-            probe,
-            blocks=dict.fromkeys(probe, ""),
-            roles=dict.fromkeys(probe, ""),
-            sizes=dict.fromkeys(probe, 1),
-            **self.assignment,
-        )
+        self.assignment = Assignment(rule, low, high, budget, control, seed)
         super().__init__(
             model, optimizer, interval, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues,
             ranking=ranking, cautious=cautious, on_refresh=on_refresh,
@@ -209,14 +200,13 @@ class AlphaDecay(DecaySchedule):
         scored = [r for r in records if r.name in scores]
         unscored = f"no {self.metric}: {'no gradient' if 'grad' in self.metric else 'no score'}"
         records = [r if r.note or r.name in scores else replace(r, note=unscored) for r in records]
-        multipliers = assign(
+        multipliers = self.assignment.multipliers(
             scores,
             blocks={r.name: block_of(r.name) for r in scored},
             roles={r.name: r.role for r in scored},
             sizes={r.name: r.parameters for r in scored},
-            **self.assignment,
         )
-        if self.assignment["rule"] == "linear" and self.assignment["control"] in (None, "invert"):
+        if self.assignment.rule == "linear" and self.assignment.control in (None, "invert"):
             self._warn_once("far off", far_off(scores, multipliers, self.metric))
         return records, multipliers, scores
 
@@ -261,7 +251,7 @@ class AlphaDecay(DecaySchedule):
         for group in self.optimizer.param_groups:
             name = group["decay_name"]
             if name in by_name or "decay_members" in group:
-                multiplier = self._membership.multiplier_of(group, multipliers)
+                multiplier = multiplier_of(group, multipliers, self._membership.matrices)
                 group["decay_next"] = {
                     "at": self._measuring_from, "multiplier": multiplier, "score": scores.get(name),
                     "record": by_name.get(name),

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -10,6 +11,11 @@ SIGMOID_STEEPNESS = 4.0  # beta of the paper's appendix A.3
 LARGEST_SCORE = 1e150  # the square of what is larger is not finite
 LARGEST_POWER = 700.0  # of e that is finite
 SIGMOID_EPS = 1e-8  # added to the standard deviation, as published
+
+RULE_MINIMA = {"sqrt": 0, "log2": 1}
+RULES = ("linear", *RULE_MINIMA, "sigmoid")
+CONTROLS = ("invert", "shuffle", "by-type")
+BUDGETS = ("free", "matched")
 
 Scores = Mapping[str, float]
 
@@ -70,29 +76,60 @@ def assign(
         >>> alphadecay.assign({"q": 2.0, "fc1": 4.0}, low=0.5, high=1.5, budget="matched", sizes={"q": 100, "fc1": 300})
         {'q': 0.4, 'fc1': 1.2}
     """
-    scores = {name: float(score) for name, score in scores.items()}
-    _check(scores, rule, low, high, budget, control)
-    if len(set(scores.values())) == 1:
-        return dict.fromkeys(scores, 1.0)
-    if control == "invert":
-        ends = min(scores.values()) + max(scores.values())
-        scores = {name: ends - score for name, score in scores.items()}
-    multipliers = _by_rule(scores, rule, low, high, blocks)
-    if control == "shuffle":
-        multipliers = shuffled(multipliers, seed)
-    elif control == "by-type":
-        multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
-    if budget == "matched":
-        multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
-    return multipliers
+    return Assignment(rule, low, high, budget, control, seed).multipliers(scores, blocks, roles, sizes)
 
 
-def _by_rule(scores: Scores, rule: str, low: float, high: float, blocks: Mapping[str, str] | None) -> dict[str, float]:
-    if rule == "linear":
-        return linear(scores, low, high)
-    if rule == "sigmoid":
-        return sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
-    return over_mean({name: _shaped(rule, name, score) for name, score in scores.items()})
+@dataclass(frozen=True)
+class Assignment:
+    """How decays are assigned; see `assign`. Impossible settings are refused when it is made."""
+
+    rule: str = "linear"
+    low: float = 2 / 3
+    high: float = 3.0
+    budget: str = "free"
+    control: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, known in (("rule", RULES), ("budget", BUDGETS), ("control", (None, *CONTROLS))):
+            if (value := getattr(self, what)) not in known:
+                raise ValueError(f"{what}={value!r} is unknown; choose from {', '.join(map(str, known))}")
+        for what, bound in (("low", self.low), ("high", self.high)):
+            if not isinstance(bound, int | float):
+                raise ValueError(f"{what} must be a number, got {bound!r}")
+        if not 0 <= self.low <= self.high < math.inf:
+            raise ValueError(f"need 0 <= low <= high, got low={self.low:g}, high={self.high:g}")
+
+    def multipliers(
+        self,
+        scores: Scores,
+        blocks: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> dict[str, float]:
+        """What `assign` returns."""
+        scores = {name: float(score) for name, score in scores.items()}
+        _check(scores)
+        if len(set(scores.values())) == 1:
+            return dict.fromkeys(scores, 1.0)
+        if self.control == "invert":
+            ends = min(scores.values()) + max(scores.values())
+            scores = {name: ends - score for name, score in scores.items()}
+        found = self._by_rule(scores, blocks)
+        if self.control == "shuffle":
+            found = shuffled(found, self.seed)
+        elif self.control == "by-type":
+            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
+        if self.budget == "matched":
+            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+        return found
+
+    def _by_rule(self, scores: Scores, blocks: Mapping[str, str] | None) -> dict[str, float]:
+        if self.rule == "linear":
+            return linear(scores, self.low, self.high)
+        if self.rule == "sigmoid":
+            return sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
+        return over_mean({name: _shaped(self.rule, name, score) for name, score in scores.items()})
 
 
 def linear(scores: Scores, low: float, high: float) -> dict[str, float]:
@@ -156,25 +193,7 @@ def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[
     return {name: multiplier / mean if mean else 1.0 for name, multiplier in multipliers.items()}
 
 
-RULE_MINIMA = {"sqrt": 0, "log2": 1}
-RULES = ("linear", *RULE_MINIMA, "sigmoid")
-CONTROLS = ("invert", "shuffle", "by-type")
-BUDGETS = ("free", "matched")
-
-
-def _check(scores: Scores, rule: str, low: float, high: float, budget: str, control: str | None) -> None:
-    for what, value, known in (
-        ("rule", rule, RULES),
-        ("budget", budget, BUDGETS),
-        ("control", control, (None, *CONTROLS)),
-    ):
-        if value not in known:
-            raise ValueError(f"{what}={value!r} is unknown; choose from {', '.join(map(str, known))}")
-    for what, bound in (("low", low), ("high", high)):
-        if not isinstance(bound, int | float):
-            raise ValueError(f"{what} must be a number, got {bound!r}")
-    if not 0 <= low <= high < math.inf:
-        raise ValueError(f"need 0 <= low <= high, got low={low:g}, high={high:g}")
+def _check(scores: Scores) -> None:
     if not scores:
         raise ValueError("no scores to assign from: no module takes part")
     for name, score in scores.items():

@@ -2,7 +2,9 @@
 
 Every group holds plain values, so that `optimizer.state_dict()` alone carries the decay:
 
-    decay_name          module whose weight it is, or a label in parentheses for the rest
+    decay_name          module whose weight it is, or a label for the rest
+    decay_group         what it holds: "module" (the weight of that module alone), "no decay" (what is excluded from
+                        decay), "added" (what came later, by add_param_group) or "rest"
     base_weight_decay   what decay schedules write
     static_multiplier   1, or 0 for what is excluded from decay
     decay_multiplier    what an adaptive kind writes
@@ -14,16 +16,17 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from alphadecay.matrices import LAZY, MIN_EIGENVALUES, find_matrices, plain_name, unwrap
+from alphadecay.matrices import LAZY, MIN_EIGENVALUES, Matrix, find_matrices, plain_name, unwrap
 
 Group = dict[str, Any]
 
+MODULE, REST, NO_DECAY, ADDED = "module", "rest", "no decay", "added"  # values of decay_group
 ALL = "(all)"  # the name of what holds for every module alike
 POSITION_PARTS = (
     "pos_embed",
@@ -34,7 +37,6 @@ POSITION_PARTS = (
     "wpe",
     "pos_emb",
 )
-NO_DECAY = "(no decay)"  # the label of what is excluded from decay
 TOKEN_ENDINGS = ("_token", "_tokens")
 
 
@@ -87,30 +89,42 @@ def param_groups(
     plain = unwrap(model)
     undecayed = set() if norm_bias else _undecayed_names(plain)
     pairs = _batchnorm_pairs(plain) if norm_bias and batchnorm else {}
-    norms = {f"(batch norm of {conv})": conv for conv in pairs.values() if conv in own.values()}
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in own.values()}
+    members: dict[Place, list[nn.Parameter]] = {(MODULE, name, ""): [] for name in own.values()}
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
-            norm = f"(batch norm of {pairs.get(name)})"
-            rest = norm if norm in norms else NO_DECAY if name in undecayed else "(other)"
-            label = rest if name in undecayed else own.get(id(parameter), rest)
-            members.setdefault(label, []).append(parameter)
+            place = (NO_DECAY, "(no decay)", "") if name in undecayed else _place(name, parameter, own, pairs)
+            members.setdefault(place, []).append(parameter)
     if not any(members.values()):
         raise ValueError(f"{type(plain).__name__} has no trainable parameter")
-    order = sorted(filter(members.get, members), key=lambda name: (not is_module(name), name == NO_DECAY))  # stable
-    groups = [new_group(members[name], name, weight_decay, 0.0 if name == NO_DECAY else 1.0) for name in order]
-    for group in groups:
-        if group["decay_name"] in norms:
-            group["decay_as"] = norms[group["decay_name"]]
+    groups = []
+    for place in sorted(filter(members.get, members), key=lambda place: (MODULE, REST, NO_DECAY).index(place[0])):
+        holds, name, follows = place
+        group = new_group(members[place], name, holds, weight_decay, 0.0 if holds == NO_DECAY else 1.0)
+        groups.append(group | {"decay_as": follows} if follows else group)
     return groups
 
 
-def new_group(parameters: list[nn.Parameter], name: str, base: float, static_multiplier: float = 1.0) -> Group:
-    """A group of a module's weight, or of what has the label `name`, before any refresh."""
+Place = tuple[str, str, str]  # of a parameter: decay_group, decay_name, and decay_as or ""
+
+
+def _place(name: str, parameter: nn.Parameter, own: Mapping[int, str], pairs: Mapping[str, str]) -> Place:
+    """Where a parameter that is decayed belongs."""
+    if id(parameter) in own:
+        return MODULE, own[id(parameter)], ""
+    if (conv := pairs.get(name, "")) in own.values():
+        return REST, f"(batch norm of {conv})", conv
+    return REST, "(other)", ""
+
+
+def new_group(
+    parameters: list[nn.Parameter], name: str, holds: str, base: float, static_multiplier: float = 1.0
+) -> Group:
+    """A group before any refresh; `name` and `holds` are its decay_name and decay_group."""
     return {
         "params": parameters,
         "weight_decay": base * static_multiplier,
         "decay_name": name,
+        "decay_group": holds,
         "base_weight_decay": base,
         "static_multiplier": static_multiplier,
         "decay_multiplier": 1.0,
@@ -131,17 +145,34 @@ def _batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     return pairs
 
 
-OWN_KEYS = frozenset(new_group([], "", 0.0))  # of a group of this module
+OWN_KEYS = frozenset(new_group([], "", REST, 0.0))  # of a group of this module
 
 
-def is_module(label: str) -> bool:
-    """Whether a group is of one module's weight, by its decay_name; labels of all others are in parentheses."""
-    return not label.startswith("(")
+def is_module(group: Group) -> bool:
+    """Whether a group holds one module's weight and nothing else."""
+    return group.get("decay_group") == MODULE
 
 
 def effective_decay(group: Group) -> float:
     """The composition rule: base x static multiplier x adaptive multiplier."""
     return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
+
+
+def multiplier_of(group: Group, multipliers: Mapping[str, float], matrices: Iterable[Matrix]) -> float:
+    """The multiplier of a group: its module's, or the mean of those that share it, weighted by parameters."""
+    members = group.get("decay_members")
+    if not members or group["decay_name"] in multipliers:
+        return multipliers.get(group["decay_as"] if "decay_as" in group else group["decay_name"], 1.0)
+    sizes = {m.name: m.weight.numel() for m in matrices if m.name in members and not m.reason}
+    total = sum(sizes.values())
+    if len(each := {multipliers.get(name, 1.0) for name in sizes}) == 1:
+        return each.pop()
+    return sum(size * multipliers.get(name, 1.0) for name, size in sizes.items()) / total if total else 1.0
+
+
+def shared_multipliers(groups: Iterable[Group]) -> dict[str, float]:
+    """The multipliers of modules that share a group, by name."""
+    return {name: group["decay_multiplier"] for group in groups for name in group.get("decay_members", ())}
 
 
 def _undecayed_names(model: nn.Module) -> set[str]:

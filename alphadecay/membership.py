@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from alphadecay.groups import Group
 from alphadecay.matrices import Matrix, find_matrices, unwrap
 from alphadecay.sharing import is_sharded
-from alphadecay.splitting import has_scheduler, label_added_groups, label_replaced, split_groups
+from alphadecay.splitting import has_scheduler, label_added_groups, label_replaced, note_old_groups, split_groups
 
 ELSEWHERE = "not in this optimizer"
 RANKINGS = ("optimizer", "model")
@@ -47,6 +47,7 @@ class Membership:
             raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
         count = len(optimizer.param_groups)
         origins = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        note_old_groups(optimizer.param_groups)
         split_groups(optimizer, matrices)
         self._rates = _Rates(optimizer, origins, count)
         self._note(matrices)
@@ -86,7 +87,7 @@ class Membership:
         groups = self.optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._sizes:
             return True
-        if any("decay_name" not in group for group in groups):
+        if any("decay_group" not in group for group in groups):
             return True
         if any(children.get(name) is not child for children, name, child in self._links):
             return True
@@ -103,6 +104,7 @@ class Membership:
         groups = self.optimizer.param_groups
         steps = max(group.get("decay_step", 0) for group in groups)
         matrices = find_matrices(self.model, **self.selection)
+        note_old_groups(groups)
         label_replaced(groups, self.model)
         if has_scheduler(self.optimizer):
             label_added_groups(self.optimizer, matrices)
@@ -119,17 +121,6 @@ class Membership:
     def rate_set_alone(self) -> str:
         """A sentence if the learning rate of one part of a group was changed since the last call, and of no other."""
         return self._rates.set_alone(self.optimizer.param_groups)
-
-    def multiplier_of(self, group: Group, multipliers: Mapping[str, float]) -> float:
-        """The multiplier of a group: its module's, or the mean of those that share it, weighted by parameters."""
-        members = group.get("decay_members")
-        if not members or group["decay_name"] in multipliers:
-            return multipliers.get(group["decay_as"] if "decay_as" in group else group["decay_name"], 1.0)
-        sizes = {m.name: m.weight.numel() for m in self.matrices if m.name in members and not m.reason}
-        total = sum(sizes.values())
-        if len(each := {multipliers.get(name, 1.0) for name in sizes}) == 1:
-            return each.pop()
-        return sum(size * multipliers.get(name, 1.0) for name, size in sizes.items()) / total if total else 1.0
 
     def notes(self) -> dict[str, str]:
         """Why modules have another decay than their score says, by name."""
@@ -196,8 +187,3 @@ def _slots(module: nn.Module) -> tuple[list[Slot], list[Link]]:
             slots += slots_below
             links += [(module._modules, name, child), *links_below]
     return slots, links
-
-
-def shared_multipliers(groups: Iterable[Group]) -> dict[str, float]:
-    """The multipliers of modules that share a group, by name."""
-    return {name: group["decay_multiplier"] for group in groups for name in group.get("decay_members", ())}

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
 from alphadecay.entries import EntryDecay
-from alphadecay.groups import Group, effective_decay, is_module
+from alphadecay.groups import Group, effective_decay, is_module, multiplier_of, shared_multipliers
 from alphadecay.ledger import DecayLog
 from alphadecay.matrices import MIN_EIGENVALUES, Matrix, whole_number
-from alphadecay.membership import Membership, shared_multipliers
+from alphadecay.membership import Membership
 from alphadecay.records import SpectrumRecords
 from alphadecay.saved_state import checked_state, note_measured, take_measured
 from alphadecay.splitting import take_written
@@ -186,7 +186,7 @@ class DecaySchedule(ABC):
     def own_groups(self) -> list[Group]:
         """The groups that hold one module's weight and nothing else."""
         self._find_members()
-        return [group for group in self.optimizer.param_groups if is_module(group["decay_name"])]
+        return [group for group in self.optimizer.param_groups if is_module(group)]
 
     def __repr__(self) -> str:
         return description(self)
@@ -205,7 +205,7 @@ class DecaySchedule(ABC):
         notes = self._membership.notes()
         self.records = SpectrumRecords(replace(r, note=r.note or notes.get(r.name, "")) for r in records)
         for group in self.optimizer.param_groups:
-            group["decay_multiplier"] = self._membership.multiplier_of(group, multipliers)
+            group["decay_multiplier"] = multiplier_of(group, multipliers, self._membership.matrices)
             group["decay_kind"] = self.kind
         self._write()
         self.seconds += time.perf_counter() - began

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from alphadecay.groups import ALL, Group, effective_decay, is_module, new_group
+from alphadecay.groups import ADDED, MODULE, NO_DECAY, REST, Group, effective_decay, is_module, new_group
 from alphadecay.matrices import Matrix, unwrap
 from alphadecay.sharing import is_sharded
 
@@ -42,9 +42,13 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
         )
     groups: list[Group] = []
     for group, parts, rest in zip(optimizer.param_groups, split, _rest_labels(optimizer), strict=True):
-        labels = _labels(group, parts, by_id, rest)
-        pieces = [group] if len(parts) == 1 else [_part(group, *each) for each in zip(parts, labels, strict=True)]
-        groups += [_labelled(piece, label) for piece, label in zip(pieces, labels, strict=True)]
+        labels = _labels(group, parts, by_id, *rest)
+        pieces = (
+            [group]
+            if len(parts) == 1
+            else [_part(group, part, name) for part, (name, _) in zip(parts, labels, strict=True)]
+        )
+        groups += [_labelled(piece, *label) for piece, label in zip(pieces, labels, strict=True)]
     optimizer.param_groups[:] = groups  # in place: wrappers share this list
 
 
@@ -59,7 +63,7 @@ def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None
             continue
         members = [by_id[id(p)].name for p in group["params"] if id(p) in by_id]
         alone = len(members) == len(group["params"]) == 1
-        _labelled(group, members[0] if alone else rest)
+        _labelled(group, *((members[0], MODULE) if alone else rest))
         if members and not alone:
             group["decay_members"] = members
 
@@ -68,26 +72,37 @@ def label_replaced(groups: Sequence[Group], model: nn.Module) -> None:
     """Give groups whose weight is the model's no longer another label: its name may be another weight's now."""
     present = {id(p) for p in unwrap(model).parameters()}
     for group in groups:
-        name, params = group.get("decay_name", ALL), group["params"]
-        if is_module(name) and not any(id(p) in present or is_sharded(p) for p in params):
+        if is_module(group) and not any(id(p) in present or is_sharded(p) for p in group["params"]):
             taken = {each.get("decay_name") for each in groups}
-            labels = (f"({name}, replaced{f' {i}' if i else ''})" for i in count())
-            group["decay_name"] = next(label for label in labels if label not in taken)
+            labels = (f"({group['decay_name']}, replaced{f' {i}' if i else ''})" for i in count())
+            group |= {"decay_name": next(label for label in labels if label not in taken), "decay_group": REST}
 
 
-def _rest_labels(optimizer: Optimizer) -> list[str]:
+def note_old_groups(groups: Sequence[Group]) -> None:
+    """Note what groups hold that were saved before they said it: their labels alone tell it."""
+    for group in groups:
+        if "decay_name" in group and "decay_group" not in group:
+            label = group["decay_name"]
+            kinds = {"(no decay": NO_DECAY, "(added group": ADDED, "(": REST, "": MODULE}
+            group["decay_group"] = next(kind for beginning, kind in kinds.items() if label.startswith(beginning))
+
+
+Label = tuple[str, str]  # decay_name and decay_group
+
+
+def _rest_labels(optimizer: Optimizer) -> list[Label]:
     """For each group the label of what is no matrix with a group of its own."""
-    later = any("decay_name" in group for group in optimizer.param_groups)
-    number = len({group["decay_name"] for group in optimizer.param_groups if _was_added(group)}) if later else -1
+    groups = optimizer.param_groups
+    later = any("decay_name" in group for group in groups)
+    number = len({group["decay_name"] for group in groups if group.get("decay_group") == ADDED}) if later else -1
     labels = []
-    for group in optimizer.param_groups:
-        number += "decay_name" not in group
-        labels.append(group.get("decay_name", f"(added group {number})" if later else f"(rest of group {number})"))
+    for group in groups:
+        if "decay_name" in group:
+            labels.append((group["decay_name"], group["decay_group"]))
+            continue
+        number += 1
+        labels.append((f"(added group {number})", ADDED) if later else (f"(rest of group {number})", REST))
     return labels
-
-
-def _was_added(group: Group) -> bool:
-    return group.get("decay_name", "").startswith("(added group")
 
 
 def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: bool) -> list[list[int]]:
@@ -105,17 +120,16 @@ def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: b
     return sorted([*alone, *runs])
 
 
-def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], rest: str) -> list[str]:
-    """Names of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
+def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], label: str, holds: str) -> list[Label]:
+    """Labels of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
     labels, rests = [], 0
     for part in parts:
         matrix = by_id.get(id(group["params"][part[0]])) if part else None
         if matrix:
-            labels.append(matrix.name)
+            labels.append((matrix.name, MODULE))
             continue
         rests += 1
-        label = group.get("decay_name", rest)
-        labels.append(label if rests == 1 else f"{label.rstrip(')')}, part {rests})")
+        labels.append((label if rests == 1 else f"{label.rstrip(')')}, part {rests})", holds))
     return labels
 
 
@@ -138,11 +152,11 @@ def take_written(groups: Sequence[Group]) -> None:
         group |= {"base_weight_decay": float(group["weight_decay"]), "static_multiplier": 1.0, "decay_multiplier": 1.0}
 
 
-def _labelled(group: Group, name: str) -> Group:
-    """The group with the keys of this module; a group that has them keeps its base and multipliers."""
-    for key, value in new_group([], name, float(group["weight_decay"])).items():
+def _labelled(group: Group, name: str, holds: str) -> Group:
+    """The group with the keys of `groups`; one that has them keeps its base and multipliers."""
+    for key, value in new_group([], name, holds, float(group["weight_decay"])).items():
         group.setdefault(key, value)
-    group["decay_name"] = name
+    group |= {"decay_name": name, "decay_group": holds}
     group.setdefault("name", name)  # by which Lightning's LearningRateMonitor calls a group
     return group
 

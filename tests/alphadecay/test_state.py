@@ -208,3 +208,20 @@ def test_a_state_without_alphadecay_is_loaded_before_it_is_attached():
     assert alphadecay.AlphaDecay(model, resumed).step == 0
     take_steps(model, resumed, 2, 4)
     assert all(float(resumed.state[p]["step"]) == 4 for p in model.parameters())
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_state_from_before_groups_said_what_they_hold_loads_and_says_it(attached):
+    model, optimizer, _ = setup()
+    state = optimizer.state_dict()
+    held = [group.pop("decay_group") for group in state["param_groups"]]
+    assert {"module", "rest"} <= set(held)
+    again, optimizer, decay = setup()
+    names = [group["decay_name"] for group in decay.own_groups]
+    if not attached:
+        decay.detach()
+    optimizer.load_state_dict(state)
+    if not attached:
+        decay = alphadecay.AlphaDecay(again, optimizer)
+    assert [group["decay_name"] for group in decay.own_groups] == names
+    assert [group["decay_group"] for group in optimizer.state_dict()["param_groups"]] == held

@@ -46,19 +46,19 @@ FAULTS = [
     Fault(
         "budget_before_control",
         "alphadecay/assign.py",
-        """    if control == "shuffle":
-        multipliers = shuffled(multipliers, seed)
-    elif control == "by-type":
-        multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
-    if budget == "matched":
-        multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+        """        if self.control == "shuffle":
+            found = shuffled(found, self.seed)
+        elif self.control == "by-type":
+            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
+        if self.budget == "matched":
+            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
 """,
-        """    if budget == "matched":
-        multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
-    if control == "shuffle":
-        multipliers = shuffled(multipliers, seed)
-    elif control == "by-type":
-        multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
+        """        if self.budget == "matched":
+            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+        if self.control == "shuffle":
+            found = shuffled(found, self.seed)
+        elif self.control == "by-type":
+            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
 """,
         "alphadecay/test_assign.py",
         "a control at a matched budget has another total decay",
@@ -74,12 +74,8 @@ FAULTS = [
     Fault(
         "shuffle_drawn_anew",
         "alphadecay/adaptive.py",
-        """            sizes={r.name: r.parameters for r in scored},
-            **self.assignment,
-""",
-        """            sizes={r.name: r.parameters for r in scored},
-            **(self.assignment | {"seed": self.assignment["seed"] + self.step}),
-""",
+        "multipliers = self.assignment.multipliers(",
+        "multipliers = replace(self.assignment, seed=self.assignment.seed + self.step).multipliers(",
         "alphadecay/test_schedule.py::test_the_shuffled_control_deals_by_one_permutation_for_the_whole_run",
         "over a run every module gets the mean: no control at all",
     ),

@@ -21,7 +21,7 @@ FAULTS = [
     ),
     Fault(
         "shared_decay_by_modules",
-        "alphadecay/membership.py",
+        "alphadecay/groups.py",
         "sizes = {m.name: m.weight.numel() for m",
         "sizes = {m.name: 1 for m",
         "alphadecay/test_changing_models.py alphadecay/test_lightning.py",

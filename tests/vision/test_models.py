@@ -12,6 +12,7 @@ from torch import nn
 
 import alphadecay
 from alphadecay.analysis import Measuring
+from alphadecay.assign import Assignment
 from optim_factory import build_decay, build_optimizer, scale_layers
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
@@ -203,6 +204,4 @@ def test_every_option_of_the_decay_reaches_the_schedule():
     made = build_decay(decays, model, build_optimizer(adamw, decays, model), seed=4)
     assert (made.interval, made.lag, made.metric, made.frozen, made.cautious) == (7, 3, "entropy", True, True)
     assert made.measuring == Measuring("paper", 3.0, "farms", True)
-    assert made.assignment == {
-        "rule": "sqrt", "low": 0.5, "high": 1.5, "budget": "matched", "control": "shuffle", "seed": 4,
-    }  # fmt: skip
+    assert made.assignment == Assignment("sqrt", low=0.5, high=1.5, budget="matched", control="shuffle", seed=4)
