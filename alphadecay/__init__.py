@@ -17,7 +17,7 @@ from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.records import SpectrumRecords as SpectrumRecords
 from alphadecay.replay import Replay as Replay
 from alphadecay.schedule import DecaySchedule as DecaySchedule
-from alphadecay.step_hooks import attached as attached
+from alphadecay.schedule import attached as attached
 
 __all__ = [
     "AWD",

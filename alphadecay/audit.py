@@ -6,18 +6,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from alphadecay.decay_log import row_of
 from alphadecay.entries import agreeing
 from alphadecay.groups import Group, effective_decay
 from alphadecay.matrices import whole_number
+from alphadecay.optimizer_copies import unrounded_decay, without_decay
 from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import joined, local_part
-from alphadecay.twins import unrounded_decay, without_decay
 
 LOW_PRECISION = ("bfloat16", "float16")
 MUCH = 0.5  # share of the entries, and of the decay itself, whose loss to rounding is worth a warning
@@ -195,6 +197,21 @@ class DecayAudit:
         if message and (low or not rising):  # in warm-up float32 swallows decay that it holds later
             self._warned = True
             self._warn(message)
+
+
+def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
+    """What an audit found: rows with the keys of `decay_log.ledger_rows`, one a module for all kinds of decay.
+
+    They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
+    the audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured:
+    measured_step and score are None.
+    """
+    common = {"measured_step": None, "kind": audit.decay.kind}
+    groups = {group["decay_name"]: group for group in audit.decay.own_groups}
+    return [
+        {"step": each.step} | common | row_of(groups[each.name], None, each.weight_norm, each.figures, "")
+        for each in audit.records
+    ]
 
 
 class _Module:

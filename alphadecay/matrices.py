@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from alphadecay.qkv import is_split, part_name
 from alphadecay.roles import role_of
 
 MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
@@ -162,8 +161,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Paramet
 
 def _name(module_name: str, parameter_name: str, module: nn.Module) -> str | None:
     """The name of the module whose weight a parameter is, or of the parameter; None of a mere scale of a weight."""
-    if is_split(module):
-        return part_name(module_name, parameter_name)
+    if parts := part_names(module):
+        return part_name(module_name, parameter_name, parts)
     if isinstance(module, ParametrizationList):
         sizes = {name: each.numel() for name, each in module.named_parameters(recurse=False)}
         owner, _, of = module_name.rpartition(".parametrizations.")
@@ -173,6 +172,23 @@ def _name(module_name: str, parameter_name: str, module: nn.Module) -> str | Non
         return None
     of_module = parameter_name in ("weight", "weight_orig", "weight_v")
     return module_name if of_module and _takes_products(module) else f"{module_name}.{parameter_name}".lstrip(".")
+
+
+def part_names(module: nn.Module) -> tuple[str, ...]:
+    """What the weights in the list of a parametrization are called that has matrices of their own; else empty.
+
+    Such a one says so in `part_names`: `split_qkv`'s, whose q, k and v together are the fused weight.
+    """
+    if not (isinstance(module, ParametrizationList) and len(module) == 1):
+        return ()
+    names: tuple[str, ...] = getattr(module[0], "part_names", ())
+    return names
+
+
+def part_name(list_name: str, parameter_name: str, parts: Sequence[str]) -> str:
+    """blocks.0.attn.q for original0 in blocks.0.attn.qkv.parametrizations.weight."""
+    owner = list_name.removesuffix(".parametrizations.weight").rpartition(".")[0]
+    return f"{owner}.{parts[int(parameter_name[-1])]}".lstrip(".")
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -190,7 +206,7 @@ def _takes_products(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module, parameter_name: str) -> str:
-    if is_split(module):
+    if part_names(module):
         return "linear"
     if parameter_name != "weight" or not _takes_products(module):
         return "other"
@@ -227,7 +243,7 @@ def _reason_of_other(matrix: Matrix, module: nn.Module, parameter_name: str) -> 
 
 def _how_computed(module: nn.Module, parameter_name: str) -> str | None:
     """What the module's weight is computed from where it is no parameter itself; None where it is one."""
-    if isinstance(module, ParametrizationList) and not is_split(module):
+    if isinstance(module, ParametrizationList) and not part_names(module):
         return f"computed by a parametrization ({', '.join(type(each).__name__.lstrip('_') for each in module)})"
     base, _, suffix = parameter_name.rpartition("_")
     if suffix == "orig" and f"{base}_mask" in module._buffers:

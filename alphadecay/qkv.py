@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from alphadecay.build_order import is_distributed, refuse_held, refuse_wrapped
+from alphadecay.matrices import part_name
 
 PARTS = ("q", "k", "v")
 FUSED_NAMES = frozenset({"qkv", "c_attn"})  # whose rows (columns of a Conv1D) are q, then k, then v
@@ -18,6 +19,8 @@ INTERLEAVED = ("key_dim", "head_first", "multi_query")
 
 class Concatenation(nn.Module):
     """The parametrization of a fused weight: q, k and v, one after the other along a dimension."""
+
+    part_names = PARTS  # `find_matrices` finds each by it
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -152,19 +155,13 @@ def _has_parts(module: nn.Module) -> bool:
     return isinstance(parametrizations, nn.ModuleDict) and any(is_split(each) for each in parametrizations.values())
 
 
-def part_name(list_name: str, parameter_name: str) -> str:
-    """blocks.0.attn.q for original0 in blocks.0.attn.qkv.parametrizations.weight."""
-    owner = list_name.removesuffix(".parametrizations.weight").rpartition(".")[0]
-    return f"{owner}.{PARTS[int(parameter_name[-1])]}".lstrip(".")
-
-
 def parameter_names(model: nn.Module) -> dict[int, str]:
     """The name of each parameter by its id; those of split projections are such as blocks.0.attn.q.weight."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for list_name, module in model.named_modules():
         if is_split(module):
             parts = module.named_parameters(recurse=False)
-            names |= {id(part): f"{part_name(list_name, name)}.weight" for name, part in parts}
+            names |= {id(part): f"{part_name(list_name, name, PARTS)}.weight" for name, part in parts}
     return names
 
 

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from alphadecay.analysis import SpectrumRecord
 from alphadecay.baselines import AdaDecayPerEntry
+from alphadecay.decay_log import parsed_row
 from alphadecay.groups import ALL
-from alphadecay.ledger import parsed_row
 from alphadecay.matrices import MIN_EIGENVALUES
 from alphadecay.schedule import DecaySchedule
 

@@ -1,28 +1,18 @@
-"""The one writer of `weight_decay` in an optimizer: when it acts and where it writes; the maths is elsewhere."""
+"""What all schedules of decay are: the writer of `weight_decay`, with what may be added to it."""
 
-import time
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
-from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
+from alphadecay.decay_log import DecayLog
 from alphadecay.entries import EntryDecay
-from alphadecay.groups import Group, effective_decay, is_module, multiplier_of, shared_multipliers
-from alphadecay.ledger import DecayLog
-from alphadecay.matrices import MIN_EIGENVALUES, Matrix, whole_number
-from alphadecay.membership import Membership
-from alphadecay.records import SpectrumRecords
-from alphadecay.saved_state import checked_state, note_measured, take_measured
-from alphadecay.splitting import take_written
-from alphadecay.step_hooks import StepHooks, chain_of, innermost, refuse_second
-from alphadecay.twins import why_coupled
-from alphadecay.wording import description, no_base_decay, overwritten
+from alphadecay.groups import Group, effective_decay
+from alphadecay.matrices import MIN_EIGENVALUES
+from alphadecay.optimizer_copies import why_coupled
+from alphadecay.step_hooks import acting_on
+from alphadecay.writer import DecayWriter
 
 
 class StepWatcher(Protocol):
@@ -35,7 +25,7 @@ class StepWatcher(Protocol):
         """The step was taken and all decay applied."""
 
 
-class DecaySchedule(ABC):
+class DecaySchedule(DecayWriter):
     """What all schedules of decay are: they keep weight_decay = base x static x adaptive multiplier in every group.
 
     Attaches to the optimizer's step: before the first step and every `interval` optimizer steps the multipliers
@@ -91,13 +81,7 @@ class DecaySchedule(ABC):
         UniformDecay(AdamW, step 0, next refresh before step 0, 2 modules x 1 to 1, mean by parameters 1)
     """
 
-    kind = ""
-    metric = "score"
-    adaptive = True
-    same_for_all = False
     by_entry = False
-    takes_over = False
-    measuring = Measuring()
 
     def __init__(
         self,
@@ -112,39 +96,20 @@ class DecaySchedule(ABC):
         cautious: bool = False,
         on_refresh: Callable[["DecaySchedule"], None] | None = None,
     ) -> None:
-        self.interval = whole_number("interval", interval, "optimizer steps")
         if on_refresh is not None and not callable(on_refresh):
             raise ValueError(f"on_refresh must be callable, got {on_refresh!r}")
-        self.model, self.on_refresh = model, on_refresh
-        self.selection = {"exclude": exclude, "include": include, "min_eigenvalues": min_eigenvalues}
-        self.optimizer: Optimizer = innermost(optimizer)
-        refuse_second(self.optimizer)
-        self.records = SpectrumRecords()
-        self.scores: dict[str, float] = {}
-        self.measured_at = 0
-        self.seconds = 0.0
+        self.cautious, self.on_refresh = cautious, on_refresh
         self.watchers: list[StepWatcher] = []
-        self.cautious = cautious
-        self._entries = self._entry_decay()
-        self._membership = Membership(model, self.optimizer, self.selection, ranking)
-        take_written(self.optimizer.param_groups)
         self._log: DecayLog | None = None
-        self._said: set[str] = set()
-        self._due = False
-        for group in self.optimizer.param_groups:  # another kind was attached before and detached
-            if group["decay_kind"] != self.kind:
-                group["decay_kind"] = ""
-        self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
-        wrappers = [each for each in chain_of(optimizer) if each is not self.optimizer]
-        self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
-        waiting = [m for m in self._membership.matrices if m.may_take_part]
-        if all(m.reason for m in waiting):
-            self._warn_once("none yet", f"no weight matrix takes part yet ({waiting[0].name}: {waiting[0].reason})")
+        self._entries: EntryDecay | None = None  # applies the decay where no scalar of a group can
+        super().__init__(
+            model, optimizer, interval, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues,
+            ranking=ranking,
+        )  # fmt: skip
 
-    def _entry_decay(self) -> EntryDecay | None:
-        """What applies the decay where no scalar of a group can."""
+    def _check_optimizer(self) -> None:
         if not (self.cautious or self.by_entry):
-            return None
+            return
         kind = "cautious" if self.cautious else self.kind
         if self.cautious and any(p.is_complex() for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError("cautious decay compares signs, and complex weights have none")
@@ -153,66 +118,7 @@ class DecaySchedule(ABC):
                 f"{kind} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
                 f"AdamW; {type(self.optimizer).__name__} {why}"
             )
-        return EntryDecay(self.cautious, self.by_entry)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken so far."""
-        return self.optimizer.param_groups[0]["decay_step"]
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weight of each matrix of the model by name, also of those that take no part."""
-        return {m.name: m.weight for m in self._membership.matrices}
-
-    @property
-    def matrices(self) -> list[Matrix]:
-        """Every weight matrix of the model as it is now; those that take no part with the reason."""
-        self._find_members()
-        return self._membership.matrices
-
-    @property
-    def next_refresh(self) -> int | None:
-        """Before which step, counted from 0, the next refresh is due by itself; None: never."""
-        return -(-self.step // self.interval) * self.interval if self._wrote_multipliers else self.step
-
-    @property
-    def multipliers(self) -> dict[str, float]:
-        """The adaptive multiplier of each module that has a group of its own, or shares one that was added."""
-        own = {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
-        return own | shared_multipliers(self.optimizer.param_groups)
-
-    @property
-    def own_groups(self) -> list[Group]:
-        """The groups that hold one module's weight and nothing else."""
-        self._find_members()
-        return [group for group in self.optimizer.param_groups if is_module(group)]
-
-    def __repr__(self) -> str:
-        return description(self)
-
-    def refresh(self) -> None:
-        """Measure now and write the new decays; called by itself when due."""
-        began = time.perf_counter()
-        self._find_members()
-        self.measured_at = self.step
-        records, multipliers = self._measure()
-        self._due = False
-        self._took(records, multipliers, began)
-
-    def _took(self, records: Sequence[SpectrumRecord], multipliers: Mapping[str, float], began: float) -> None:
-        """Write what was measured, and tell of it."""
-        notes = self._membership.notes()
-        self.records = SpectrumRecords(replace(r, note=r.note or notes.get(r.name, "")) for r in records)
-        for group in self.optimizer.param_groups:
-            group["decay_multiplier"] = multiplier_of(group, multipliers, self._membership.matrices)
-            group["decay_kind"] = self.kind
-        self._write()
-        self.seconds += time.perf_counter() - began
-        if self._log is not None:
-            self._log.write(self)
-        if self.on_refresh is not None:
-            self.on_refresh(self)
+        self._entries = EntryDecay(self.cautious, self.by_entry)
 
     def log_to(self, path: str | PathLike[str], append: bool = False) -> None:
         """Write every refresh from now on to a file, as lines of JSON: the log that `Replay` reads.
@@ -228,42 +134,16 @@ class DecaySchedule(ABC):
 
     def detach(self) -> None:
         """Stop acting on the optimizer; every group keeps the decay it has now."""
-        if self._hooks is None:
-            return
-        self._find_members()
-        self._hooks.remove()
-        self._hooks, self._entries = None, None
-        self._write()
-        for group in self.optimizer.param_groups:
-            group["decay_kind"] = ""  # whoever is attached next refreshes first
-
-    @abstractmethod
-    def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
-        """Records, and the multiplier by module name; modules left out get 1."""
-
-    @property
-    def _wrote_multipliers(self) -> bool:
-        """Whether they are this kind's; states from before kinds were noted count as such."""
-        return self.optimizer.param_groups[0].get("decay_kind", self.kind) == self.kind
+        self._entries = None
+        super().detach()
 
     def before_step(self) -> None:
         """Refresh if it is time, and write the decays; called by the optimizer's hooks."""
-        self.loaded()
-        self._find_members()
-        groups, step = self.optimizer.param_groups, self.step
-        if self._written is not None and len(self._written) == len(groups):
-            self._warn_once("overwritten", overwritten(groups, self._written))
-        self._warn_once("learning rate", self._membership.rate_set_alone())
-        self._act(step)
-        self._write()
-        if self.adaptive:
-            self._warn_once("no decay", no_base_decay(groups, type(self).__name__))
-        for group in groups:
-            group["decay_step"] = step + 1
+        super().before_step()
         if self._entries:
-            self._entries.remember(groups)
+            self._entries.remember(self.optimizer.param_groups)
         for watcher in self.watchers:
-            watcher.before_update(step)
+            watcher.before_update(self.step - 1)
 
     def after_step(self) -> None:
         """Apply what decay the optimizer could not; called by its hooks."""
@@ -272,66 +152,49 @@ class DecaySchedule(ABC):
         for watcher in self.watchers:
             watcher.after_update()
 
-    def _act(self, step: int) -> None:
-        """Refresh before step `step` if it is time."""
-        if step % self.interval == 0 or not self._wrote_multipliers or self._due:
-            self.refresh()
-
-    def _find_members(self) -> None:
-        """Take in what was added, unfrozen, initialised or pruned since the last step; a refresh is due then."""
-        if self._membership.changed():
-            self._due |= self._membership.update()
-            self._written = None
-
-    def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Refuse a state of other groups or another kind of decay; called by the optimizer's hooks."""
-        self._find_members()
-        checked = checked_state(self.optimizer.param_groups, state, self.kind, self.takes_over)
-        self.records, self.scores, self._written = SpectrumRecords(), {}, None
-        return checked
-
-    def loaded(self) -> None:
-        """Take over what a loaded state says of its last refresh."""
-        measured = take_measured(self.optimizer.param_groups)
-        if not measured:
-            return
-        self.measured_at = next(iter(measured.values()))["at"]
-        self.scores = {name: each["score"] for name, each in measured.items() if each["score"] is not None}
-        self.records = self._records({name: each["record"] for name, each in measured.items()})
-
-    def _records(self, measured: Mapping[str, Mapping[str, Any]]) -> SpectrumRecords:
-        """Records of all matrices: those of plain values where there are some."""
-        return SpectrumRecords(
-            SpectrumRecord(**measured[m.name]) if m.name in measured else record_without_measures(m, m.reason)
-            for m in self._membership.matrices
-        )
+    def _refreshed(self) -> None:
+        if self._log is not None:
+            self._log.write(self)
+        if self.on_refresh is not None:
+            self.on_refresh(self)
 
     def settle(self) -> None:
-        """Note in the groups, for a state that is saved, what the last refresh found and what is decayed apart."""
-        self._find_members()
+        """As the writer does; and groups say what is decayed apart."""
+        super().settle()
         if self._entries:
             for group in self.optimizer.param_groups:
                 group["weight_decay"] = effective_decay(group)
-        note_measured(self.optimizer.param_groups, self.records, self.scores, self.measured_at)
 
     def saved(self) -> None:
         """The state was saved: live groups do not hold that."""
-        take_measured(self.optimizer.param_groups)
+        super().saved()
         if self._entries:
             self._write()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which write no log."""
-        self.settle()
-        self.saved()
-        return vars(self) | {"_log": None}
+        return super().__getstate__() | {"_log": None}
 
-    def _warn_once(self, what: str, sentence: str) -> None:
-        if sentence and what not in self._said:
-            self._said.add(what)
-            warnings.warn(sentence, stacklevel=2)
+    def _decay_of(self, group: Group) -> float:
+        return 0.0 if self._entries else effective_decay(group)
 
-    def _write(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = 0.0 if self._entries else effective_decay(group)
-        self._written = [group["weight_decay"] for group in self.optimizer.param_groups]
+
+def attached(optimizer: Any) -> DecaySchedule | None:
+    """The decay schedule that acts on an optimizer, wrapped or not; None if there is none.
+
+    Args:
+        optimizer: A torch optimizer, or a wrapper of one.
+
+    Returns:
+        What `AlphaDecay`, `UniformDecay` or another schedule returned when it was constructed.
+
+    Example:
+        >>> import torch, alphadecay
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> decay = alphadecay.AlphaDecay(model, optimizer)
+        >>> alphadecay.attached(optimizer) is decay
+        True
+    """
+    found = acting_on(optimizer)
+    return found if isinstance(found, DecaySchedule) else None

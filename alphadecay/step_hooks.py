@@ -3,14 +3,11 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-
-if TYPE_CHECKING:  # which has hooks
-    from alphadecay.schedule import DecaySchedule
 
 KEY = "alphadecay"  # under which hooks stand with torch's, which are numbered
 STEP_WRAPPER = Optimizer.profile_hook_step(lambda *_: None).__code__  # torch's, which calls the hooks of a step
@@ -157,34 +154,19 @@ def _fill_caches() -> None:
     torch.autograd.profiler.record_function("")
 
 
-def attached(optimizer: Any) -> "DecaySchedule | None":
-    """The decay schedule that acts on an optimizer, wrapped or not; None if there is none.
-
-    Args:
-        optimizer: A torch optimizer, or a wrapper of one.
-
-    Returns:
-        What `AlphaDecay`, `UniformDecay` or another schedule returned when it was constructed.
-
-    Example:
-        >>> import torch, alphadecay
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
-        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-        >>> decay = alphadecay.AlphaDecay(model, optimizer)
-        >>> alphadecay.attached(optimizer) is decay
-        True
-    """
+def acting_on(optimizer: Any) -> Schedule | None:
+    """What acts at the steps of an optimizer, wrapped or not; None if nothing does."""
     for each in chain_of(optimizer):
         hook = getattr(each, "_optimizer_step_pre_hooks", {}).get(KEY)
         if hook is not None:
-            found: DecaySchedule = hook.__self__.schedule
+            found: Schedule = hook.__self__.schedule
             return found
     return None
 
 
 def refuse_second(optimizer: Optimizer) -> None:
     """Raise ValueError if a decay schedule acts on the optimizer; it is named."""
-    if (other := attached(optimizer)) is not None:
+    if (other := acting_on(optimizer)) is not None:
         raise ValueError(
             f"{type(other).__name__} acts on this {type(optimizer).__name__} already: call its detach() first "
             "(alphadecay.attached(optimizer) is that schedule)"

@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from alphadecay.baselines import ALL
+from alphadecay.decay_log import Row, refreshes
 from alphadecay.figures.drawing import DOUBLE, print_style, thinned
-from alphadecay.ledger import Row, refreshes
 from comparison.findings import Finding
 from comparison.looks import Looks, finite, legend_below, plain
 from comparison.results import Run

@@ -1,7 +1,8 @@
 """What a run notes of its decays: refreshes and audits, in the ledger and as curves; trainers share it."""
 
 import alphadecay
-from alphadecay.ledger import audit_rows, ledger_rows
+from alphadecay.audit import audit_rows
+from alphadecay.decay_log import ledger_rows
 from alphadecay.schedule import DecaySchedule
 from runtime.session import RunOptions, Session
 from runtime.tables import say

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from alphadecay.decay_log import refreshes
 from alphadecay.groups import effective_decay
-from alphadecay.ledger import refreshes
 from alphadecay.qkv import parameter_names
 from alphadecay.schedule import DecaySchedule
 from runtime.runfolder import Row

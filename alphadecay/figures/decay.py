@@ -5,6 +5,7 @@ from itertools import cycle
 from statistics import fmean
 from typing import Any
 
+from alphadecay.decay_log import Row, refreshes
 from alphadecay.figures.drawing import (
     DASHES,
     DOUBLE,
@@ -17,7 +18,6 @@ from alphadecay.figures.drawing import (
     say_instead,
     thinned,
 )
-from alphadecay.ledger import Row, refreshes
 
 FEW = 30  # points up to which a line has markers
 ALL_MODULES = "all modules"  # of kinds with one decay for all, whose rows have no role

@@ -16,10 +16,10 @@ from tiny import TINY, run
 from tiny import rows as rows_of
 
 import alphadecay
-from alphadecay import twins
-from alphadecay.audit import AuditRecord, losses_in_words
+from alphadecay import optimizer_copies
+from alphadecay.audit import AuditRecord, audit_rows, losses_in_words
+from alphadecay.decay_log import ledger_rows, refreshes
 from alphadecay.figures import decay as figures
-from alphadecay.ledger import audit_rows, ledger_rows, refreshes
 from runtime.selftest import differences, first_difference, leaves
 
 LR, DECAY = 1e-3, 0.1
@@ -166,8 +166,8 @@ def test_steps_in_between_and_training_without_cost_no_copy(monkeypatch):
     copied = []
     for every in (None, 3):
         model, optimizer, audit = setup(every=every)
-        real = twins._copied
-        monkeypatch.setattr(twins, "_copied", lambda *given: copied.append(1) or real(*given))  # noqa: B023
+        real = optimizer_copies._copied
+        monkeypatch.setattr(optimizer_copies, "_copied", lambda *given: copied.append(1) or real(*given))  # noqa: B023
         monkeypatch.setattr(torch.Tensor, "tolist", lambda *_: copied.append("a wait") or [])
         take_steps(model, optimizer, 2)
         monkeypatch.undo()

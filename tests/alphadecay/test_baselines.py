@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphadecay
 from alphadecay.adaptive import block_of
+from alphadecay.decay_log import ledger_rows
 from alphadecay.entries import adadecay_factors, agreeing
-from alphadecay.ledger import ledger_rows
+from alphadecay.optimizer_copies import own_randomness, twin_of, why_coupled
 from alphadecay.spectra import NonFiniteWeight
-from alphadecay.twins import own_randomness, twin_of, why_coupled
 
 LR, DECAY = 1e-2, 0.1
 

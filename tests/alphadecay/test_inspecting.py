@@ -9,7 +9,7 @@ from test_state import saved, setup, take_steps
 from torch import nn
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 
 
 def rows(path):

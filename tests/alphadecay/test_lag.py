@@ -11,7 +11,7 @@ from test_state import setup, take_steps
 
 import alphadecay
 from alphadecay import analysis
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 from alphadecay.spectra import NonFiniteWeight
 
 

@@ -10,7 +10,7 @@ from recipes import block_model
 from torch import nn
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 from alphadecay.matrices import find_matrices
 from runtime.finite import traced
 

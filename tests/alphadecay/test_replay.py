@@ -10,7 +10,7 @@ from test_baselines import setup, take_steps, weights
 from tiny import TINY, rows, run
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 from alphadecay.replay import means_over_time, read_ledger
 from runtime.checkpoints import find_checkpoint
 

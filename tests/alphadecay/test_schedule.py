@@ -7,7 +7,7 @@ from timm.optim import Lookahead
 from torch import nn
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 
 HIGH = 3.0
 

@@ -8,7 +8,7 @@ from recipes import block_model
 from timm.optim import create_optimizer_v2
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 from optim_factory import build_decay
 from runtime.decay_options import DecayOptions
 

@@ -8,7 +8,7 @@ from torch import nn
 from unkind import adamw, decays, net, take_steps
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 from alphadecay.tails import fit_median
 
 

@@ -113,7 +113,7 @@ FAULTS = [
     ),
     Fault(
         "refresh_one_step_early",
-        "alphadecay/schedule.py",
+        "alphadecay/writer.py",
         "if step % self.interval == 0 or not self._wrote_multipliers or self._due:",
         "if (step + 1) % self.interval == 0 or not self._wrote_multipliers or self._due:",
         "alphadecay/test_schedule.py",
@@ -121,7 +121,7 @@ FAULTS = [
     ),
     Fault(
         "step_is_not_counted_from_the_state",
-        "alphadecay/schedule.py",
+        "alphadecay/writer.py",
         """        for group in groups:
             group["decay_step"] = step + 1
 """,
@@ -284,7 +284,7 @@ FAULTS = [
     ),
     Fault(
         "coupled_passes_as_decoupled",
-        "alphadecay/twins.py",
+        "alphadecay/optimizer_copies.py",
         "return bool((decayed - expected).norm() <= TOLERANCE * expected.norm())",
         "return bool((decayed - expected).norm() <= 1 / TOLERANCE * expected.norm())",
         "alphadecay/test_baselines.py",

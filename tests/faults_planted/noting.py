@@ -30,8 +30,8 @@ FAULTS = [
     Fault(
         "second_schedule_is_let_in",
         "alphadecay/step_hooks.py",
-        "if (other := attached(optimizer)) is not None:",
-        "if (other := attached(optimizer)) is optimizer:",
+        "if (other := acting_on(optimizer)) is not None:",
+        "if (other := acting_on(optimizer)) is optimizer:",
         "alphadecay/test_two_optimizers.py::test_a_second_schedule_on_one_optimizer_is_refused_until_the_first_is_detached",
         "two schedules write over each other's decays",
     ),
@@ -115,7 +115,7 @@ FAULTS = [
     ),
     Fault(
         "audit_draws_for_the_run",
-        "alphadecay/twins.py",
+        "alphadecay/optimizer_copies.py",
         """        with own_randomness(optimizer):
             twin.step()
     except UNTRIED as error:
@@ -128,7 +128,7 @@ FAULTS = [
     ),
     Fault(
         "copy_shares_the_state",
-        "alphadecay/twins.py",
+        "alphadecay/optimizer_copies.py",
         "vars(twin)[name] = copy.deepcopy(value, memo)",
         "vars(twin)[name] = copy.copy(value)",
         "alphadecay/test_audit.py::test_training_keeps_its_bits alphadecay/test_baselines.py",
@@ -136,7 +136,7 @@ FAULTS = [
     ),
     Fault(
         "ledger_says_the_base",
-        "alphadecay/ledger.py",
+        "alphadecay/decay_log.py",
         '"weight_decay": effective_decay(group),',
         '"weight_decay": group["base_weight_decay"],',
         "alphadecay/test_schedule.py::test_ledger_rows_say_what_each_module_got",
@@ -153,7 +153,7 @@ FAULTS = [
     ),
     Fault(
         "log_is_doubled",
-        "alphadecay/ledger.py",
+        "alphadecay/decay_log.py",
         "for step, lines in self._kept.items() if step < schedule.step for line in lines]",
         "for step, lines in self._kept.items() if step <= schedule.step for line in lines]",
         "alphadecay/test_inspecting.py::test_a_resumed_log_is_that_of_a_run_that_was_not_stopped",

@@ -29,7 +29,7 @@ FAULTS = [
     ),
     Fault(
         "warned_at_every_step",
-        "alphadecay/schedule.py",
+        "alphadecay/writer.py",
         "if sentence and what not in self._said:",
         "if sentence:",
         "alphadecay/test_decay_warnings.py",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import alphadecay
-from alphadecay.ledger import ledger_rows
+from alphadecay.decay_log import ledger_rows
 
 
 class Attention(nn.Module):

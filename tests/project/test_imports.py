@@ -55,10 +55,14 @@ def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def graph(files: dict[str, str]) -> dict[str, set[str]]:
-    """What each module imports of the others; `from a import b` counts as a.b where that is a module, else as a."""
+    """What each module imports of the others; `from a import b` counts as a.b where that is a module, else as a.
+
+    In alphadecay imports for a type checker count, too.
+    """
     edges: dict[str, set[str]] = {name: set() for name in files}
     for name, source in files.items():
-        for node in at_run_time(ast.parse(source)):
+        tree = ast.parse(source)
+        for node in ast.walk(tree) if name.split(".")[0] == "alphadecay" else at_run_time(tree):
             if isinstance(node, ast.Import):
                 edges[name] |= {alias.name for alias in node.names if alias.name in files}
             elif isinstance(node, ast.ImportFrom):
@@ -84,6 +88,28 @@ def test_no_files_import_each_other_in_a_circle():
     assert circle(sources()) == []
 
 
+CORE = (  # of alphadecay: from a model's matrices to the decay in the optimizer's groups
+    "roles", "matrices", "spectra", "tails", "metrics", "record", "tables", "records", "sharing", "analysis", "assign",
+    "background", "groups", "splitting", "membership", "saved_state", "step_hooks", "wording", "writer",
+)  # fmt: skip
+EXTRAS = (  # what stands above it
+    "qkv", "build_order", "entries", "optimizer_copies", "decay_log", "audit", "schedule", "adaptive", "baselines",
+    "replay", "skeletons", "command",
+)  # fmt: skip
+
+
+def too_high(name: str, source: str) -> set[str]:
+    """The extras that a file of the core imports."""
+    extras = {f"alphadecay.{extra}" for extra in EXTRAS}
+    return imported(source) & extras if name.removeprefix("alphadecay.") in CORE else set()
+
+
+def test_the_core_of_alphadecay_imports_none_of_its_extras():
+    files = {name: source for name, source in sources().items() if name.startswith("alphadecay.")}
+    assert {f"alphadecay.{name}" for name in (*CORE, *EXTRAS)} <= set(files)
+    assert {name: wrong for name, source in files.items() if (wrong := too_high(name, source))} == {}
+
+
 def test_rooms_import_only_what_stands_below_them():
     wrong = {name: forbidden(name.split(".")[0], source) for name, source in sources().items()}
     assert {name: rooms for name, rooms in wrong.items() if rooms} == {}
@@ -97,6 +123,13 @@ def test_the_guards_can_fail():
     assert set(circle({"a": "import b", "b": "def f():\n    from a import x", "c": ""})) == {"a", "b"}
     assert circle({"p": "", "p.a": "from p import b", "p.b": "import p"}) == []
     assert circle({"p": "from p.a import x", "p.a": "from p import y"}) != []
+    for_types = {"{0}.a": "if TYPE_CHECKING:\n    import {0}.b", "{0}.b": "import {0}.a"}
+    circles = [
+        circle({name.format(room): source.format(room) for name, source in for_types.items()})
+        for room in ("alphadecay", "runtime")
+    ]
+    assert circles[0] != [] and circles[1] == []
+    assert too_high("alphadecay.matrices", "from alphadecay.qkv import is_split") == {"alphadecay.qkv"}
     assert forbidden("alphadecay", "def f():\n    from runtime.tables import say") == {"runtime"}
     assert forbidden("vision", "import llama.engine") == {"llama"}
 

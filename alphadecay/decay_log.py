@@ -1,11 +1,11 @@
-"""The ledger of a run: one row a module and refresh, and one a module and audit, as plain values."""
+"""The decay log of a run: one row a module and refresh, and one a module and audit, as plain values."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -15,15 +15,12 @@ from alphadecay.analysis import SpectrumRecord
 from alphadecay.groups import ALL, Group, effective_decay
 from alphadecay.roles import role_of
 from alphadecay.sharing import is_sharded, power_sums
-
-if TYPE_CHECKING:  # both have a log
-    from alphadecay.audit import DecayAudit
-    from alphadecay.schedule import DecaySchedule
+from alphadecay.writer import DecayWriter
 
 Row = Mapping[str, Any]
 
 
-def ledger_rows(schedule: "DecaySchedule") -> list[dict[str, Any]]:
+def ledger_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
     """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
 
     Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), kind (of
@@ -41,11 +38,11 @@ def ledger_rows(schedule: "DecaySchedule") -> list[dict[str, Any]]:
             continue
         record = records.get(group["decay_name"])
         norm, note = _norm(group["params"][0].detach(), record), record.note if record else ""
-        rows.append(common | _row(group, schedule.scores.get(group["decay_name"]), norm, None, note))
+        rows.append(common | row_of(group, schedule.scores.get(group["decay_name"]), norm, None, note))
     return rows + [common | row for row in _rows_of_members(schedule, records)]
 
 
-def _rows_of_members(schedule: "DecaySchedule", records: Mapping[str, SpectrumRecord]) -> list[dict[str, Any]]:
+def _rows_of_members(schedule: DecayWriter, records: Mapping[str, SpectrumRecord]) -> list[dict[str, Any]]:
     """Rows of modules that share a group."""
     weights = schedule.weights
     rows = []
@@ -53,23 +50,8 @@ def _rows_of_members(schedule: "DecaySchedule", records: Mapping[str, SpectrumRe
         for name in group.get("decay_members", ()):
             record, own = records.get(name), group | {"decay_name": name}
             norm = _norm(weights[name].detach(), record) if name in weights else None
-            rows.append(_row(own, schedule.scores.get(name), norm, None, record.note if record else ""))
+            rows.append(row_of(own, schedule.scores.get(name), norm, None, record.note if record else ""))
     return rows
-
-
-def audit_rows(audit: "DecayAudit") -> list[dict[str, Any]]:
-    """What an audit found: rows with the keys of `ledger_rows`, one a module for all kinds of decay.
-
-    They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
-    the audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured:
-    measured_step and score are None.
-    """
-    common = {"measured_step": None, "kind": audit.decay.kind}
-    groups = {group["decay_name"]: group for group in audit.decay.own_groups}
-    return [
-        {"step": each.step} | common | _row(groups[each.name], None, each.weight_norm, each.figures, "")
-        for each in audit.records
-    ]
 
 
 class DecayLog:
@@ -101,7 +83,7 @@ class DecayLog:
             step = parsed_row(line, f"{self.path}, line {number}", {"step": int})["step"]
             self._kept.setdefault(step, []).append(line)
 
-    def write(self, schedule: "DecaySchedule") -> None:
+    def write(self, schedule: DecayWriter) -> None:
         """Add the rows of a refresh; all ranks must call."""
         rows = ledger_rows(schedule)
         if not _writes_here():
@@ -117,7 +99,7 @@ class DecayLog:
 
 
 def parsed_row(line: str, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a ledger; ValueError, which names the place, unless it is JSON with these keys of these kinds."""
+    """A line of a decay log; ValueError, which names the place, unless it is JSON with these keys of these kinds."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -134,11 +116,11 @@ def _writes_here() -> bool:
 
 
 def refreshes(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a ledger that say what decays were assigned: those of audits assign nothing."""
+    """The rows of a decay log that say what decays were assigned: those of audits assign nothing."""
     return [row for row in rows if row.get("audit") is None]
 
 
-def _row(
+def row_of(
     group: Group, score: float | None, weight_norm: float | None, audit: Mapping[str, Any] | None, note: str
 ) -> dict[str, Any]:
     """A module's row from its name on."""
@@ -154,7 +136,7 @@ def _row(
     }
 
 
-def _row_for_all(schedule: "DecaySchedule", groups: Sequence[Group]) -> dict[str, Any]:
+def _row_for_all(schedule: DecayWriter, groups: Sequence[Group]) -> dict[str, Any]:
     decayed = next((group for group in groups if group["static_multiplier"]), groups[0])
     weights = [p.detach() for group in groups for p in group["params"] if not is_lazy(p)]
     sharded = any(is_sharded(weight) for weight in weights)
