@@ -113,7 +113,7 @@ class AlphaDecay(DecaySchedule):
         ['0', '1', '2']
     """
 
-    kind = "alphadecay"
+    strategy = "alphadecay"
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from alphadecay import metrics, tails
 from alphadecay.matrices import FROZEN, MIN_EIGENVALUES, Matrix, find_matrices
 from alphadecay.records import Eigenvalues, SpectrumRecords
 from alphadecay.records import SpectrumRecord as SpectrumRecord
-from alphadecay.sharing import Snapshots, brought_together, gradient_norms, shared_out, whole
+from alphadecay.sharing import Snapshots, assign_to_ranks, gather_records, gradient_norms, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
 
 # Scores that an adaptive decay can be steered by. The squares are what the published program calls fnorm and
@@ -176,7 +176,7 @@ class Measurement:
                 raise ValueError(f"{m.name} {m.shape}: its weight is on the meta device, which holds no values")
         self.group = process_group if process_group and dist.get_world_size(process_group) > 1 else None
         self.gradient_norms = gradient_norms(taking_part)
-        mine = taking_part if self.group is None else shared_out(taking_part, self.group)
+        mine = taking_part if self.group is None else assign_to_ranks(taking_part, self.group)
         self._snapshots = Snapshots(mine) if copied else None
         self._mine = self._snapshots.matrices if self._snapshots else mine
 
@@ -191,7 +191,7 @@ class Measurement:
             self._snapshots.wait()
         found = self._measured(on_record)
         if self.group is not None:
-            found = brought_together(found, results_group or self.group)
+            found = gather_records(found, results_group or self.group)
         if isinstance(found, ValueError):
             raise found
         own = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}

@@ -200,13 +200,13 @@ class DecayAudit:
 
 
 def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
-    """What an audit found: rows with the keys of `decay_log.ledger_rows`, one a module for all kinds of decay.
+    """What an audit found: rows with the keys of `decay_log.refresh_rows`, one a module for all kinds of decay.
 
     They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
     the audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured:
     measured_step and score are None.
     """
-    common = {"measured_step": None, "kind": audit.decay.kind}
+    common = {"measured_step": None, "kind": audit.decay.strategy}
     groups = {group["decay_name"]: group for group in audit.decay.own_groups}
     return [
         {"step": each.step} | common | row_of(groups[each.name], None, each.weight_norm, each.figures, "")

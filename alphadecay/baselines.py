@@ -52,7 +52,7 @@ class UniformDecay(DecaySchedule):
         {'0': 1.0, '1': 1.0}
     """
 
-    kind = "uniform"
+    strategy = "uniform"
     adaptive = False
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
@@ -96,7 +96,7 @@ class AdaDecay(AlphaDecay):
         {'0.a': 0.036, '0.b': 1.964}
     """
 
-    kind = "adadecay"
+    strategy = "adadecay"
 
     def __init__(self, model: nn.Module, optimizer: Any, interval: int = 500, **options: Any) -> None:
         super().__init__(model, optimizer, interval, metric="grad_norm", rule="sigmoid", **options)
@@ -146,7 +146,7 @@ class AdaDecayPerEntry(DecaySchedule):
         (1.96, 0.04)
     """
 
-    kind = "adadecay per entry"
+    strategy = "adadecay per entry"
     by_entry = True
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
@@ -196,7 +196,7 @@ class AWD(DecaySchedule):
         True
     """
 
-    kind = "awd"
+    strategy = "awd"
     metric = "gradient norm / weight norm"
     same_for_all = True
 

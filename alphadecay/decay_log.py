@@ -20,7 +20,7 @@ from alphadecay.writer import DecayWriter
 Row = Mapping[str, Any]
 
 
-def ledger_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
+def refresh_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
     """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
 
     Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), kind (of
@@ -29,7 +29,7 @@ def ledger_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
     "(all)".
     """
     records = {record.name: record for record in schedule.records}
-    common = {"step": schedule.step, "measured_step": schedule.measured_at, "kind": schedule.kind}
+    common = {"step": schedule.step, "measured_step": schedule.measured_at, "kind": schedule.strategy}
     if schedule.same_for_all:
         return [common | _row_for_all(schedule, schedule.optimizer.param_groups)]
     rows = []
@@ -85,7 +85,7 @@ class DecayLog:
 
     def write(self, schedule: DecayWriter) -> None:
         """Add the rows of a refresh; all ranks must call."""
-        rows = ledger_rows(schedule)
+        rows = refresh_rows(schedule)
         if not _writes_here():
             return
         if not self._begun:

@@ -86,16 +86,7 @@ def param_groups(
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     own = {id(m.weight): m.name for m in matrices if m.reason in ("", LAZY)}
-    plain = unwrap(model)
-    undecayed = set() if norm_bias else _undecayed_names(plain)
-    pairs = _batchnorm_pairs(plain) if norm_bias and batchnorm else {}
-    members: dict[Place, list[nn.Parameter]] = {(MODULE, name, ""): [] for name in own.values()}
-    for name, parameter in plain.named_parameters():
-        if parameter.requires_grad:
-            place = (NO_DECAY, "(no decay)", "") if name in undecayed else _place(name, parameter, own, pairs)
-            members.setdefault(place, []).append(parameter)
-    if not any(members.values()):
-        raise ValueError(f"{type(plain).__name__} has no trainable parameter")
+    members = _members(unwrap(model), own, norm_bias, batchnorm)
     groups = []
     for place in sorted(filter(members.get, members), key=lambda place: (MODULE, REST, NO_DECAY).index(place[0])):
         holds, name, follows = place
@@ -105,6 +96,22 @@ def param_groups(
 
 
 Place = tuple[str, str, str]  # of a parameter: decay_group, decay_name, and decay_as or ""
+
+
+def _members(
+    model: nn.Module, own: Mapping[int, str], norm_bias: bool, batchnorm: bool
+) -> dict[Place, list[nn.Parameter]]:
+    """The trainable parameters by place; those of matrices come first, in their order."""
+    undecayed = set() if norm_bias else _undecayed_names(model)
+    pairs = _batchnorm_pairs(model) if norm_bias and batchnorm else {}
+    members: dict[Place, list[nn.Parameter]] = {(MODULE, name, ""): [] for name in own.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            place = (NO_DECAY, "(no decay)", "") if name in undecayed else _place(name, parameter, own, pairs)
+            members.setdefault(place, []).append(parameter)
+    if not any(members.values()):
+        raise ValueError(f"{type(model).__name__} has no trainable parameter")
+    return members
 
 
 def _place(name: str, parameter: nn.Parameter, own: Mapping[int, str], pairs: Mapping[str, str]) -> Place:

@@ -96,9 +96,7 @@ def split_qkv(model: nn.Module) -> nn.Module:
         )
     refuse_held({id(module.weight): name for name, module in fused})
     for _, module in fused:
-        parametrize.register_parametrization(module, "weight", Concatenation(_dim(module)))
-        module.register_state_dict_post_hook(_save_fused)
-        module.register_load_state_dict_pre_hook(_load_fused)
+        _split(module)
     return model
 
 
@@ -142,6 +140,12 @@ def merge_qkv(model: nn.Module) -> nn.Module:
         module.register_parameter("weight", nn.Parameter(weight, any(part.requires_grad for part in parts)))
         module._parameters.update(others)  # the weight comes first, as before
     return model
+
+
+def _split(module: nn.Module) -> None:
+    parametrize.register_parametrization(module, "weight", Concatenation(_dim(module)))
+    module.register_state_dict_post_hook(_save_fused)
+    module.register_load_state_dict_pre_hook(_load_fused)
 
 
 def is_split(module: nn.Module) -> bool:

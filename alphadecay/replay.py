@@ -17,7 +17,7 @@ from alphadecay.matrices import MIN_EIGENVALUES
 from alphadecay.schedule import DecaySchedule
 
 Multipliers = dict[str, float]  # by module
-Ledger = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
+DecayRows = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
 
 
 class Replay(DecaySchedule):
@@ -61,7 +61,7 @@ class Replay(DecaySchedule):
         {'0': 0.667, '1': 3.0}
     """
 
-    kind = "replay"
+    strategy = "replay"
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Replay(DecaySchedule):
         cautious: bool = False,
         on_refresh: Callable[[DecaySchedule], None] | None = None,
     ) -> None:
-        rows = read_ledger(Path(ledger))
+        rows = read_decay_log(Path(ledger))
         super().__init__(
             model, optimizer, 1, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues, cautious=cautious,
             on_refresh=on_refresh,
@@ -89,7 +89,7 @@ class Replay(DecaySchedule):
             means = means_over_time(rows)
             self._rows = {0: {name: row | {"multiplier": means[name]} for name, row in first.items()}}
 
-    def _check_modules(self, ledger: Path) -> None:
+    def _check_modules(self, path: Path) -> None:
         own = {group["decay_name"]: is_lazy(group["params"][0]) for group in self.own_groups}
         theirs = set(self._rows[0])
         lacking = sorted({name for name, lazy in own.items() if not lazy} - theirs)
@@ -97,7 +97,7 @@ class Replay(DecaySchedule):
         if (lacking or other) and not self.same_for_all:
             self.detach()
             what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
-            raise ValueError(f"{ledger} is the ledger of another model or selection: it has {what}")
+            raise ValueError(f"{path} is the ledger of another model or selection: it has {what}")
 
     @property
     def next_refresh(self) -> int | None:
@@ -118,7 +118,7 @@ class Replay(DecaySchedule):
         return [], multipliers
 
 
-def read_ledger(path: Path) -> Ledger:
+def read_decay_log(path: Path) -> DecayRows:
     """The rows of a decay.jsonl by step and module, in order of steps; those of audits, which assign nothing, apart.
 
     Raises:
@@ -130,7 +130,7 @@ def read_ledger(path: Path) -> Ledger:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    found: Ledger = {}
+    found: DecayRows = {}
     for number, line in enumerate(lines, 1):
         row = _checked(line, f"{path}, line {number}")
         if row.get("audit") is None:
@@ -146,14 +146,14 @@ def _checked(line: str, where: str) -> dict[str, Any]:
     row = parsed_row(line, where, {"step": int, "module": str, "multiplier": int | float})
     if not (0 <= row["multiplier"] < math.inf and row["step"] >= 0):
         raise ValueError(f"{where}: multiplier {row['multiplier']} at step {row['step']} is impossible")
-    if row.get("kind") == AdaDecayPerEntry.kind:
+    if row.get("kind") == AdaDecayPerEntry.strategy:
         raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which no ledger holds")
     return row
 
 
-def changes(rows: Ledger) -> Ledger:
-    """The steps at which a multiplier changes; others are in a ledger for what was looked at then."""
-    found: Ledger = {}
+def changes(rows: DecayRows) -> DecayRows:
+    """The steps at which a multiplier changes; others are in a log for what was looked at then."""
+    found: DecayRows = {}
     last: Multipliers = {}
     for step, by_module in rows.items():
         now = {name: row["multiplier"] for name, row in by_module.items()}
@@ -163,7 +163,7 @@ def changes(rows: Ledger) -> Ledger:
     return found
 
 
-def means_over_time(rows: Ledger) -> Multipliers:
+def means_over_time(rows: DecayRows) -> Multipliers:
     """Each module's multipliers, weighted by the steps for which they held; the last as long as the one before."""
     steps = list(rows)
     spans = [later - step for step, later in zip(steps, steps[1:], strict=False)]

@@ -10,13 +10,15 @@ from alphadecay.groups import Group
 MEASURED = "decay_measured"  # the key of a group under which a saved state has score and measures
 
 
-def checked_state(groups: Sequence[Group], state: dict[str, Any], kind: str, takes_over: bool) -> dict[str, Any] | None:
+def checked_state(
+    groups: Sequence[Group], state: dict[str, Any], strategy: str, takes_over: bool
+) -> dict[str, Any] | None:
     """The state to be loaded in place of the one given, if not that one.
 
     Args:
         groups: The optimizer's.
         state: A state dict.
-        kind: Of the decay that is attached.
+        strategy: Of the decay that is attached.
         takes_over: Whether the state of another kind may be loaded; it then counts as not refreshed.
 
     Raises:
@@ -26,12 +28,12 @@ def checked_state(groups: Sequence[Group], state: dict[str, Any], kind: str, tak
     theirs = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
     if ours != theirs:
         raise ValueError(_mismatch(ours, theirs))
-    others = {g.get("decay_kind", kind) for g in state["param_groups"]} - {kind, ""}
+    others = {g.get("decay_kind", strategy) for g in state["param_groups"]} - {strategy, ""}
     if not others:
         return None
     if not takes_over:
         raise ValueError(
-            f"this optimizer state was saved under {', '.join(sorted(others))} decay, and {kind} decay is "
+            f"this optimizer state was saved under {', '.join(sorted(others))} decay, and {strategy} decay is "
             "attached. Attach the kind that saved it; or set `takes_over = True` on the attached one before "
             "loading, to go on with it from here."
         )

@@ -50,7 +50,7 @@ class DecaySchedule(DecayWriter):
         on_refresh: Called with this object after each refresh, before the step is taken.
 
     Attributes:
-        kind: What the groups call this kind of decay.
+        strategy: What the groups call this kind of decay; `kind`, as it was called before, is the same.
         metric: What its scores are.
         adaptive: Whether multipliers differ from 1.
         same_for_all: Whether all modules have the same multiplier.
@@ -71,7 +71,7 @@ class DecaySchedule(DecayWriter):
     Example:
         >>> import torch, alphadecay
         >>> def told(decay: alphadecay.DecaySchedule) -> None:
-        ...     print(decay.kind, decay.step)
+        ...     print(decay.strategy, decay.step)
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
         >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
         >>> decay = alphadecay.UniformDecay(model, optimizer, on_refresh=told)
@@ -82,6 +82,11 @@ class DecaySchedule(DecayWriter):
     """
 
     by_entry = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass may say `kind`, as `strategy` was called before."""
+        super().__init_subclass__(**options)
+        cls.strategy = cls.kind = vars(cls).get("strategy", vars(cls).get("kind", cls.strategy))
 
     def __init__(
         self,
@@ -102,20 +107,18 @@ class DecaySchedule(DecayWriter):
         self.watchers: list[StepWatcher] = []
         self._log: DecayLog | None = None
         self._entries: EntryDecay | None = None  # applies the decay where no scalar of a group can
-        super().__init__(
-            model, optimizer, interval, exclude=exclude, include=include, min_eigenvalues=min_eigenvalues,
-            ranking=ranking,
-        )  # fmt: skip
+        selection = {"exclude": exclude, "include": include, "min_eigenvalues": min_eigenvalues}
+        super().__init__(model, optimizer, interval, ranking, selection)
 
     def _check_optimizer(self) -> None:
         if not (self.cautious or self.by_entry):
             return
-        kind = "cautious" if self.cautious else self.kind
+        what = "cautious" if self.cautious else self.strategy
         if self.cautious and any(p.is_complex() for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError("cautious decay compares signs, and complex weights have none")
         if why := why_coupled(self.optimizer):
             raise ValueError(
-                f"{kind} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
+                f"{what} decay needs an optimizer that decays weights by learning rate x decay x weight, such as "
                 f"AdamW; {type(self.optimizer).__name__} {why}"
             )
         self._entries = EntryDecay(self.cautious, self.by_entry)

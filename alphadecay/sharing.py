@@ -13,7 +13,7 @@ from alphadecay.matrices import Matrix
 Record = TypeVar("Record")
 
 
-def shared_out(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
+def assign_to_ranks(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
     """The matrices that this rank measures, with their whole weights; together the ranks have each once.
 
     Ranks may hold the same model (data parallel), other parts of it (pipeline parallel), or shards of its weights
@@ -31,7 +31,7 @@ def shared_out(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
         yield from (each for each in mine if each is not None)
 
 
-def brought_together(found: dict[str, Record] | ValueError, group: Any) -> dict[str, Record]:
+def gather_records(found: dict[str, Record] | ValueError, group: Any) -> dict[str, Record]:
     """What all ranks of a group have found, by name; an error of one is raised on all. All of them must call."""
     outcomes = _gathered(found, group, dist.get_world_size(group))
     for outcome in outcomes:

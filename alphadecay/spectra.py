@@ -105,11 +105,6 @@ def _places(length: int, side: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - side, count)})
 
 
-def window_count(rows: int, columns: int, shape: WindowShape) -> int:
-    """How many windows of a shape a matrix has."""
-    return len(_places(rows, min(shape[0], rows))) * len(_places(columns, min(shape[1], columns)))
-
-
 def gram(matrices: Tensor) -> Tensor:
     """The lower triangles of W W^H or W^H W, whichever is smaller; above them, blocks are left at 0.
 

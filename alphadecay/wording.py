@@ -11,12 +11,12 @@ NEAR, FEWEST = 0.02, 4  # share of the range that counts as at a bound; modules 
 FAR_OFF = 0.05  # share of the modules, at least one, that may be elsewhere
 
 
-def no_base_decay(groups: Sequence[Group], kind: str) -> str:
+def no_base_decay(groups: Sequence[Group], who: str) -> str:
     """A sentence if no group has a base decay."""
     if any(group["base_weight_decay"] * group["static_multiplier"] for group in groups):
         return ""
     return (
-        f"{kind} has nothing to spread: the base decay of every group is 0, which is the default of torch's Adam and "
+        f"{who} has nothing to spread: the base decay of every group is 0, which is the default of torch's Adam and "
         "SGD; give the optimizer a weight_decay, or write base_weight_decay into its groups"
     )
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from alphadecay.analysis import Measuring, SpectrumRecord, record_without_measures
 from alphadecay.groups import Group, effective_decay, is_module, multiplier_of, shared_multipliers
-from alphadecay.matrices import MIN_EIGENVALUES, Matrix, whole_number
+from alphadecay.matrices import Matrix, whole_number
 from alphadecay.membership import Membership
 from alphadecay.records import SpectrumRecords
 from alphadecay.saved_state import checked_state, note_measured, take_measured
@@ -24,7 +23,7 @@ from alphadecay.wording import description, no_base_decay, overwritten
 class DecayWriter(ABC):
     """Keeps weight_decay = base x static x adaptive multiplier in every group; see `DecaySchedule`, its public half."""
 
-    kind = ""
+    strategy = kind = ""
     metric = "score"
     adaptive = True
     same_for_all = False
@@ -32,19 +31,10 @@ class DecayWriter(ABC):
     measuring = Measuring()
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Any,
-        interval: int = 500,
-        *,
-        exclude: Sequence[str] = (),
-        include: Sequence[str] = (),
-        min_eigenvalues: int = MIN_EIGENVALUES,
-        ranking: str = "optimizer",
+        self, model: nn.Module, optimizer: Any, interval: int, ranking: str, selection: dict[str, Any]
     ) -> None:
         self.interval, self.model = whole_number("interval", interval, "optimizer steps"), model
-        self.selection = {"exclude": exclude, "include": include, "min_eigenvalues": min_eigenvalues}
-        self.optimizer: Optimizer = innermost(optimizer)
+        self.selection, self.optimizer = selection, innermost(optimizer)
         refuse_second(self.optimizer)
         self._check_optimizer()
         self.records = SpectrumRecords()
@@ -55,8 +45,8 @@ class DecayWriter(ABC):
         take_written(self.optimizer.param_groups)
         self._said: set[str] = set()
         self._due = False
-        for group in self.optimizer.param_groups:  # another kind was attached before and detached
-            if group["decay_kind"] != self.kind:
+        for group in self.optimizer.param_groups:  # another strategy was attached before and detached
+            if group["decay_kind"] != self.strategy:
                 group["decay_kind"] = ""
         self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
         wrappers = [each for each in chain_of(optimizer) if each is not self.optimizer]
@@ -120,7 +110,7 @@ class DecayWriter(ABC):
         self.records = SpectrumRecords(replace(r, note=r.note or notes.get(r.name, "")) for r in records)
         for group in self.optimizer.param_groups:
             group["decay_multiplier"] = multiplier_of(group, multipliers, self._membership.matrices)
-            group["decay_kind"] = self.kind
+            group["decay_kind"] = self.strategy
         self._write()
         self.seconds += time.perf_counter() - began
         self._refreshed()
@@ -146,8 +136,8 @@ class DecayWriter(ABC):
 
     @property
     def _wrote_multipliers(self) -> bool:
-        """Whether they are this kind's; states from before kinds were noted count as such."""
-        return self.optimizer.param_groups[0].get("decay_kind", self.kind) == self.kind
+        """Whether they are this strategy's; states from before that was noted count as such."""
+        return self.optimizer.param_groups[0].get("decay_kind", self.strategy) == self.strategy
 
     def before_step(self) -> None:
         """Refresh if it is time, and write the decays; called by the optimizer's hooks."""
@@ -182,7 +172,7 @@ class DecayWriter(ABC):
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Refuse a state of other groups or another kind of decay; called by the optimizer's hooks."""
         self._find_members()
-        checked = checked_state(self.optimizer.param_groups, state, self.kind, self.takes_over)
+        checked = checked_state(self.optimizer.param_groups, state, self.strategy, self.takes_over)
         self.records, self.scores, self._written = SpectrumRecords(), {}, None
         return checked
 

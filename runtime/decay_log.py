@@ -2,7 +2,7 @@
 
 import alphadecay
 from alphadecay.audit import audit_rows
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from alphadecay.schedule import DecaySchedule
 from runtime.session import RunOptions, Session
 from runtime.tables import say
@@ -14,7 +14,7 @@ def log_decays(decay: DecaySchedule, options: RunOptions, session: Session | Non
     All ranks must call; `session` is None on all but the main process.
     """
     if session is not None:
-        decay.on_refresh = lambda schedule: session.log_refresh(ledger_rows(schedule))
+        decay.on_refresh = lambda schedule: session.log_refresh(refresh_rows(schedule))
     if not options.decay_audit:
         return
     if session is None:

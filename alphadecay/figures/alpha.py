@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from alphadecay.figures.drawing import (
+    ALPHA,
     DOUBLE,
     SINGLE,
     Grid,
@@ -18,7 +19,6 @@ from alphadecay.figures.drawing import (
 )
 from alphadecay.record import SpectrumRecord
 
-ALPHA = r"$\alpha$"
 ENDS = ("stem", "head")  # notes of what belongs to no block, whatever its role is called
 
 

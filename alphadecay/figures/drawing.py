@@ -9,6 +9,7 @@ import numpy as np
 
 SINGLE, DOUBLE, TALLEST = 3.3, 6.9, 9.0  # inches: widths of one and two columns of a paper, height of a page
 PALETTE = "petroff10"
+ALPHA = r"$\alpha$"
 PRINT = {
     "font.size": 8,
     "axes.titlesize": 8,

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from alphadecay.figures.drawing import DOUBLE, label_log_axis, print_style
+from alphadecay.figures.drawing import ALPHA, DOUBLE, label_log_axis, print_style
 from alphadecay.record import Spectrum, SpectrumRecord
 
-ALPHA = r"$\alpha$"
 PAGE_COLUMNS, PAGE_LINES = 4, 6  # panels of a page
 A_PAGE = PAGE_COLUMNS * PAGE_LINES
 BINS = 30

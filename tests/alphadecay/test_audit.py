@@ -18,7 +18,7 @@ from tiny import rows as rows_of
 import alphadecay
 from alphadecay import optimizer_copies
 from alphadecay.audit import AuditRecord, audit_rows, losses_in_words
-from alphadecay.decay_log import ledger_rows, refreshes
+from alphadecay.decay_log import refresh_rows, refreshes
 from alphadecay.figures import decay as figures
 from runtime.selftest import differences, first_difference, leaves
 
@@ -343,7 +343,7 @@ def test_rows_of_audits_say_what_a_step_did_and_assign_nothing(kind, tmp_path):
     options = {} if kind is alphadecay.AWD else {"interval": 2}
     model, optimizer, audit = setup(kind=kind, every=2, **options)
     rows, held = [], []
-    audit.decay.on_refresh = lambda decay: rows.extend(ledger_rows(decay))
+    audit.decay.on_refresh = lambda decay: rows.extend(refresh_rows(decay))
     audit.on_audit = lambda given: (rows.extend(audit_rows(given)), held.append(given.decay.multipliers))
     take_steps(model, optimizer, 5)
     audited = [row for row in rows if row["audit"]]

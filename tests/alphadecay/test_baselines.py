@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphadecay
 from alphadecay.adaptive import block_of
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from alphadecay.entries import adadecay_factors, agreeing
 from alphadecay.optimizer_copies import own_randomness, twin_of, why_coupled
 from alphadecay.spectra import NonFiniteWeight
@@ -122,7 +122,7 @@ def test_caution_composes_with_every_kind(kind):
     model, optimizer, decay = setup(kind, cautious=True)
     take_steps(model, optimizer, 3)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
-    used = {row["module"]: row["weight_decay"] for row in ledger_rows(decay)}
+    used = {row["module"]: row["weight_decay"] for row in refresh_rows(decay)}
     assert len(set(used.values())) == (1 if kind is alphadecay.AWD else len(used)) and min(used.values()) > 0
     decay.detach()
     assert max(group["weight_decay"] for group in optimizer.param_groups) == max(used.values())
@@ -207,7 +207,7 @@ def test_awd_is_one_number_for_all_averaged_as_published():
         decayed = {g["weight_decay"] for g in optimizer.param_groups if g["static_multiplier"]}
         assert len(decayed) == 1 and decayed.pop() == pytest.approx(average, rel=1e-5)
     assert [m["blocks.0.fc1"] * DECAY for m in multipliers] == pytest.approx(expected, rel=1e-5)
-    (row,) = ledger_rows(decay)
+    (row,) = refresh_rows(decay)
     assert row["module"] == "(all)" and row["kind"] == "awd" and row["weight_decay"] == pytest.approx(average, rel=1e-5)
     assert row["multiplier"] == pytest.approx(average / DECAY, rel=1e-5)
 

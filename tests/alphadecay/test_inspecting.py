@@ -9,7 +9,7 @@ from test_state import saved, setup, take_steps
 from torch import nn
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 
 
 def rows(path):
@@ -49,7 +49,7 @@ def test_records_of_a_schedule_print_as_a_table():
 
 def test_the_log_has_the_rows_of_every_refresh_and_replay_takes_the_same_steps(tmp_path):
     expected = []
-    whole, optimizer, decay = setup(on_refresh=lambda decay: expected.extend(ledger_rows(decay)))
+    whole, optimizer, decay = setup(on_refresh=lambda decay: expected.extend(refresh_rows(decay)))
     decay.log_to(tmp_path / "logs" / "decay.jsonl")
     take_steps(whole, optimizer, 0, 10)
     assert rows(tmp_path / "logs" / "decay.jsonl") == expected and {row["step"] for row in expected} == {0, 4, 8}

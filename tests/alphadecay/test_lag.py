@@ -11,7 +11,7 @@ from test_state import setup, take_steps
 
 import alphadecay
 from alphadecay import analysis
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from alphadecay.spectra import NonFiniteWeight
 
 
@@ -26,7 +26,7 @@ def test_weights_of_the_step_at_which_a_refresh_is_due_are_measured_and_hold_fro
     spectra = [replace(record, grad_norm=None) for record in decay.records]
     assert spectra == [replace(record, grad_norm=None) for record in due] and decay.measured_at == 4
     assert decay.multipliers == alphadecay.assign(decay.scores) != first
-    assert {row["measured_step"] for row in ledger_rows(decay)} == {4}
+    assert {row["measured_step"] for row in refresh_rows(decay)} == {4}
 
 
 def test_when_they_hold_does_not_depend_on_how_long_they_take(monkeypatch):

@@ -10,7 +10,7 @@ from recipes import block_model
 from torch import nn
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from alphadecay.matrices import find_matrices
 from runtime.finite import traced
 
@@ -128,7 +128,7 @@ def test_each_gets_its_own_decay_group_state_and_ledger_row():
         (weight,) = groups[part]["params"]
         assert optimizer.state[weight]["exp_avg"].shape == (64, 64)
         assert groups[part]["weight_decay"] == pytest.approx(0.1 * decay.multipliers[part])
-    assert {row["module"]: row["role"] for row in ledger_rows(decay)}[parts[0]] == "attn.q"
+    assert {row["module"]: row["role"] for row in refresh_rows(decay)}[parts[0]] == "attn.q"
     from_plain_groups = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     assert set(parts) <= set(alphadecay.AlphaDecay(model, from_plain_groups).multipliers)
 

@@ -10,8 +10,8 @@ from test_baselines import setup, take_steps, weights
 from tiny import TINY, rows, run
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
-from alphadecay.replay import means_over_time, read_ledger
+from alphadecay.decay_log import refresh_rows
+from alphadecay.replay import means_over_time, read_decay_log
 from runtime.checkpoints import find_checkpoint
 
 STEPS = 9
@@ -21,7 +21,7 @@ def written(path, kind=alphadecay.AlphaDecay, depth=2, **options):
     """A run's ledger on the disk, and its last weights."""
     lines = []
     model, optimizer, _ = setup(
-        kind, model=block_model(depth), on_refresh=lambda schedule: lines.extend(ledger_rows(schedule)), **options
+        kind, model=block_model(depth), on_refresh=lambda schedule: lines.extend(refresh_rows(schedule)), **options
     )
     take_steps(model, optimizer, STEPS)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -117,7 +117,7 @@ def test_modules_of_another_model_are_named(tmp_path):
     written(path, depth=3)
     with pytest.raises(ValueError, match=r"it has rows for blocks\.2\.fc1, which is none of this one's"):
         setup(alphadecay.Replay, ledger=path)
-    assert list(read_ledger(path)) == [0]
+    assert list(read_decay_log(path)) == [0]
 
 
 @pytest.mark.slow

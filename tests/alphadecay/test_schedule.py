@@ -7,7 +7,7 @@ from timm.optim import Lookahead
 from torch import nn
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 
 HIGH = 3.0
 
@@ -228,7 +228,7 @@ def test_a_model_in_which_nothing_takes_part_is_refused_with_reasons():
 def test_ledger_rows_say_what_each_module_got():
     model, optimizer, decay = setup()
     decay.refresh()
-    rows = ledger_rows(decay)
+    rows = refresh_rows(decay)
     assert [row["module"] for row in rows] == list(decay.multipliers)
     record = next(r for r in decay.records if r.name == "blocks.0.fc1")
     row = rows[1]
@@ -272,3 +272,12 @@ def test_a_half_zero_matrix_is_left_out_where_the_published_alpha_spreads_nan():
     assert decay.multipliers["blocks.0.proj"] == 1.0 and "blocks.0.proj" not in decay.scores
     assert all(2 / 3 <= multiplier <= HIGH for multiplier in decay.multipliers.values())
     assert HIGH in decay.multipliers.values()
+
+
+@pytest.mark.parametrize("word", ["kind", "strategy"])
+def test_a_subclass_may_call_its_strategy_kind_as_before(word):
+    own = type("Own", (alphadecay.UniformDecay,), {word: "own"})
+    _, optimizer, decay = setup(own)
+    decay.refresh()
+    assert own.kind == own.strategy == decay.kind == "own" and alphadecay.UniformDecay.kind == "uniform"
+    assert {group["decay_kind"] for group in optimizer.param_groups} == {"own"}

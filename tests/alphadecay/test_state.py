@@ -8,7 +8,7 @@ from recipes import block_model
 from timm.optim import create_optimizer_v2
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from optim_factory import build_decay
 from runtime.decay_options import DecayOptions
 
@@ -81,7 +81,7 @@ def test_resuming_while_spectra_are_measured_beside_training_gives_the_same_bits
     def run(*parts):
         ledger, state = [], None
         for first, last in zip((0, *parts), (*parts, 11), strict=True):
-            model, optimizer, decay = setup(lag=2, on_refresh=lambda schedule: ledger.extend(ledger_rows(schedule)))
+            model, optimizer, decay = setup(lag=2, on_refresh=lambda schedule: ledger.extend(refresh_rows(schedule)))
             if state:
                 model.load_state_dict(state[0])
                 optimizer.load_state_dict(state[1])

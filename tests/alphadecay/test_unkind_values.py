@@ -8,7 +8,7 @@ from torch import nn
 from unkind import adamw, decays, net, take_steps
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 from alphadecay.tails import fit_median
 
 
@@ -119,7 +119,7 @@ def test_norms_are_exact_in_every_precision(dtype):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, weight_decay=0.1)
     decay = alphadecay.AlphaDecay(model, optimizer)
     optimizer.step()
-    for row in ledger_rows(decay):
+    for row in refresh_rows(decay):
         weight = model.get_parameter(f"{row['module']}.weight").detach()
         exact = float(weight.to(torch.complex128 if dtype.is_complex else torch.float64).norm())
         assert row["weight_norm"] == pytest.approx(exact, rel=1e-6)

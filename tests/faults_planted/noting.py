@@ -47,7 +47,7 @@ FAULTS = [
         "next_refresh_waits_after_takeover",
         "alphadecay/saved_state.py",
         '[group | {"decay_kind": ""} for group in state["param_groups"]]',
-        '[group | {"decay_kind": kind} for group in state["param_groups"]]',
+        '[group | {"decay_kind": strategy} for group in state["param_groups"]]',
         "alphadecay/test_state.py",
         "the old kind's multipliers hold until the next interval",
     ),

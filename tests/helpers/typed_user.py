@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import alphadecay
-from alphadecay.decay_log import ledger_rows
+from alphadecay.decay_log import refresh_rows
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Ledger:
     def note(self, decay: alphadecay.DecaySchedule) -> None:
         self.largest = max(self.largest, *decay.multipliers.values())
         with self.path.open("a") as file:
-            file.writelines(f"{json.dumps(row)}\n" for row in ledger_rows(decay))
+            file.writelines(f"{json.dumps(row)}\n" for row in refresh_rows(decay))
 
 
 def built() -> tuple[nn.Module, torch.optim.AdamW]:
