@@ -185,7 +185,7 @@ class DecayAudit:
         if skipped or not all(map(math.isfinite, numbers)):
             return []
         width = len(sums)
-        return [m.record(self._step, *numbers[i * width : (i + 1) * width]) for i, m in enumerate(modules)]
+        return [m.record(self._step, numbers[i * width : (i + 1) * width]) for i, m in enumerate(modules)]
 
     def _look_for_losses(self) -> None:
         if self._warned or self._step == 0:  # Adam's first step moves all entries alike: rounding does not average
@@ -244,18 +244,9 @@ class _Module:
         self.due = self.without = after.new_empty(0)
         return torch.stack([each.to(torch.float64) for each in (*self.before_sums, *squares, *counts)])
 
-    def record(
-        self,
-        step: int,
-        weight: float,
-        gradient: float,
-        decay: float,
-        unrounded: float,
-        product: float,
-        due: float,
-        unchanged: float,
-    ) -> AuditRecord:
+    def record(self, step: int, sums: Sequence[float]) -> AuditRecord:
         """The record, from the sums over the whole weight."""
+        weight, gradient, decay, unrounded, product, due, unchanged = sums
         return AuditRecord(
             step=step,
             name=self.name,

@@ -28,15 +28,7 @@ Group = dict[str, Any]
 
 MODULE, REST, NO_DECAY, ADDED = "module", "rest", "no decay", "added"  # values of decay_group
 ALL = "(all)"  # the name of what holds for every module alike
-POSITION_PARTS = (
-    "pos_embed",
-    "position_embed",
-    "absolute_pos",
-    "relative_position",
-    "rel_pos",
-    "wpe",
-    "pos_emb",
-)
+POSITION_PARTS = ("pos_embed", "position_embed", "absolute_pos", "relative_position", "rel_pos", "wpe", "pos_emb")
 TOKEN_ENDINGS = ("_token", "_tokens")
 
 

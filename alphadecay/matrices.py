@@ -78,10 +78,7 @@ def plain_name(name: str) -> str:
 
 
 def find_matrices(
-    model: nn.Module,
-    exclude: Sequence[str] = (),
-    min_eigenvalues: int = MIN_EIGENVALUES,
-    include: Sequence[str] = (),
+    model: nn.Module, exclude: Sequence[str] = (), min_eigenvalues: int = MIN_EIGENVALUES, include: Sequence[str] = ()
 ) -> list[Matrix]:
     """Every weight of two or more dimensions in the order of the model, each with the reason if it stays out.
 

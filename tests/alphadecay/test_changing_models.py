@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import alphadecay
+from alphadecay import membership
 
 FIRST, BOTH = block_names(1), block_names(2)
 SECOND = BOTH[len(FIRST) :]
@@ -257,3 +258,23 @@ def test_with_a_lag_a_change_while_spectra_are_measured_is_seen_too(lag):
     assert decay.step == 12 and set(decay.multipliers) == set(BOTH)
     assert min(decay.multipliers.values()) == pytest.approx(LOW)
     assert max(decay.multipliers.values()) == pytest.approx(HIGH)
+
+
+def test_matrices_are_searched_for_once_and_again_only_when_some_were_added(monkeypatch):
+    searches, real = [], membership.find_matrices
+    monkeypatch.setattr(membership, "find_matrices", lambda *given, **how: searches.append(1) or real(*given, **how))
+    model = block_model(2)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    decay = alphadecay.AlphaDecay(model, optimizer, interval=2, ranking="model")
+
+    def steps():
+        for _ in range(4):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        return len(decay.records)
+
+    before = steps()
+    assert len(searches) == 1 and len(decay.matrices) == before
+    model.add_module("more", nn.Linear(64, 64))  # of another optimizer; no group, no slot that was known changes
+    assert steps() == before + 1 and len(searches) == 2

@@ -36,6 +36,22 @@ FAULTS = [
         "two schedules write over each other's decays",
     ),
     Fault(
+        "added_weights_wait_for_ever",
+        "alphadecay/membership.py",
+        "if everywhere and [",
+        "if not everywhere and [",
+        "alphadecay/test_changing_models.py",
+        "what is added for another optimizer never counts in the ranking",
+    ),
+    Fault(
+        "old_groups_stay_unknown",
+        "alphadecay/splitting.py",
+        'if "decay_name" in group and "decay_group" not in group:',
+        'if "decay_group" not in group and not group:',
+        "alphadecay/test_state.py",
+        "states from before groups said what they hold do not load",
+    ),
+    Fault(
         "state_of_another_kind_is_loaded",
         "alphadecay/saved_state.py",
         "if not takes_over:",
