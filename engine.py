@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -15,9 +13,8 @@ from runtime.errors import NonFiniteError, UserError
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
-from runtime.schedules import Schedules
 from runtime.seeding import seeded
-from runtime.steps import Backward, StepPlan, grouped, take_step
+from runtime.steps import Backward, StepRules, autocast, grouped, take_step
 
 
 @dataclass(frozen=True)
@@ -33,31 +30,24 @@ class Precision:
         images, targets = batch
         return images.to(device, non_blocking=True, memory_format=layout), targets.to(device, non_blocking=True)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        return torch.autocast(device.type, dtype=self.amp) if self.amp is not None else nullcontext()
-
 
 PLAIN = Precision()
 
 
-@dataclass(frozen=True)
-class StepRules:
-    """How a training step is taken."""
+@dataclass(frozen=True, kw_only=True)
+class ImageRules(StepRules):
+    """How a step on images is taken."""
 
     criterion: Callable[[Tensor, Tensor], Tensor]
-    mixup: Mixup | None
-    schedules: Schedules
-    accumulate: int  # micro-steps an optimizer step
-    clip_grad: float | None
-    precision: Precision
-    seed: int
+    mixup: Mixup | None = None
+    precision: Precision = PLAIN
+    seed: int = 0  # of mixup
 
 
 def train_one_epoch(
     learner: Learner,
     batches: Iterable[Batch],
-    rules: StepRules,
+    rules: ImageRules,
     ranks: Ranks,
     first_step: int,
     gate: FiniteGate,
@@ -78,20 +68,15 @@ def train_one_epoch(
         on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
             training goes on with the next batch if it returns.
     """
-    plan = step_plan(rules, ranks)
+    add_gradients = backward(rules, ranks)
     learner.model.train()
-    for step, micro_batches in enumerate(grouped(batches, plan.accumulate), first_step):
-        loss = take_step(learner, micro_batches, plan, step, gate, on_bad_step)
+    for step, micro_batches in enumerate(grouped(batches, rules.accumulate), first_step):
+        loss = take_step(learner, micro_batches, add_gradients, rules, step, gate, on_bad_step)
         if after_step(step + 1, loss):
             return
 
 
-def step_plan(rules: StepRules, ranks: Ranks) -> StepPlan:
-    """The steps of these rules."""
-    return StepPlan(backward(rules, ranks), rules.schedules.write, rules.accumulate, rules.clip_grad)
-
-
-def backward(rules: StepRules, ranks: Ranks) -> Backward:
+def backward(rules: ImageRules, ranks: Ranks) -> Backward:
     """What adds a micro-batch's share to the gradients and returns its share of the step's loss."""
 
     def add_gradients(learner: Learner, batch: Batch, step: int, micro_step: int) -> Tensor:
@@ -99,7 +84,7 @@ def backward(rules: StepRules, ranks: Ranks) -> Backward:
         if rules.mixup is not None:
             with seeded(rules.seed, step, micro_step, ranks.rank):  # not the order of calls, so that resuming is exact
                 images, targets = rules.mixup(images, targets)
-        with rules.precision.autocast(ranks.device):
+        with autocast(ranks.device, rules.precision.amp):
             loss = rules.criterion(learner.model(images), targets) / rules.accumulate
         learner.scaler.scale(loss).backward()
         return loss.detach()
@@ -125,7 +110,7 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # top-1, top-5, loss, images
     for batch in batches:
         images, labels = precision.put(batch, ranks.device)
-        with precision.autocast(ranks.device):
+        with autocast(ranks.device, precision.amp):
             logits = model(images)
         logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]

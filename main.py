@@ -27,66 +27,55 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from datasets import open_images
-from engine import Precision, StepRules
+from engine import ImageRules, Precision
 from optim_factory import build_decay, build_optimizer
-from runtime import drift
 from runtime.evaluations import results_file, write_results
-from runtime.learner import Learner, load_weights, restore
-from runtime.locks import sole_writer
-from runtime.preemption import Preemption, preemption
-from runtime.processes import Ranks, process_group
+from runtime.learner import Learner, load_weights
+from runtime.preemption import Preemption
+from runtime.processes import Ranks
 from runtime.reports import show_groups
+from runtime.run import begin, launch
+from runtime.run_contract import check_unchanged, contract_of, facts_of, fixed_options
 from runtime.seeding import seed_everything
-from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce
+from runtime.start import Start, finished
+from runtime.steps import AMP_DTYPES, data_parallel
 from vision.fingerprints import fingerprint
 from vision.loaders import eval_loader, train_loader
 from vision.models import build_ema, build_model
-from vision.run import Task, Training, build_schedules, evaluate_all, show_evaluation
+from vision.run import ImageTask, ImageTraining, build_schedules, evaluate_all, show_evaluation
 
-FIXED = drift.fixed_options(OPTION_CLASSES)
+FIXED = fixed_options(OPTION_CLASSES)
 
 
 def main() -> None:
     """Read the options, then train, evaluate, or only show what would be trained."""
     options = read_options(sys.argv[1:])
-    drift.check_names(options.run.allow_changed, FIXED)
-    with process_group(options.run.device) as ranks:
-        if options.run.self_test_resume:
-            other_workers = ["--num_workers", "0" if options.data.num_workers else "2"]
-            show_that_it_resumes(sys.argv, options.run, ranks, other_workers)
-            return
-        with sole_writer(options.run, ranks):
-            start = find_start(options.run, ranks)
-            announce(start, options.run, ranks)
-            if options.run.eval:
-                evaluate_only(options, start, ranks)
-            elif options.run.dry_run:
-                show_only(options, ranks)
-            else:
-                with preemption(ranks) as told:
-                    train(options, start, ranks, told)
+    launch(
+        options.run,
+        FIXED,
+        sys.argv,
+        train=lambda start, ranks, noted: train(options, start, ranks, noted),
+        evaluate=lambda start, ranks: evaluate_only(options, start, ranks),
+        show=lambda ranks: show_only(options, ranks),
+        harmless=["--num_workers", "0" if options.data.num_workers else "2"],
+    )
 
 
-def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
+def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> None:
     """Build everything, go on from the checkpoint if there is one, and train."""
-    seed_everything(options.run.seed)  # the same initial weights on every rank
     task = build_task(options, ranks)
-    facts = drift.facts(ranks, fingerprint(task.data) if ranks.is_main else "")
-    contract = drift.contract(options.flat(), facts, FIXED)
-    drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    facts = facts_of(ranks, fingerprint(task.data) if ranks.is_main else "")
+    contract = contract_of(options.flat(), facts, FIXED)
+    check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     if finished(start, task.last_step, ranks):
         return
-    seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
-    state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
-    introduce(options.model.model, options.data.data_set, task.learner.plain, options.run, ranks)
-    session = begin(options.run, start, options.flat(), state, contract, ranks)
-    Training(task, options.run, ranks, session, state, told).run()
+    what = options.model.model, options.data.data_set
+    run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)
+    ImageTraining(task, run).run()
 
 
 def show_only(options: Options, ranks: Ranks) -> None:
     """Print every parameter with its group, decay and why."""
-    seed_everything(options.run.seed)
     task = build_task(options, ranks)
     task.decay.refresh()
     if ranks.is_main:
@@ -115,8 +104,9 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
             write_results(results, start, options.flat(), found)
 
 
-def build_task(options: Options, ranks: Ranks) -> Task:
+def build_task(options: Options, ranks: Ranks) -> ImageTask:
     """Data, model, average, optimizer, decay and rules of a run."""
+    seed_everything(options.run.seed)  # the same initial weights on every rank
     data = open_images(options.data, ranks)
     pin = ranks.device.type == "cuda"
     accumulate = options.optimizer.update_freq
@@ -132,23 +122,22 @@ def build_task(options: Options, ranks: Ranks) -> Task:
     schedules.write(optimizer, 0)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
-    rules = StepRules(
-        *build_loss(options.data, data.classes), schedules, accumulate, options.optimizer.clip_grad,
-        precision, options.run.seed,
+    criterion, mixup = build_loss(options.data, data.classes)
+    rules = ImageRules(
+        schedules=schedules, accumulate=accumulate, clip_grad=options.optimizer.clip_grad,
+        criterion=criterion, mixup=mixup, precision=precision, seed=options.run.seed,
     )  # fmt: skip
-    learner = Learner(wrapped(plain, ranks, options.model.compile), plain, ema, optimizer, scaler)
-    validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
-    last = min(schedules.total_steps, options.run.max_steps or schedules.total_steps)
-    return Task(learner, decay, rules, train_batches, validation, options.ema.model_ema_eval, last, data)
-
-
-def wrapped(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
-    """The model as ranks train it together, compiled if wanted."""
-    if compiled:
-        model = cast(nn.Module, torch.compile(model))
-    if ranks.count == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
+    model = cast(nn.Module, torch.compile(plain)) if options.model.compile else plain
+    return ImageTask(
+        learner=Learner(data_parallel(model, ranks), plain, ema, optimizer, scaler),
+        decay=decay,
+        rules=rules,
+        last_step=min(schedules.total_steps, options.run.max_steps or schedules.total_steps),
+        train=train_batches,
+        validation=eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin),
+        evaluate_ema=options.ema.model_ema_eval,
+        data=data,
+    )
 
 
 def build_loss(options: DataOptions, classes: int) -> tuple[nn.Module, Mixup | None]:

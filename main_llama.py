@@ -25,25 +25,25 @@ import torch
 from torch import nn
 
 from llama.data import TextData, open_text, train_stream, validation_batches
-from llama.engine import LanguageRules, evaluate
+from llama.engine import LossRules, evaluate
 from llama.models import architecture, build_model, check_export, export, longest, vocabulary_size
-from llama.run import LanguageTask, LanguageTraining, even_batches, sharded_layers, show_perplexity
+from llama.run import TextTask, TextTraining, even_batches, sharded_layers, show_perplexity
 from llama.tokenizers import require_fits
 from optim_factory import build_decay, build_optimizer
-from runtime import drift
 from runtime.evaluations import results_file, write_results
-from runtime.learner import Learner, load_weights, restore
-from runtime.locks import sole_writer
-from runtime.preemption import Preemption, preemption
-from runtime.processes import Ranks, process_group
+from runtime.learner import Learner, load_weights
+from runtime.preemption import Preemption
+from runtime.processes import Ranks
 from runtime.reports import show_groups
+from runtime.run import begin, launch
+from runtime.run_contract import check_unchanged, contract_of, facts_of, fixed_options
 from runtime.schedules import schedules_of
 from runtime.seeding import seed_everything
-from runtime.selftest import show_that_it_resumes
-from runtime.session import AMP_DTYPES, Start, announce, begin, find_start, finished, introduce
+from runtime.start import Start, finished
+from runtime.steps import AMP_DTYPES, StepRules, data_parallel
 from runtime.tables import say
 
-FIXED = drift.fixed_options(OPTION_CLASSES)
+FIXED = fixed_options(OPTION_CLASSES)
 ROUNDED_AWAY = (
     "warning: --pure_bf16: weights in bfloat16 round most of their decay away (--decay_audit shows how much); "
     "--dtype bfloat16 keeps float32 weights"
@@ -53,48 +53,35 @@ ROUNDED_AWAY = (
 def main() -> None:
     """Read the options, then train, evaluate, or only show what would be trained."""
     options = read_options(sys.argv[1:])
-    drift.check_names(options.run.allow_changed, FIXED)
-    with process_group(options.run.device) as ranks:
-        if options.run.self_test_resume:
-            show_that_it_resumes([*sys.argv, "--export_hf", ""], options.run, ranks)
-            return
-        with sole_writer(options.run, ranks):
-            start = find_start(options.run, ranks)
-            announce(start, options.run, ranks)
-            if options.model.pure_bf16 and ranks.is_main and not options.run.eval:
-                say(ROUNDED_AWAY)
-            if options.run.eval:
-                evaluate_only(options, start, ranks)
-            elif options.run.dry_run:
-                show_only(options, ranks)
-            else:
-                with preemption(ranks) as told:
-                    train(options, start, ranks, told)
+    launch(
+        options.run,
+        FIXED,
+        [*sys.argv, "--export_hf", ""],
+        train=lambda start, ranks, noted: train(options, start, ranks, noted),
+        evaluate=lambda start, ranks: evaluate_only(options, start, ranks),
+        show=lambda ranks: show_only(options, ranks),
+    )
 
 
-def train(options: Options, start: Start, ranks: Ranks, told: Preemption) -> None:
+def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> None:
     """Build everything, go on from the checkpoint if there is one, and train."""
     text = open_text(options.text, ranks)
-    seed_everything(options.run.seed)  # the same initial weights on every rank
     task = build_task(options, text, ranks)
-    facts = drift.facts(ranks, text.fingerprint() if ranks.is_main else "")
+    facts = facts_of(ranks, text.fingerprint() if ranks.is_main else "")
     facts["architecture"] = architecture(task.learner.plain)
-    contract = drift.contract(options.flat(), facts, FIXED)
-    drift.check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    contract = contract_of(options.flat(), facts, FIXED)
+    check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     if finished(start, task.last_step, ranks):
         task.stream.close()
         hand_over_late(options, task, start, ranks)
         return
     ranks.from_main(lambda: require_free(options))
-    seed_everything(options.run.seed, ranks.rank)  # but each drops out its own
-    state = restore(task.learner, start.checkpoint, ranks) if start.checkpoint else {}
-    named = options.model.init_from or options.model.model_config
-    introduce(named, options.text.dataset, task.learner.plain, options.run, ranks)
-    session = begin(options.run, start, options.flat(), state, contract, ranks)
-    LanguageTraining(task, options.run, ranks, session, state, told).run()
+    what = options.model.init_from or options.model.model_config, options.text.dataset
+    run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)
+    TextTraining(task, run).run()
 
 
-def hand_over_late(options: Options, task: LanguageTask, start: Start, ranks: Ranks) -> None:
+def hand_over_late(options: Options, task: TextTask, start: Start, ranks: Ranks) -> None:
     """Write the export of a finished run that ended before it had one."""
     target = task.export_to
     if target is None or start.checkpoint is None or ranks.from_main(lambda: target.exists() and any(target.iterdir())):
@@ -114,7 +101,6 @@ def require_free(options: Options) -> None:
 def show_only(options: Options, ranks: Ranks) -> None:
     """Print every parameter with its group, decay and why."""
     text = open_text(options.text, ranks)
-    seed_everything(options.run.seed)
     task = build_task(options, text, ranks)
     task.decay.refresh()
     if ranks.is_main:
@@ -131,7 +117,7 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     if start.checkpoint is not None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
     validation = validation_batches(options.text, text, ranks)
-    found = evaluate(model, even_batches(validation, sharded=False), ranks, rules_of(options))
+    found = evaluate(model, even_batches(validation, sharded=False), ranks, loss_rules(options))
     if ranks.is_main:
         show_perplexity(found)
         if results is not None:
@@ -154,8 +140,11 @@ def fitting_model(options: Options, text: TextData) -> nn.Module:
     return model
 
 
-def build_task(options: Options, text: TextData, ranks: Ranks) -> LanguageTask:
+def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
     """Model, optimizer, decay, stream and rules of a run."""
+    if options.model.pure_bf16 and ranks.is_main:
+        say(ROUNDED_AWAY)
+    seed_everything(options.run.seed)  # the same initial weights on every rank
     plain = fitting_model(options, text).to(ranks.device)
     sharded = options.model.fsdp and ranks.count > 1
     model = wrapped(plain, ranks, options.model)
@@ -166,26 +155,26 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> LanguageTask:
     schedules.write(optimizer, 0)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     stream = train_stream(options.text, text, ranks, seed=options.run.seed, remembered_steps=options.run.log_interval)
-    return LanguageTask(
+    clip_grad = options.optimizer.clip_grad
+    return TextTask(
         learner=Learner(model, plain, None, optimizer, scaler),
         decay=decay,
-        rules=rules_of(options),
-        schedules=schedules,
-        clip_grad=options.optimizer.clip_grad,
+        rules=StepRules(schedules=schedules, accumulate=stream.accumulate, clip_grad=clip_grad),
+        last_step=min(steps, options.run.max_steps or steps),
+        loss=loss_rules(options),
         stream=stream,
         validation=validation_batches(options.text, text, ranks),
         tokenizer=text.tokenizer,
         eval_every=options.optimizer.eval_every,
-        last_step=min(steps, options.run.max_steps or steps),
         sharded=sharded,
         peak_tflops=options.model.peak_tflops,
         export_to=Path(options.model.export_hf) if options.model.export_hf else None,
     )
 
 
-def rules_of(options: Options) -> LanguageRules:
+def loss_rules(options: Options) -> LossRules:
     """How the loss is computed."""
-    return LanguageRules(AMP_DTYPES[options.run.amp], options.model.chunked_loss)
+    return LossRules(AMP_DTYPES[options.run.amp], options.model.chunked_loss)
 
 
 def wrapped(plain: nn.Module, ranks: Ranks, options: LanguageModelOptions) -> nn.Module:
@@ -199,9 +188,7 @@ def wrapped(plain: nn.Module, ranks: Ranks, options: LanguageModelOptions) -> nn
     model = sharded_layers(plain) if options.fsdp else plain
     if options.compile:
         model = cast(nn.Module, torch.compile(model))
-    if ranks.count == 1 or options.fsdp:
-        return model
-    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
+    return model if options.fsdp else data_parallel(model, ranks)
 
 
 if __name__ == "__main__":

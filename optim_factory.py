@@ -83,7 +83,7 @@ def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> l
 def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
     """The decay schedule that the options name, attached to the optimizer.
 
-    It takes over the state of another kind: whether a run may change its decay was checked before (`runtime/drift.py`).
+    It takes over the state of another strategy: `runtime/run_contract.py` has checked whether a run may change it.
 
     Raises:
         UserError: If no weight matrix of the model takes part, or the optimizer takes no weight decay.

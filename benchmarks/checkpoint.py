@@ -22,11 +22,14 @@ from main import build_task, read_options
 from runtime.checkpoints import Contents, write_checkpoint
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
+from runtime.run import Run
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
-from runtime.session import Session, Start
+from runtime.session import Session
+from runtime.start import Start
 from runtime.tables import say, table
-from vision.run import Training
+from runtime.training_state import TrainingState, Written
+from vision.run import ImageTraining
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -59,16 +62,16 @@ def main() -> None:
 def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str, list[float]], int]:
     """Seconds of each side, and the size of a checkpoint in bytes."""
     training, session = started(model, folder)
-    keeper, learner = training.keeper, training.task.learner
+    learner = training.learner
     take_steps(training, 1)  # the optimizer's moments are there from now on
 
     def contents() -> Contents:
         models = learner.plain.state_dict(), learner.averaged.state_dict() if learner.averaged else None
-        return Contents.copied(keeper.step, *models, keeper.state(), {})
+        return Contents.copied(training.counts.step, *models, training.state().flat(), {})
 
     def save() -> None:
-        keeper.step += 1
-        keeper.save()
+        training.counts.step += 1
+        training.save()
 
     def beside_writing() -> None:
         save()
@@ -88,25 +91,23 @@ def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str
     return found, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def started(model: str, folder: Path) -> tuple[Training, Session]:
+def started(model: str, folder: Path) -> tuple[ImageTraining, Session]:
     """A run as main.py would begin it."""
     words = f"--data_set digits --input_size 224 --num_workers 0 --model {model} --batch_size 8 --device cpu "
     words += f"--optimizer adamw --model_ema --decay alphadecay --output_dir {folder / 'run'}"
     options = read_options(words.split())
     seed_everything(0)
     task = build_task(options, ALONE)
-    session = Session(options.run, Start(folder / "run", None), options.flat(), {}, {})
-    return Training(task, options.run, ALONE, session, {}, Preemption(ALONE)), session
+    session = Session(options.run, Start(folder / "run", None), options.flat(), Written(), {})
+    return ImageTraining(task, Run(options.run, ALONE, session, TrainingState(), Preemption(ALONE))), session
 
 
-def take_steps(training: Training, steps: int) -> None:
+def take_steps(training: ImageTraining, steps: int) -> None:
     """Training steps on images of noise."""
     images, labels = torch.randn(8, 3, 224, 224), torch.arange(8)
     batches = [(images.clone(), labels) for _ in range(steps)]
-    rules, keeper = training.task.rules, training.keeper
-    train_one_epoch(
-        training.task.learner, batches, rules, ALONE, keeper.step, keeper.gate, lambda *_: None, keeper.bad_step
-    )
+    step, rules = training.counts.step, training.task.rules
+    train_one_epoch(training.learner, batches, rules, ALONE, step, training.gate, lambda *_: None, training.bad_step)
 
 
 def moments(state: dict[str, Any]) -> list[torch.Tensor]:

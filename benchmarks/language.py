@@ -47,8 +47,7 @@ from runtime.finite import FiniteGate
 from runtime.processes import Ranks
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
-from runtime.session import AMP_DTYPES
-from runtime.steps import StepPlan
+from runtime.steps import AMP_DTYPES
 from runtime.tables import say, table
 
 INTERVAL, REFRESHES = 500, 5  # optimizer steps between refreshes; how many are timed
@@ -178,7 +177,7 @@ def our_side(setting: Setting, *more: str) -> tuple[Side, Any]:
     seed_everything(0)
     task = build_task(options, open_text(options.text, ALONE), ALONE)
     gate = FiniteGate(task.learner, ALONE, options.run.on_nonfinite, options.run.log_interval)
-    plan = StepPlan(backward(task.rules, ALONE.device), task.schedules.write, task.stream.accumulate, task.clip_grad)
+    add_gradients = backward(task.loss, ALONE.device)
     taken, useful = 0, setting.batch_size * (setting.length - 1)
 
     def on_bad_step(step: int) -> None:
@@ -188,7 +187,7 @@ def our_side(setting: Setting, *more: str) -> tuple[Side, Any]:
         nonlocal taken
         began = setting.clock()
         micro_batches = weighed([[task.stream.next() for _ in range(task.stream.accumulate)]], ALONE)
-        train_steps(task.learner, micro_batches, plan, taken, gate, lambda *_: None, on_bad_step)
+        train_steps(task.learner, micro_batches, add_gradients, task.rules, taken, gate, lambda *_: None, on_bad_step)
         taken += 1
         task.stream._prepared()  # the next batch, which else would be made in another side's turn
         return useful / (setting.clock() - began)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +13,15 @@ from runtime.errors import NonFiniteError
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
-from runtime.steps import Backward, StepPlan, grouped, take_step
+from runtime.steps import Backward, StepRules, autocast, grouped, take_step
 
 
 @dataclass(frozen=True)
-class LanguageRules:
+class LossRules:
     """How the loss of sequences is computed."""
 
     amp: torch.dtype | None = None  # of mixed precision; None for none
     chunked: bool = False  # the model has what `llama.chunked.give_summed_loss` gives it
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        return torch.autocast(device.type, dtype=self.amp) if self.amp is not None else nullcontext()
 
 
 def shifted(labels: Tensor) -> Tensor:
@@ -34,7 +29,7 @@ def shifted(labels: Tensor) -> Tensor:
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LanguageRules) -> Tensor:
+def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LossRules) -> Tensor:
     """Cross-entropy summed over the tokens that count.
 
     Args:
@@ -42,7 +37,7 @@ def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LanguageRules) -> T
         labels: The same, or -100 where nothing is to be predicted.
     """
     targets = shifted(labels)
-    with rules.autocast(ids.device):
+    with autocast(ids.device, rules.amp):
         if rules.chunked:
             return model(input_ids=ids, targets=targets)
         logits = model(input_ids=ids).logits
@@ -76,7 +71,7 @@ def weighed(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[Weighed]:
             yield batch["input_ids"], batch["labels"], share
 
 
-def backward(rules: LanguageRules, device: torch.device) -> Backward:
+def backward(rules: LossRules, device: torch.device) -> Backward:
     """What adds a micro-batch's share to the gradients and returns its share of the step's loss."""
 
     def add_gradients(learner: Learner, batch: Weighed, step: int, micro_step: int) -> Tensor:
@@ -92,22 +87,23 @@ def backward(rules: LanguageRules, device: torch.device) -> Backward:
 def train_steps(
     learner: Learner,
     batches: Iterable[Weighed],
-    plan: StepPlan,
+    add_gradients: Backward,
+    rules: StepRules,
     first_step: int,
     gate: FiniteGate,
     after_step: Callable[[int, Tensor | None], bool | None],
     on_bad_step: Callable[[int], None],
 ) -> None:
-    """Take optimizer steps until the batches are used up; the arguments are those of `engine.train_one_epoch`."""
+    """Take optimizer steps until the batches are used up; arguments as in `take_step` and `engine.train_one_epoch`."""
     learner.model.train()
-    for step, micro_batches in enumerate(grouped(batches, plan.accumulate), first_step):
-        loss = take_step(learner, micro_batches, plan, step, gate, on_bad_step)
+    for step, micro_batches in enumerate(grouped(batches, rules.accumulate), first_step):
+        loss = take_step(learner, micro_batches, add_gradients, rules, step, gate, on_bad_step)
         if after_step(step + 1, loss):
             return
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LanguageRules) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules) -> dict[str, float]:
     """Mean cross-entropy over all validation tokens of all ranks, and the perplexity.
 
     `perplexity_published` follows the published program: on each rank the sum of batch means divided by their number

@@ -8,51 +8,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from alphadecay.schedule import DecaySchedule
-from llama.engine import LanguageRules, backward, evaluate, train_steps, weighed
+from llama.engine import LossRules, backward, evaluate, train_steps, weighed
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
 from llama.tokenizers import Tokenizer
 from llama.validation import ValidationBatches
 from runtime.figures import training_curves
-from runtime.learner import Learner
 from runtime.preemption import Preemption
-from runtime.processes import Ranks
 from runtime.reports import show_decay_by_role
+from runtime.run import Run
 from runtime.runfolder import Row
-from runtime.schedules import Schedules
 from runtime.seeding import random_state, restore_random_state
-from runtime.session import RunOptions, Session
-from runtime.steps import StepPlan, find_bad_values
+from runtime.session import Session
+from runtime.steps import find_bad_values
 from runtime.tables import say, table
-from runtime.trainer import Job, Trainer
+from runtime.trainer import Task, Trainer
 
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "V100": 125.0, "4090": 165.0}  # dense 16-bit
 
 SHOWN = ("perplexity", "perplexity_published", "loss", "eval_tokens")
 
 
-@dataclass(frozen=True)
-class LanguageTask:
-    """What a run consists of, built before anything is written."""
+@dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """A run on text."""
 
-    learner: Learner
-    decay: DecaySchedule
-    rules: LanguageRules
-    schedules: Schedules
-    clip_grad: float | None
+    loss: LossRules
     stream: TextStream
     validation: ValidationBatches
     tokenizer: Tokenizer
     eval_every: int  # optimizer steps
-    last_step: int
     sharded: bool  # forward passes are joint work of all ranks
     peak_tflops: float | None  # of one device
     export_to: Path | None
 
 
-def even_batches(validation: ValidationBatches, sharded: bool, told: Preemption | None = None) -> Iterable[Batch]:
+def even_batches(validation: ValidationBatches, sharded: bool, preemption: Preemption | None = None) -> Iterable[Batch]:
     """This rank's validation batches; where ranks must work together, as many on each, the last ones empty."""
 
     def padded() -> Iterator[Batch]:
@@ -65,42 +57,32 @@ def even_batches(validation: ValidationBatches, sharded: bool, told: Preemption 
             yield {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
 
     batches = padded() if sharded else iter(validation)
-    return batches if told is None else told.watched(batches, validation.most_batches)
+    return batches if preemption is None else preemption.watched(batches, validation.most_batches)
 
 
-class LanguageTraining(Trainer):
-    """The loop over a stream of text; `session` is None on all but the main process."""
+class TextTraining(Trainer):
+    """The loop over a stream of text."""
 
-    def __init__(
-        self,
-        task: LanguageTask,
-        options: RunOptions,
-        ranks: Ranks,
-        session: Session | None,
-        state: dict[str, Any],
-        told: Preemption,
-    ) -> None:
-        stream = task.stream
-        self.plan = StepPlan(
-            backward(task.rules, ranks.device), task.schedules.write, stream.accumulate, task.clip_grad
-        )
-        job = Job(task.learner, task.decay, task.schedules, task.last_step)
-        sequences = stream.batch_size * stream.accumulate * ranks.count
-        self.task = task
-        super().__init__(job, options, ranks, session, state, told, "tok", sequences * stream.max_length, sequences)
-        if "streams" in state:
-            stream.load(state["streams"][ranks.rank])
+    def __init__(self, task: TextTask, run: Run) -> None:
+        self.task, stream = task, task.stream
+        self.add_gradients = backward(task.loss, run.ranks.device)
+        sequences = stream.batch_size * stream.accumulate * run.ranks.count
+        super().__init__(task, run, "tok", sequences * stream.max_length, sequences)
+        if run.state.streams is not None:
+            stream.load(run.state.streams[run.ranks.rank])
 
-    def state(self) -> Row:
+    def streams(self) -> list[Row]:
         """Where each rank's stream stands."""
-        return {"streams": self.ranks.gather(self.task.stream.state())}
+        return self.ranks.gather(self.task.stream.state())
 
     def take_steps(self, step: int) -> None:
         """Train up to the next evaluation."""
-        stream, every, keeper = self.task.stream, self.task.eval_every, self.keeper
-        steps = min(every - step % every, self.task.last_step - step)
+        stream, every = self.task.stream, self.task.eval_every
+        steps = min(every - step % every, self.last_step - step)
         batches = weighed(([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks)
-        train_steps(self.task.learner, batches, self.plan, step, keeper.gate, self.after_step, keeper.bad_step)
+        train_steps(
+            self.learner, batches, self.add_gradients, self.task.rules, step, self.gate, self.after_step, self.bad_step
+        )
 
     def evaluates_after(self, step: int) -> bool:
         """Every --eval_every steps."""
@@ -108,14 +90,14 @@ class LanguageTraining(Trainer):
 
     def evaluate(self) -> Row:
         """Loss and perplexity of validation text."""
-        batches = even_batches(self.task.validation, self.task.sharded, self.told)
-        return dict(evaluate(self.task.learner.plain, batches, self.ranks, self.task.rules))
+        batches = even_batches(self.task.validation, self.task.sharded, self.preemption)
+        return dict(evaluate(self.learner.plain, batches, self.ranks, self.task.loss))
 
     def facts(self, step: int) -> Row:
         """How much text was seen, and how quickly."""
         counts = self.ranks.gather(dict(self.task.stream.counts))
         tokens, pads = sum(each["tokens"] for each in counts), sum(each["pads"] for each in counts)
-        speed = tokens / self.train_seconds if self.train_seconds else None
+        speed = tokens / self.counts.train_seconds if self.counts.train_seconds else None
         facts = {
             "epoch": min(each["epoch"] for each in counts),
             "documents_seen": sum(each["documents"] for each in counts),
@@ -126,7 +108,7 @@ class LanguageTraining(Trainer):
         }
         peak = self.task.peak_tflops or known_peak(self.ranks.device)
         if peak and speed:
-            per_token = flops_per_token(self.task.learner.plain, self.task.stream.max_length)
+            per_token = flops_per_token(self.learner.plain, self.task.stream.max_length)
             facts["mfu"] = round(per_token * speed / (peak * 1e12 * self.ranks.count), 4)
         return facts
 
@@ -144,7 +126,7 @@ class LanguageTraining(Trainer):
         batches, names = self.task.stream.again(step)
         share = torch.ones((), device=self.ranks.device)
         pairs = [(batch["input_ids"], batch["labels"], share / batch["labels"].numel()) for batch in batches]
-        finding = find_bad_values(self.task.learner, pairs, self.plan.backward, step)
+        finding = find_bad_values(self.learner, pairs, self.add_gradients, step)
         restore_random_state(random)
         return {
             "module": finding.module,
@@ -161,7 +143,7 @@ class LanguageTraining(Trainer):
     def hand_over(self) -> None:
         """Write the transformers folder if one is wanted."""
         if self.task.export_to is not None:
-            export(self.task.learner.plain, self.task.tokenizer, self.task.export_to, self.ranks)
+            export(self.learner.plain, self.task.tokenizer, self.task.export_to, self.ranks)
 
     def curves(self, log: Sequence[Row]) -> Any:
         """Losses, perplexity and learning rate."""
@@ -173,7 +155,7 @@ class LanguageTraining(Trainer):
         names = [*SHOWN, "tokens_seen", "documents_seen", "pad_share", "bad_lines", "tokens_per_second", "mfu"]
         best = session.best.get("best", {})
         return {
-            "step": self.keeper.step,
+            "step": self.counts.step,
             **{name: last[name] for name in names if name in last},
             "best_loss": best.get("value"),
             "best_loss_step": best.get("step"),
@@ -182,7 +164,7 @@ class LanguageTraining(Trainer):
     def show(self, summary: Row, ledger: Sequence[Row]) -> None:
         """Perplexity, decay by role, and speed."""
         show_perplexity(summary)
-        show_decay_by_role(ledger, self.job.decay.metric)
+        show_decay_by_role(ledger, self.decay.metric)
         utilisation = f", MFU {100 * summary['mfu']:.1f} %" if summary.get("mfu") else ""
         speed = f"{summary.get('tokens_per_second') or 0:,.0f} tokens/s{utilisation}"
         say(

@@ -46,7 +46,7 @@ class Checkpoint:
         return _tensors(self.path / EMA) if (self.path / EMA).exists() else None
 
     def contract(self) -> dict[str, Any]:
-        """What the run could not change when it was saved (`runtime.drift`); empty where that was not noted."""
+        """What the run could not change when it was saved (`runtime.run_contract`); empty where that was not noted."""
         return json_of(self.path / MANIFEST).get("run") or {}
 
     def training_state(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Contents:
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
-    contract: Mapping[str, Any]  # of `runtime.drift`: what a run cannot change when it goes on
+    contract: Mapping[str, Any]  # of `runtime.run_contract`: what a run cannot change when it goes on
 
     @classmethod
     def copied(

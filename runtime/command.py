@@ -1,5 +1,7 @@
 """How a trainer's command line is read, with the configurations of runs that it names."""
 
+import shlex
+import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -88,3 +90,15 @@ def _stored(source: Path, values: Mapping[str, Any], known: Container[str]) -> R
         if option in stored and option not in known:
             raise UserError(f"{typed}: is of a run of {program}, which has other options; give it to {program}")
     return stored
+
+
+def command_to_go_on(folder: str, ranks: int) -> str:
+    """This program's command with what lets it go on from the folder."""
+    program = ["torchrun", f"--nproc_per_node={ranks}"] if ranks > 1 else ["python"]
+    anew, words = ("--resume", "--output_dir", "--output-dir"), list[str]()
+    for word in sys.argv:
+        if words and words[-1] in anew:
+            words.pop()
+        elif word != "--overwrite" and word.split("=")[0] not in (anew if "=" in word else ()):
+            words.append(word)
+    return shlex.join([*program, *words, "--resume", "auto", "--output_dir", folder])

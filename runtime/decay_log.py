@@ -4,7 +4,8 @@ import alphadecay
 from alphadecay.audit import audit_rows
 from alphadecay.decay_log import refresh_rows
 from alphadecay.schedule import DecaySchedule
-from runtime.session import RunOptions, Session
+from runtime.run_options import RunOptions
+from runtime.session import Session
 from runtime.tables import say
 
 

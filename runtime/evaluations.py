@@ -9,7 +9,7 @@ from runtime import runfolder
 from runtime.checkpoints import EMA, MODEL, sha256
 from runtime.errors import UserError
 from runtime.run_options import RunOptions
-from runtime.session import Start
+from runtime.start import Start
 
 KIND = "evaluation"  # what the file says it is
 

@@ -3,7 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alphadecay.baselines import ALL
+from alphadecay.figures.alpha import alpha_by_depth
+from alphadecay.figures.decay import decay_by_depth, decay_over_time
+from alphadecay.figures.spectra import spectra_by_role
+from alphadecay.records import SpectrumRecords, spectra_of
+
 Row = Mapping[str, Any]
+
+
+def figures_of_run(records: SpectrumRecords, ledger: Sequence[Row], score: str) -> dict[str, Any]:
+    """Figures of a run's spectra and decays, by name.
+
+    Args:
+        records: The spectra at its end.
+        ledger: Rows of decay.jsonl.
+        score: What the decays were assigned by.
+    """
+    drawn = {"spectra": spectra_by_role(spectra_of(records)), "alpha_by_depth": alpha_by_depth(records)}
+    if ledger:
+        drawn["decay_over_time"] = decay_over_time(ledger, score)
+    if any(row["module"] != ALL for row in ledger):  # not of a strategy with one decay for all
+        drawn["decay_by_depth"] = decay_by_depth(ledger, score)
+    return drawn
 
 
 def training_curves(rows: Sequence[Row], measure: str, label: str) -> Any:

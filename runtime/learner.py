@@ -12,6 +12,7 @@ from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, load_whole_weights, sharded_optimizer_state, whole
+from runtime.training_state import LearnerState, TrainingState
 from runtime.validation import check_optimizer_state
 
 
@@ -40,7 +41,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Check
         raise UserError(f"{checkpoint.path} does not fit the model that the options describe: {reason}") from error
 
 
-def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str, Any]:
+def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingState:
     """Put back weights, average, optimizer, scaler and this rank's random state; returns the training state.
 
     Raises:
@@ -59,16 +60,13 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> dict[str,
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = str(error) if isinstance(error, ValueError) else f"holds what no run writes ({error})"
         raise UserError(f"{checkpoint.path / STATE}: {said.splitlines()[0]}") from error
-    return state
+    return TrainingState.of(state)
 
 
-def learner_state(learner: Learner, ranks: Ranks) -> dict[str, Any]:
+def learner_state(learner: Learner, ranks: Ranks) -> LearnerState:
     """What `restore` needs besides weights and average. All ranks must call it."""
-    return {
-        "optimizer": whole(learner.optimizer.state_dict()),
-        "scaler": learner.scaler.state_dict(),
-        "random": ranks.gather(random_state()),
-    }
+    optimizer = whole(learner.optimizer.state_dict())
+    return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather(random_state()))
 
 
 def require_finite(model: nn.Module, step: int) -> None:

@@ -42,7 +42,7 @@ def option(
     """A dataclass field that is a command-line option; a tuple as default takes any number of values.
 
     `metavar` is what --help calls a value. `fixed` names what a run
-    cannot change when it goes on, such as "augmentation"; see `runtime.drift`.
+    cannot change when it goes on, such as "augmentation"; see `runtime.run_contract`.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, "metavar": metavar, "fixed": fixed, **limits})

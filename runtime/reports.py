@@ -1,4 +1,4 @@
-"""What both trainers print of their decays: means by role, and the parameter groups."""
+"""What both trainers say of their decays: means by role, the parameter groups, what was applied."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -9,7 +9,9 @@ from torch import nn
 from alphadecay.decay_log import refreshes
 from alphadecay.groups import effective_decay
 from alphadecay.qkv import parameter_names
+from alphadecay.records import SpectrumRecord
 from alphadecay.schedule import DecaySchedule
+from alphadecay.sharing import power_sums
 from runtime.runfolder import Row
 from runtime.tables import say, table
 
@@ -58,3 +60,30 @@ def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
     frozen = sum(not p.requires_grad for p in plain.parameters())
     groups = len(decay.optimizer.param_groups)
     say(f"\n{len(rows)} trainable parameters in {groups} groups, each in exactly one; {frozen} frozen")
+
+
+def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:
+    """The mean alpha of each role's modules, for roles that have one."""
+    by_role: dict[str, list[float]] = {}
+    for record in records:
+        if record.alpha is not None:
+            by_role.setdefault(record.role, []).append(record.alpha)
+    return {role: sum(alphas) / len(alphas) for role, alphas in by_role.items()}
+
+
+def applied_decay(decay: DecaySchedule) -> Row:
+    """Smallest, largest and mean applied decay, weighted by parameters, and the norm of the weights.
+
+    All are over what is decayed at all; all ranks must call.
+    """
+    groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
+    sizes = [sum(p.numel() for p in g["params"]) for g in groups]
+    decays = [effective_decay(g) for g in groups]
+    mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0
+    weights = [p.detach() for g in groups for p in g["params"]]
+    return {
+        "weight_decay_mean": mean,
+        "weight_decay_min": min(decays, default=0.0),
+        "weight_decay_max": max(decays, default=0.0),
+        "weight_norm": float(power_sums(weights, 2).sum().sqrt()) if weights else 0.0,
+    }

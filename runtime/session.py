@@ -2,21 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from runtime import runfolder
 from runtime.checkpoints import (
     LINKS,
-    Checkpoint,
     Contents,
-    find_checkpoint,
-    has_checkpoints,
-    later_than,
     link,
     recover,
     remove_after,
@@ -24,75 +15,13 @@ from runtime.checkpoints import (
     write_checkpoint,
 )
 from runtime.curves import Curves, Wandb
-from runtime.errors import UserError, printable
-from runtime.processes import Ranks
+from runtime.errors import UserError
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
+from runtime.start import Start
 from runtime.tables import say
+from runtime.training_state import TrainingState, Written
 from runtime.writer import BackgroundWriter
-
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-HEADLINES = ("acc1", "acc1_ema", "perplexity", "loss")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: its folder, and the checkpoint it goes on from, if any."""
-
-    folder: Path
-    checkpoint: Checkpoint | None
-    passed_over: Sequence[str] = ()  # what is wrong with newer checkpoints
-
-    @property
-    def continues(self) -> bool:
-        """Whether the checkpoint is one of the run that is in the folder."""
-        ours = self.folder / "checkpoints"  # perhaps a link to a folder on another disk
-        return self.checkpoint is not None and ours.exists() and ours.samefile(self.checkpoint.path.parent)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken before."""
-        return self.checkpoint.step if self.checkpoint else 0
-
-
-def find_start(options: RunOptions, ranks: Ranks) -> Start:
-    """Find the checkpoint that --resume names and make sure that the run may use its folder; nothing is written.
-
-    The main process looks, so that all ranks start from the same one.
-
-    Raises:
-        UserError: If there is no such checkpoint, or the folder holds another run.
-    """
-    return ranks.from_main(lambda: _whole(_find_start(options), options))
-
-
-def _whole(start: Start, options: RunOptions) -> Start:
-    """An evaluation is of the checkpoint that was asked for: not, unasked, of the one before a broken one."""
-    if options.eval and start.passed_over and start.checkpoint:
-        raise UserError(f"{start.passed_over[0]}; --resume {start.checkpoint.path} evaluates the one before")
-    return start
-
-
-def _find_start(options: RunOptions) -> Start:
-    folder = Path(options.output_dir)
-    if options.resume == "auto":
-        if runfolder.holds_run(folder) and has_checkpoints(folder):
-            return Start(folder, *find_checkpoint(folder))
-        if options.eval:
-            raise UserError(f"--eval --resume auto: {folder} holds no checkpoint")
-        runfolder.check_free(folder, overwrite=True)  # a run that ended before its first checkpoint
-        return Start(folder, None)
-    if options.resume and not Path(options.resume).exists():
-        raise UserError(f"--resume {options.resume}: no such run folder or checkpoint")
-    start = Start(folder, *(find_checkpoint(Path(options.resume)) if options.resume else (None,)))
-    if options.eval or options.dry_run:
-        return start
-    if not start.continues:
-        runfolder.check_free(folder, options.overwrite)
-    elif not options.overwrite and (later := later_than(folder / "checkpoints", start.step)):
-        raise UserError(f"--resume {options.resume}: {later} is later and would be deleted; give --output_dir FOLDER "
-                        "to go on elsewhere, or --overwrite to give it up")  # fmt: skip
-    return start
 
 
 class Session:
@@ -103,15 +32,15 @@ class Session:
         options: RunOptions,
         start: Start,
         config: Mapping[str, Any],
-        state: Mapping[str, Any],
+        written: Written,
         contract: Mapping[str, Any],
     ) -> None:
-        self.contract = contract  # of `runtime.drift`, for the checkpoints
+        self.contract = contract  # of `runtime.run_contract`, for the checkpoints
         self.options, self.folder, self.start = options, start.folder, start
         self.checkpoints = self.folder / "checkpoints"
-        self.best: dict[str, Row] = dict(state.get("best", {}))  # link -> {"value", "step"}
-        self.rows: dict[str, int] = dict(state.get("rows", {}))  # file -> lines written
-        self._seconds_before, self._began = float(state.get("seconds", 0.0)), time.perf_counter()
+        self.best: dict[str, Row] = dict(written.best)
+        self.rows: dict[str, int] = dict(written.rows)
+        self._seconds_before, self._began = written.seconds, time.perf_counter()
         self._writer = BackgroundWriter()
         runfolder.check_no_links(self.folder)
         if not start.continues:
@@ -122,7 +51,7 @@ class Session:
         wandb = None
         if options.enable_wandb:  # first: a login that fails must cost no run that is there
             name = options.wandb_name or None
-            wandb = Wandb(self.folder, config, options.project, name, state.get("wandb_id"))
+            wandb = Wandb(self.folder, config, options.project, name, written.wandb_id)
         if not start.continues:
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
@@ -196,16 +125,12 @@ class Session:
         if before is None or (value > before["value"] if higher_is_better else value < before["value"]):
             self.best[name] = {"value": value, "step": step}
 
-    def state(self) -> Row:
+    def written(self) -> Written:
         """What a resumed run needs to know of the files written so far."""
-        return {
-            "best": dict(self.best),
-            "rows": dict(self.rows),
-            "seconds": self.seconds,
-            "wandb_id": self.curves.wandb and self.curves.wandb.id,
-        }
+        wandb = self.curves.wandb
+        return Written(dict(self.best), dict(self.rows), self.seconds, wandb.id if wandb else None)
 
-    def save(self, step: int, model: Mapping[str, Any], ema: Mapping[str, Any] | None, state: Row) -> None:
+    def save(self, step: int, model: Mapping[str, Any], ema: Mapping[str, Any] | None, state: TrainingState) -> None:
         """Copy a checkpoint's contents; it is written behind the training, after the one before it.
 
         Then the links of the best are pointed at theirs and old checkpoints deleted.
@@ -214,7 +139,7 @@ class Session:
             UserError: If the checkpoint before could not be written.
         """
         self._writer.wait()  # first, so that there is one copy in memory at most
-        contents = Contents.copied(step, model, ema, state, self.contract)
+        contents = Contents.copied(step, model, ema, state.flat(), self.contract)
         links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
         self._writer.submit(lambda: self._write(contents, links))
 
@@ -261,61 +186,3 @@ class Session:
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()
-
-
-def introduce(model: str, data: str, plain: nn.Module, options: RunOptions, ranks: Ranks) -> None:
-    """Say what will be trained on what, and where it is written."""
-    if ranks.is_main:
-        size = sum(p.numel() for p in plain.parameters())
-        device = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
-        precision = "float32" if options.amp == "none" else f"{options.amp} with float32 weights"
-        where = printable(options.output_dir)
-        say(f"training {model} ({size:,} parameters) on {data}; {device}, {precision}; writes to {where}")
-
-
-def begin(
-    options: RunOptions, start: Start, config: Row, state: Row, contract: Mapping[str, Any], ranks: Ranks
-) -> Session | None:
-    """The run's session on the main process, None on the others; all of them raise what keeps it from beginning."""
-    begun: list[Session] = []
-    ranks.from_main(lambda: begun.append(Session(options, start, config, state, contract)))
-    return begun[0] if begun else None
-
-
-def finished(start: Start, last_step: int, ranks: Ranks) -> bool:
-    """Whether the run that is to go on has nothing left to do; the main process says so. Nothing is written.
-
-    Args:
-        start: Where the run would go on.
-        last_step: The optimizer step at which it is to stop.
-    """
-    summary = ranks.from_main(lambda: _summary_at(start)) if start.step >= last_step else None
-    if summary is None:
-        return False
-    if ranks.is_main:
-        figures = {name: value for name, value in summary.items() if name in HEADLINES and value is not None}
-        said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        say(f"{start.folder}: finished at optimizer step {start.step}, nothing left to do ({said or 'no figures'})")
-    return True
-
-
-def _summary_at(start: Start) -> Row | None:
-    """The run's summary if it was written at the step of the checkpoint, else None: the run's end is to be repeated."""
-    path = start.folder / runfolder.SUMMARY
-    if not (start.continues and path.exists()):
-        return None
-    summary = runfolder.read_json(path, "a run's summary")
-    return summary if summary.get("step") == start.step else None
-
-
-def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
-    """Say where a run starts."""
-    if not ranks.is_main:
-        return
-    for reason in start.passed_over:
-        say(f"warning: passed over a broken checkpoint: {reason}")
-    if start.checkpoint:
-        doing = "evaluating" if options.eval else "resuming from"
-        say(f"{doing} {start.checkpoint.path} (step {start.step})")
-    elif options.resume == "auto":
-        say(f"--resume auto: {start.folder} holds no checkpoint, starting fresh")

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alphadecay.skeletons import skeleton
+
 
 def is_sharded(value: Any) -> bool:
     """Whether a value is a DTensor, of which this process holds a part."""
@@ -23,6 +25,13 @@ def whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole(each) for each in value]
     return value
+
+
+def whole_model(plain: nn.Module) -> nn.Module:
+    """The model, or modules with its whole weights where they are sharded; all ranks come here."""
+    if not any(is_sharded(p) for p in plain.parameters()):
+        return plain
+    return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

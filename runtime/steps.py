@@ -7,29 +7,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from runtime.finite import Finding, FiniteGate, traced
 from runtime.learner import Learner
+from runtime.processes import Ranks
+from runtime.schedules import Schedules
 from runtime.sharded import whole
 
+# (learner, micro-batch, step, micro-step): adds gradients, returns its share of the step's loss
 Backward = Callable[[Learner, Any, int, int], Tensor]
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """What an optimizer step consists of."""
+@dataclass(frozen=True, kw_only=True)
+class StepRules:
+    """How an optimizer step is taken, whatever the loss."""
 
-    backward: Backward  # (learner, micro-batch, step, micro-step): adds gradients, returns its share of the loss
-    write_schedules: Callable[[Optimizer, int], None]  # learning rate and base decay for the step of that number
-    accumulate: int  # micro-steps an optimizer step
+    schedules: Schedules
+    accumulate: int  # micro-steps per optimizer step
     clip_grad: float | None  # largest norm of the gradient
 
 
 def take_step(
     learner: Learner,
     micro_batches: Sequence[Any],
-    plan: StepPlan,
+    backward: Backward,
+    rules: StepRules,
     step: int,
     gate: FiniteGate,
     on_bad_step: Callable[[int], None],
@@ -38,8 +41,9 @@ def take_step(
 
     Args:
         learner: What is trained, in training mode.
-        micro_batches: Those of this rank, `plan.accumulate` of them.
-        plan: How a step is taken.
+        micro_batches: Those of this rank, `rules.accumulate` of them.
+        backward: Adds the gradients of one of them.
+        rules: How a step is taken.
         step: Optimizer steps taken before.
         gate: Decides whether an update may happen.
         on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
@@ -48,16 +52,16 @@ def take_step(
     Returns:
         The step's mean loss on this rank, a tensor on the device; None where the update was left out.
     """
-    plan.write_schedules(learner.optimizer, step)
+    rules.schedules.write(learner.optimizer, step)
     buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
     losses = []
     for micro_step, batch in enumerate(micro_batches):
-        last = micro_step == plan.accumulate - 1
+        last = micro_step == rules.accumulate - 1
         with nullcontext() if last else without_sync(learner.model):
-            losses.append(plan.backward(learner, batch, step, micro_step))
+            losses.append(backward(learner, batch, step, micro_step))
     loss = torch.stack(losses).sum(dtype=torch.float32)
     learner.scaler.unscale_(learner.optimizer)
-    norm = clipped_norm(learner.plain, plan.clip_grad)
+    norm = clipped_norm(learner.plain, rules.clip_grad)
     bad_step = gate.look(step, loss, norm)
     if bad_step is None:
         _update(learner, step)
@@ -81,6 +85,11 @@ def _put_back(learner: Learner, buffers: list[Tensor]) -> None:
     """Undo what a forward pass did to running statistics."""
     for buffer, kept in zip(learner.plain.buffers(), buffers, strict=False):
         buffer.copy_(kept)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """The context of a forward pass in mixed precision; None for none."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def find_bad_values(learner: Learner, micro_batches: Sequence[Any], backward: Backward, step: int) -> Finding:
@@ -115,6 +124,13 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         if len(group) == size:
             yield group
             group = []
+
+
+def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as ranks train it together."""
+    if ranks.count == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[Any]:

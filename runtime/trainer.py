@@ -1,80 +1,76 @@
-"""A whole run as every trainer takes it: steps between evaluations, checkpoints, the summary and its figures."""
+"""The trainer of both programs: steps between evaluations, checkpoints, a signal's end, bad steps, the summary."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from alphadecay.analysis import analyze
-from alphadecay.baselines import ALL
-from alphadecay.figures.alpha import alpha_by_depth
-from alphadecay.figures.decay import decay_by_depth, decay_over_time
 from alphadecay.figures.drawing import print_style
-from alphadecay.figures.spectra import spectra_by_role
-from alphadecay.groups import effective_decay
-from alphadecay.records import SpectrumRecord, SpectrumRecords, spectra_of
+from alphadecay.records import SpectrumRecords
 from alphadecay.schedule import DecaySchedule
-from alphadecay.sharing import power_sums
-from alphadecay.skeletons import skeleton
 from alphadecay.spectra import NonFiniteWeight
 from runtime import runfolder
+from runtime.checkpoints import find_checkpoint, has_checkpoints
+from runtime.command import command_to_go_on
 from runtime.decay_log import log_decays
-from runtime.errors import NonFiniteError, Preempted
-from runtime.keeper import Keeper
-from runtime.learner import Learner
-from runtime.preemption import Preemption
-from runtime.processes import Ranks
+from runtime.errors import Interrupted, NonFiniteError, Preempted
+from runtime.figures import figures_of_run
+from runtime.finite import FiniteGate
+from runtime.learner import Learner, learner_state, require_finite, restore
+from runtime.reports import applied_decay, mean_alphas
+from runtime.run import Run
 from runtime.runfolder import Row
-from runtime.schedules import Schedules
-from runtime.session import RunOptions, Session
-from runtime.sharded import is_sharded, whole
+from runtime.session import Session
+from runtime.sharded import whole, whole_model
+from runtime.steps import StepRules
 from runtime.tables import progress, say, tell_evaluation
+from runtime.training_state import TrainingState
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is trained, how, and until when."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run consists of, built before anything is written; each program adds what is particular to it."""
 
     learner: Learner
     decay: DecaySchedule
-    schedules: Schedules
+    rules: StepRules
     last_step: int  # optimizer step at which the run stops
 
 
 class Trainer(ABC):
-    """The loop of a run and what it keeps count of; `session` is None on all but the main process.
+    """A run from its first step, or a checkpoint's, to its last; on every rank.
 
     Args:
+        task: What is trained, how, and until when.
+        run: Where it is written and what it goes on from.
         unit: What progress is counted in, such as "img".
-        units_a_step: How many of them an optimizer step takes, over all ranks.
-        samples_a_step: Images or sequences of an optimizer step, over all ranks.
+        units_per_step: How many of them an optimizer step takes, over all ranks.
+        samples_per_step: Images or sequences of an optimizer step, over all ranks.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        options: RunOptions,
-        ranks: Ranks,
-        session: Session | None,
-        state: dict[str, Any],
-        told: Preemption,
-        unit: str,
-        units_a_step: int,
-        samples_a_step: int,
-    ) -> None:
-        self.job, self.options, self.ranks, self.session, self.told = job, options, ranks, session, told
-        self.unit, self.units_a_step, self.samples_a_step = unit, units_a_step, samples_a_step
-        self.train_seconds: float = state.get("train_seconds", 0.0)
-        self._decay_seconds_before: float = state.get("decay_seconds", 0.0)
-        self.keeper = Keeper(job.learner, options, ranks, session, state, told, self._own_state, self.trace)
-        log_decays(job.decay, options, session)
+    def __init__(self, task: Task, run: Run, unit: str, units_per_step: int, samples_per_step: int) -> None:
+        self.learner, self.decay, self.schedules, self.last_step = (
+            task.learner, task.decay, task.rules.schedules, task.last_step
+        )  # fmt: skip
+        self.options, self.ranks, self.session, self.preemption = run.options, run.ranks, run.session, run.preemption
+        self.unit, self.units_per_step, self.samples_per_step = unit, units_per_step, samples_per_step
+        self.counts = run.state.counts
+        self.saved_step = self.counts.step
+        sums, ranks = self.counts.loss_sums, run.ranks
+        self._loss_sum = torch.tensor(sums[ranks.rank % len(sums)], dtype=torch.float64, device=ranks.device)
+        self._decay_seconds_before = self.counts.decay_seconds
+        self.gate = FiniteGate(task.learner, ranks, run.options.on_nonfinite, run.options.log_interval)
+        log_decays(task.decay, run.options, run.session)
 
     @abstractmethod
     def take_steps(self, step: int) -> None:
-        """Train from optimizer step `step` on, up to the next evaluation; tell `after_step` and `keeper.bad_step`."""
+        """Train from optimizer step `step` on, up to the next evaluation; tell `after_step` and `bad_step`."""
 
     @abstractmethod
     def evaluates_after(self, step: int) -> bool:
@@ -90,7 +86,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def trace(self, step: int) -> Row:
-        """Where a bad step stopped being finite on this rank; see `Keeper`."""
+        """Where a bad step stopped being finite on this rank: "module" (or ""), "found" in words, "suspects"."""
 
     @abstractmethod
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
@@ -104,172 +100,221 @@ class Trainer(ABC):
     def show(self, summary: Row, ledger: Sequence[Row]) -> None:
         """Print the summary."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """End what runs beside the training, however that ended."""
+
     def facts(self, step: int) -> Row:
         """What else the log says of a step."""
         return {}
 
-    def state(self) -> Row:
-        """What else a checkpoint must hold; all ranks come here."""
-        return {}
+    def streams(self) -> list[Row] | None:
+        """Where each rank's stream of data stands, if a step's number does not say; all ranks come here."""
+        return None
 
     def shown(self, row: Row) -> Row:
         """What the progress bar shows of an evaluation."""
         return {}
-
-    @abstractmethod
-    def close(self) -> None:
-        """End what runs beside the training, however that ended."""
 
     def hand_over(self) -> None:
         """Write what a finished run leaves besides its folder; all ranks come here."""
         return None
 
     def run(self) -> None:
-        """Train to the job's last step; evaluate, log and save in between.
+        """Train to the last step; evaluate, log and save in between.
 
         Raises:
             Preempted: If the run was told to end; a checkpoint of the step it had reached is on the disk.
         """
-        done, last = self.keeper.step * self.units_a_step, self.job.last_step * self.units_a_step
+        done, last = self.counts.step * self.units_per_step, self.last_step * self.units_per_step
         try:
             with progress(last, done, self.unit, "training", self.ranks.is_main) as self.bar:
                 self._train()
         except Preempted as signal:
-            raise self.keeper.leave(str(signal)) from None
+            raise self._leave(str(signal)) from None
         finally:
             self.close()
-        model = whole_model(self.job.learner.plain)
+        model = whole_model(self.learner.plain)
         if self.session is not None:
-            self._finish(self.session, model)
+            self._finish(self.session, analyze(model, **vars(self.decay.measuring), **self.decay.selection))
         self.hand_over()
 
     def _train(self) -> None:
-        job, keeper = self.job, self.keeper
-        keeper.have_checkpoint_to_roll_back_to()
-        if keeper.evaluation_due or (keeper.step >= job.last_step and not self._is_evaluated()):
+        self._ensure_checkpoint()
+        counts = self.counts
+        if counts.evaluation_due or (counts.step >= self.last_step and not self._is_evaluated()):
             self._evaluate_and_save()
-        while keeper.step < job.last_step:
+        while counts.step < self.last_step:
             began = time.perf_counter()
             try:
-                self.take_steps(keeper.step)
+                self.take_steps(counts.step)
             except NonFiniteWeight as error:  # met by a refresh of the decays, between two looks
                 raise NonFiniteError(str(error)) from error
             finally:
-                self.train_seconds += time.perf_counter() - began
+                counts.train_seconds += time.perf_counter() - began
             self._evaluate_and_save()
 
     def _is_evaluated(self) -> bool:
         """Whether the log's last row is of the step that has been reached."""
-        session, step = self.session, self.keeper.step
+        session, step = self.session, self.counts.step
         return self.ranks.from_main(lambda: session is not None and session.last_evaluation() == step)
 
     def after_step(self, step: int, loss: Tensor | None) -> bool:
-        """Take note of a step, and save where it is time; returns whether the run ends with it."""
-        ends, evaluates = step == self.job.last_step, self.evaluates_after(step)
-        self.keeper.count(step, loss, evaluation_due=evaluates)
-        self.bar.update(self.units_a_step)
-        if self.session is not None and loss is not None and step % self.options.log_interval == 0:
-            lr, base = self._rates()
-            points = {"training/loss": loss.item(), "training/lr": lr, "training/weight_decay": base}
-            self.session.curves.scalars(step, points)
-            self.bar.set_postfix(loss=f"{points['training/loss']:.3f}", refresh=False)
+        """Take note of a step, and save where it is time; returns whether the run ends with it.
+
+        Raises:
+            UserError: If a checkpoint could not be written behind the training.
+            Preempted: If the run is told to end.
+        """
+        counts, ends, evaluates = self.counts, step == self.last_step, self.evaluates_after(step)
+        counts.step, counts.evaluation_due = step, evaluates
+        if loss is not None:
+            self._loss_sum += loss
+            counts.loss_steps += 1
+        self.bar.update(self.units_per_step)
+        if self.session is not None:
+            self.session.check_saved()
+            if loss is not None and step % self.options.log_interval == 0:
+                lr, base = self._rates()
+                points = {"training/loss": loss.item(), "training/lr": lr, "training/weight_decay": base}
+                self.session.curves.scalars(step, points)
+                self.bar.set_postfix(loss=f"{points['training/loss']:.3f}", refresh=False)
         every = self.options.checkpoint_every
         if every and step % every == 0 and not ends and not evaluates:
-            self.keeper.save()
-        self.told.check()
+            self.save()
+        self.preemption.check()
         return ends
 
     def _evaluate_and_save(self) -> None:
         """Evaluate, log and save. A run that ends before its next evaluation is saved as it was before this one."""
-        keeper = self.keeper
-        keeper.require_finite()
-        before = None if keeper.evaluation_due else keeper.state()
+        counts = self.counts
+        self._require_finite()
+        before = None if counts.evaluation_due else self.state()
         lr, base = self._rates()
-        row: Row = {"step": keeper.step, **self.facts(keeper.step), "lr": lr, "weight_decay": base}
-        row |= {"bad_steps": keeper.bad_steps} | applied_decay(self.job.decay) | self.evaluate()
-        row |= {"train_loss": keeper.mean_loss()}  # last: a run told to end while it evaluates keeps its sums
-        keeper.evaluation_due = False
+        row: Row = {"step": counts.step, **self.facts(counts.step), "lr": lr, "weight_decay": base}
+        row |= {"bad_steps": counts.bad_steps} | applied_decay(self.decay) | self.evaluate()
+        row |= {"train_loss": self._mean_loss()}  # last: a run told to end while it evaluates keeps its sums
+        counts.evaluation_due = False
         if self.session is not None:
             self.note_best(row, self.session)
             self.session.log_evaluation(row | {"seconds": round(self.session.seconds, 3)})
-            tell_evaluation(self.bar, keeper.step, self.shown(row))
-        keeper.save(before)
+            tell_evaluation(self.bar, counts.step, self.shown(row))
+        self.save(before)
+
+    def _mean_loss(self) -> float | None:
+        """Mean training loss over all ranks since it was last asked for; None if there was no step."""
+        steps = torch.full_like(self._loss_sum, self.counts.loss_steps)
+        total, steps = self.ranks.sum(torch.stack([self._loss_sum, steps]))
+        self._loss_sum, self.counts.loss_steps = torch.zeros_like(self._loss_sum), 0
+        return float(total / steps) if steps else None
 
     def _rates(self) -> tuple[float, float]:
         """Learning rate and base decay of the step just taken."""
-        schedules, step = self.job.schedules, self.keeper.step
-        return schedules.lr_at(step - 1), schedules.weight_decay_at(step - 1)
+        step = self.counts.step - 1
+        return self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
 
-    def _own_state(self) -> Row:
-        return {"train_seconds": self.train_seconds, "decay_seconds": self.decay_seconds} | self.state()
+    def state(self) -> TrainingState:
+        """What a checkpoint holds besides weights and average; all ranks come here."""
+        sums, seconds = self.ranks.gather(self._loss_sum.item()), self._decay_seconds_before + self.decay.seconds
+        counts = replace(self.counts, loss_sums=sums, decay_seconds=seconds)
+        learner, streams = learner_state(self.learner, self.ranks), self.streams()
+        if self.session is None:  # only the main process writes
+            return TrainingState(counts, learner, streams=streams)
+        return TrainingState(counts, learner, self.session.written(), streams)
 
-    @property
-    def decay_seconds(self) -> float:
-        """Seconds that training waited for spectra and assignments."""
-        return self._decay_seconds_before + self.job.decay.seconds
+    def save(self, state: TrainingState | None = None) -> None:
+        """Begin to write a checkpoint, of `state` if it was taken before. All ranks come here.
 
-    def _finish(self, session: Session, model: nn.Module) -> None:
+        Raises:
+            NonFiniteError: If a weight is not finite; nothing is saved then.
+        """
+        self._require_finite()
+        state = state or self.state()
+        self.saved_step = self.counts.step
+        averaged = self.learner.averaged
+        weights = whole(self.learner.plain.state_dict())
+        ema = None if averaged is None else whole(averaged.state_dict())
+        if self.session is not None:
+            self.session.save(self.counts.step, weights, ema, state)
+
+    def _ensure_checkpoint(self) -> None:
+        """Save the beginning where the policy is to roll back and the run's folder holds no checkpoint yet."""
+        folder = Path(self.options.output_dir)
+        if self.options.on_nonfinite == "rollback" and not self.ranks.from_main(lambda: has_checkpoints(folder)):
+            self.save()
+
+    def _leave(self, signal: str) -> Preempted:
+        """Save where the run was told to end, and leave the mark; returns the error to end with."""
+        if self.counts.step > self.saved_step:
+            self.save()
+        said = f"{signal} at optimizer step {self.counts.step}; go on with"
+        interrupted = signal == "SIGINT"  # by a person, who will say when to go on
+        if self.session is not None:
+            self.session.leave("" if interrupted else f"{said} --resume auto")
+        self.ranks.wait()  # torchrun ends the others as soon as one has gone
+        if interrupted:
+            return Interrupted(f"{said}: {command_to_go_on(self.options.output_dir, self.ranks.count)}")
+        return Preempted(f"{said} --resume auto")
+
+    def _require_finite(self) -> None:
+        """Raise NonFiniteError if a step since the last look, or a weight, is not finite."""
+        bad_step = self.gate.bad_step()
+        if bad_step is not None:
+            self.bad_step(bad_step)
+        require_finite(self.learner.plain, self.counts.step)
+
+    def bad_step(self, step: int) -> None:
+        """Trace a step whose loss or gradient is not finite, then do what --on_nonfinite says.
+
+        Raises:
+            NonFiniteError: If the policy is to stop, or there have been more than --max_nonfinite of them.
+        """
+        self.counts.bad_steps += 1
+        count, policy, most = self.counts.bad_steps, self.options.on_nonfinite, self.options.max_nonfinite
+        found = self.ranks.gather(self.trace(step))
+        first = next((row for row in found if row["module"]), found[0])
+        suspects = f", sample {first['suspects'][0]}" if first["suspects"] else ""
+        message = f"loss or gradient not finite at optimizer step {step}: first in {first['found']}{suspects}"
+        if self.session is not None:
+            self.session.append(runfolder.BAD_STEPS, [{"step": step, "action": policy, "ranks": found}])
+        if policy == "stop":
+            raise NonFiniteError(f"{message}; --on_nonfinite skip or rollback would go on")
+        if count > most:
+            raise NonFiniteError(f"{message}; such steps: {count}, more than --max_nonfinite {most}")
+        if policy == "rollback":
+            message += f"; back to the weights of step {self._roll_back()}"
+        if self.ranks.is_main:
+            say(f"warning: {message}; its update is left out ({count} so far)")
+
+    def _roll_back(self) -> int:
+        """Put back the newest checkpoint's state; data and schedules go on. Returns its step."""
+        if self.session is not None:
+            self.session.wait_saved()
+        folder = Path(self.options.output_dir)
+        checkpoint, _ = self.ranks.from_main(lambda: find_checkpoint(folder))
+        restore(self.learner, checkpoint, self.ranks)
+        return checkpoint.step
+
+    def _finish(self, session: Session, records: SpectrumRecords) -> None:
+        """Write the summary and the figures, and print what a person looks for first."""
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
-        decay, trained = self.job.decay, self.keeper.step * self.samples_a_step
-        how: dict[str, Any] = vars(decay.measuring) | decay.selection
-        records = analyze(model, **how)
+        trained, seconds = self.counts.step * self.samples_per_step, self.counts.train_seconds
         summary = self.summary(session, log) | {
             "train_loss": log[-1].get("train_loss") if log else None,
-            "bad_steps": self.keeper.bad_steps,
-            "parameters": sum(p.numel() for p in self.job.learner.plain.parameters()),
+            "bad_steps": self.counts.bad_steps,
+            "parameters": sum(p.numel() for p in self.learner.plain.parameters()),
             "seconds": round(session.seconds, 3),
-            "samples_per_second": round(trained / self.train_seconds, 3) if self.train_seconds else None,
-            "decay_seconds": round(self.decay_seconds, 3),
+            "samples_per_second": round(trained / seconds, 3) if seconds else None,
+            "decay_seconds": round(self._decay_seconds_before + self.decay.seconds, 3),
             "alpha_by_role": mean_alphas(records),
         }
         with print_style():
-            session.finish(summary, self._figures(records, log, ledger))
+            drawn = self._figures(records, log, ledger)
+            session.finish(summary, drawn)
         self.show(summary, ledger)
         say(f"\nrun folder: {session.folder}")
 
     def _figures(self, records: SpectrumRecords, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
-        """Figures of the run by name."""
-        decay = self.job.decay
-        drawn = {"spectra": spectra_by_role(spectra_of(records)), "alpha_by_depth": alpha_by_depth(records)}
-        if log:
-            drawn["training"] = self.curves(log)
-        if ledger:
-            drawn["decay_over_time"] = decay_over_time(ledger, decay.metric)
-        if any(row["module"] != ALL for row in ledger):  # not of a kind with one decay for all
-            drawn["decay_by_depth"] = decay_by_depth(ledger, decay.metric)
-        return drawn
-
-
-def whole_model(plain: nn.Module) -> nn.Module:
-    """The model, or modules with its whole weights where they are sharded; all ranks come here."""
-    if not any(is_sharded(p) for p in plain.parameters()):
-        return plain
-    return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
-
-
-def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:
-    """The mean alpha of each role's modules, for roles that have one."""
-    by_role: dict[str, list[float]] = {}
-    for record in records:
-        if record.alpha is not None:
-            by_role.setdefault(record.role, []).append(record.alpha)
-    return {role: sum(alphas) / len(alphas) for role, alphas in by_role.items()}
-
-
-def applied_decay(decay: DecaySchedule) -> Row:
-    """Smallest, largest and mean applied decay, weighted by parameters, and the norm of the weights.
-
-    All are over what is decayed at all; all ranks must call.
-    """
-    groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
-    sizes = [sum(p.numel() for p in g["params"]) for g in groups]
-    decays = [effective_decay(g) for g in groups]
-    mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0
-    weights = [p.detach() for g in groups for p in g["params"]]
-    return {
-        "weight_decay_mean": mean,
-        "weight_decay_min": min(decays, default=0.0),
-        "weight_decay_max": max(decays, default=0.0),
-        "weight_norm": float(power_sums(weights, 2).sum().sqrt()) if weights else 0.0,
-    }
+        training = {"training": self.curves(log)} if log else {}
+        return training | figures_of_run(records, ledger, self.decay.metric)

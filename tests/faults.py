@@ -30,8 +30,8 @@ import torch
 import main
 import main_llama
 from alphadecay.analysis import Measurement
-from llama.run import LanguageTraining
-from runtime import runfolder, selftest, session, trainer
+from llama.run import TextTraining
+from runtime import runfolder, self_test, session, trainer
 from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.errors import EXIT_PREEMPTED, exit_status
 from runtime.tables import say, table
@@ -187,7 +187,7 @@ def report_phases(report: Callable[[str], Any]) -> None:
 
         return call
 
-    for run in (Training, LanguageTraining):
+    for run in (Training, TextTraining):
         run.take_steps = announced("training", run.take_steps)  # type: ignore[method-assign]
         run.evaluate = announced("evaluating", run.evaluate)  # type: ignore[method-assign]
     Measurement.run = announced("refreshing", Measurement.run)  # type: ignore[method-assign]
@@ -256,7 +256,7 @@ def hit_until_done(name: str, number: int, hits: int, processes: int, seed: int,
     expect([0] * processes, start(name, [*words, "--output_dir", str(hit)], processes, folder / "log").statuses())
     if (hit / runfolder.REQUEUE).exists():
         raise SystemExit("the REQUEUE file is still there")
-    different = selftest.differences(left_alone, hit)
+    different = self_test.differences(left_alone, hit)
     if different:
         raise SystemExit(f"not the same: {different}")
     return [[phase, met_in[phase], latency[phase] if number != signal.SIGKILL else None] for phase in PHASES]

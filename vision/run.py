@@ -6,37 +6,33 @@ from typing import Any
 
 from torch import nn
 
-from alphadecay.schedule import DecaySchedule
 from datasets import Batch, ImageData
-from engine import Precision, StepRules, backward, evaluate, train_one_epoch
+from engine import ImageRules, Precision, backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.figures import training_curves
-from runtime.learner import Learner
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.reports import show_decay_by_role
+from runtime.run import Run
 from runtime.runfolder import Row
 from runtime.schedules import Schedules, schedules_of
 from runtime.seeding import random_state, restore_random_state
-from runtime.session import RunOptions, Session
+from runtime.session import Session
 from runtime.steps import find_bad_values
 from runtime.tables import say, table
-from runtime.trainer import Job, Trainer
+from runtime.trainer import Task, Trainer
 from vision.loaders import EvalLoader, TrainLoader
 from vision.options import VisionOptimizerOptions
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a run consists of, built before anything is written."""
+@dataclass(frozen=True, kw_only=True)
+class ImageTask(Task):
+    """A run on images."""
 
-    learner: Learner
-    decay: DecaySchedule
-    rules: StepRules
+    rules: ImageRules
     train: TrainLoader
     validation: EvalLoader
     evaluate_ema: bool
-    last_step: int  # optimizer step at which the run stops
     data: ImageData
 
 
@@ -46,16 +42,16 @@ def evaluate_all(
     validation: EvalLoader,
     ranks: Ranks,
     precision: Precision,
-    told: Preemption | None = None,
+    preemption: Preemption | None = None,
 ) -> Row:
     """Validation figures of the raw weights and, under names ending in _ema, of their average if there is one.
 
     Raises:
-        Preempted: If `told` is given and the run is told to end.
+        Preempted: If `preemption` is given and the run is told to end.
     """
 
     def batches() -> Iterable[Batch]:
-        return validation if told is None else told.watched(validation, validation.most_batches)
+        return validation if preemption is None else preemption.watched(validation, validation.most_batches)
 
     found: Row = dict(evaluate(model, batches(), ranks, precision))
     if averaged is not None:
@@ -71,32 +67,19 @@ def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_
     return schedules_of(options, decay, total, warmup)
 
 
-class Training(Trainer):
-    """The loop over epochs; `session` is None on all but the main process."""
+class ImageTraining(Trainer):
+    """The loop over epochs."""
 
-    def __init__(
-        self,
-        task: Task,
-        options: RunOptions,
-        ranks: Ranks,
-        session: Session | None,
-        state: dict[str, Any],
-        told: Preemption,
-    ) -> None:
-        rules = task.rules
-        job = Job(task.learner, task.decay, rules.schedules, task.last_step)
-        self.task = task
-        images = task.train.batches.images_a_step
-        super().__init__(job, options, ranks, session, state, told, "img", images, images)
+    def __init__(self, task: ImageTask, run: Run) -> None:
+        self.task, images = task, task.train.batches.images_a_step
+        super().__init__(task, run, "img", images, images)
 
     def take_steps(self, step: int) -> None:
         """Train on what is left of the epoch."""
-        task, keeper = self.task, self.keeper
+        task = self.task
         epoch, done = divmod(step, task.train.steps)
         batches = task.train.epoch(epoch, done * task.rules.accumulate)
-        train_one_epoch(
-            task.learner, batches, task.rules, self.ranks, step, keeper.gate, self.after_step, keeper.bad_step
-        )
+        train_one_epoch(self.learner, batches, task.rules, self.ranks, step, self.gate, self.after_step, self.bad_step)
 
     def evaluates_after(self, step: int) -> bool:
         """At the end of each epoch."""
@@ -104,9 +87,10 @@ class Training(Trainer):
 
     def evaluate(self) -> Row:
         """Raw and EMA weights."""
-        task, learner = self.task, self.task.learner
+        task, learner = self.task, self.learner
         averaged = learner.averaged if task.evaluate_ema else None
-        return evaluate_all(learner.plain, averaged, task.validation, self.ranks, task.rules.precision, self.told)
+        precision = task.rules.precision
+        return evaluate_all(learner.plain, averaged, task.validation, self.ranks, precision, self.preemption)
 
     def facts(self, step: int) -> Row:
         """The epoch."""
@@ -125,7 +109,7 @@ class Training(Trainer):
         """Where a bad step stopped being finite on this rank, and the images of the step by file or index."""
         task, random = self.task, random_state()
         batches, keys = task.train.again(step, task.rules.accumulate)
-        finding = find_bad_values(task.learner, batches, backward(task.rules, self.ranks), step)
+        finding = find_bad_values(self.learner, batches, backward(task.rules, self.ranks), step)
         restore_random_state(random)
         micro_batch = keys[finding.micro_step]
         return {
@@ -147,7 +131,7 @@ class Training(Trainer):
 
     def show(self, summary: Row, ledger: Sequence[Row]) -> None:
         """Accuracies and decay by role."""
-        show_summary(summary, ledger, self.job.decay.metric)
+        show_summary(summary, ledger, self.decay.metric)
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final and best accuracies of raw and EMA weights."""
@@ -156,7 +140,7 @@ class Training(Trainer):
         best = {f"best_acc1{k[4:]}": v["value"] for k, v in session.best.items()}
         best_steps = {f"best_acc1{k[4:]}_step": v["step"] for k, v in session.best.items()}
         return {
-            "step": self.keeper.step,
+            "step": self.counts.step,
             **best,
             **best_steps,
             **{name: last[name] for name in names if name in last},

@@ -20,7 +20,7 @@ from alphadecay import optimizer_copies
 from alphadecay.audit import AuditRecord, audit_rows, losses_in_words
 from alphadecay.decay_log import refresh_rows, refreshes
 from alphadecay.figures import decay as figures
-from runtime.selftest import differences, first_difference, leaves
+from runtime.self_test import differences, first_difference, leaves
 
 LR, DECAY = 1e-3, 0.1
 ENTRIES = {"proj": 64 * 64, "fc1": 64 * 256, "fc2": 256 * 64}  # of block_model's weights

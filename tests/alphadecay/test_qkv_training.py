@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import alphadecay
 from alphadecay.matrices import find_matrices
-from runtime.selftest import differences
+from runtime.self_test import differences
 
 
 @pytest.mark.slow

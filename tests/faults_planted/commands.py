@@ -37,9 +37,9 @@ FAULTS = [
     ),
     Fault(
         "one_bad_step_too_few",
-        "runtime/keeper.py",
-        "if self.bad_steps > most:",
-        "if self.bad_steps >= most:",
+        "runtime/trainer.py",
+        "if count > most:",
+        "if count >= most:",
         "runtime/test_finite.py::test_more_bad_steps_than_allowed_end_the_run",
         "the limit is not the one that is said",
     ),
@@ -95,15 +95,15 @@ FAULTS = [
     Fault(
         "rates_of_the_next_step",
         "runtime/trainer.py",
-        "return schedules.lr_at(step - 1), schedules.weight_decay_at(step - 1)",
-        "return schedules.lr_at(step), schedules.weight_decay_at(step)",
+        "step = self.counts.step - 1",
+        "step = self.counts.step",
         "vision/test_run.py::test_the_log_has_one_line_an_evaluation "
         "llama/test_text_run.py::test_it_takes_as_many_steps_as_it_is_told_and_ends_at_the_lowest_rate",
         "the log says a rate that no step was taken at",
     ),
     Fault(
         "decay_by_groups",
-        "runtime/trainer.py",
+        "runtime/reports.py",
         "mean = sum(s * d for s, d in zip(sizes, decays, strict=True)) / sum(sizes) if groups else 0.0",
         "mean = sum(decays) / len(decays) if groups else 0.0",
         "vision/test_engine.py",
@@ -111,7 +111,7 @@ FAULTS = [
     ),
     Fault(
         "undecayed_count_as_decayed",
-        "runtime/trainer.py",
+        "runtime/reports.py",
         'groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]',
         "groups = list(decay.optimizer.param_groups)",
         "vision/test_engine.py",

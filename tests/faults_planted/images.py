@@ -152,7 +152,7 @@ FAULTS = [
         "vision/fingerprints.py",
         "_add(digest, _content(os.path.join(images.root, images.names[index])))",
         "_add(digest, images.names[index])",
-        "runtime/test_drift.py::test_the_fingerprint_of_folders_changes_with_names_and_contents",
+        "runtime/test_run_contract.py::test_the_fingerprint_of_folders_changes_with_names_and_contents",
         "other pictures under the same names pass as the same data",
     ),
     Fault(

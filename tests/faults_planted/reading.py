@@ -78,14 +78,14 @@ FAULTS = [
     Fault(
         "last_evaluation_is_saved",
         "runtime/trainer.py",
-        "before = None if keeper.evaluation_due else keeper.state()",
+        "before = None if counts.evaluation_due else self.state()",
         "before = None",
         "runtime/test_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits[3]",
         "a run that was ended within an epoch is not the run that was not",
     ),
     Fault(
         "differences_of_bits_pass",
-        "runtime/selftest.py",
+        "runtime/self_test.py",
         "and _bits(ours) == _bits(theirs)",
         "and torch.equal(ours, theirs)",
         "runtime/test_resume.py::test_differences_are_found_wherever_they_are",
@@ -93,7 +93,7 @@ FAULTS = [
     ),
     Fault(
         "ledgers_are_not_compared",
-        "runtime/selftest.py",
+        "runtime/self_test.py",
         "for name in (runfolder.LOG, runfolder.LEDGER):",
         "for name in (runfolder.LOG,):",
         "runtime/test_resume.py::test_differences_are_found_wherever_they_are",

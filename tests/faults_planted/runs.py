@@ -127,9 +127,9 @@ FAULTS = [
     ),
     Fault(
         "loss_begins_anew",
-        "runtime/keeper.py",
-        'self.loss_steps: int = state.get("loss_steps", 0)',
-        "self.loss_steps: int = 0",
+        "runtime/trainer.py",
+        "self.counts = run.state.counts\n",
+        "self.counts = replace(run.state.counts, loss_steps=0)\n",
         "runtime/test_resume.py::test_a_checkpoint_within_an_epoch_can_be_continued_elsewhere",
         "the logged training loss is of the wrong number of steps",
     ),
@@ -162,9 +162,9 @@ FAULTS = [
     ),
     Fault(
         "evaluation_is_forgotten",
-        "runtime/keeper.py",
-        'state.get("evaluation_due", False)',
-        "False",
+        "runtime/training_state.py",
+        "for each in fields(kind) if each.name in flat",
+        "for each in fields(kind) if each.name in flat and each.name != 'evaluation_due'",
         "runtime/test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[evaluating-SIGTERM]",
         "an evaluation that was interrupted is missing in the log",
     ),
@@ -177,20 +177,20 @@ FAULTS = [
         "every rank logs the figures of its own share",
     ),
     Fault(
-        "drift_is_let_through",
-        "runtime/drift.py",
+        "changes_are_let_through",
+        "runtime/run_contract.py",
         "if each.room not in allowed and each.name not in allowed]",
         "if each.room not in allowed and each.name in allowed]",
-        "runtime/test_drift.py::test_what_a_run_cannot_change_is_refused_before_anything_is_written "
-        "runtime/test_drift.py",
+        "runtime/test_run_contract.py::test_what_a_run_cannot_change_is_refused_before_anything_is_written "
+        "runtime/test_run_contract.py",
         "a run goes on with another learning rate",
     ),
     Fault(
         "unknown_facts_pass",
-        "runtime/drift.py",
+        "runtime/run_contract.py",
         "if name not in facts_before or facts_before[name] != value:",
         "if facts_before.get(name, value) != value:",
-        "runtime/test_drift.py::test_a_fact_that_the_checkpoint_does_not_know_is_changed",
+        "runtime/test_run_contract.py::test_a_fact_that_the_checkpoint_does_not_know_is_changed",
         "other data pass where the checkpoint is older",
     ),
     Fault(

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from engine import PLAIN, StepRules, train_one_epoch
+from engine import PLAIN, ImageRules, train_one_epoch
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
@@ -33,7 +33,7 @@ def rules(**changes):
         "seed": 0,
         "mixup": None,
     } | changes
-    return StepRules(criterion=nn.CrossEntropyLoss(), schedules=steady, **values)
+    return ImageRules(criterion=nn.CrossEntropyLoss(), schedules=steady, **values)
 
 
 def batches(count, size, seed=0):

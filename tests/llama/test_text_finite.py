@@ -10,7 +10,7 @@ from tiny_text import TINY_TEXT, run_text
 
 import llama.engine
 from llama.stream import TextStream
-from runtime.selftest import differences
+from runtime.self_test import differences
 
 BAD_ROW = 2
 

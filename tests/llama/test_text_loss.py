@@ -14,12 +14,12 @@ from tiny import rows
 from tiny_text import TINY_TEXT, run_text, task_of
 from torch import nn
 
-from llama.engine import LanguageRules, backward, evaluate, loss_sum, weighed
+from llama.engine import LossRules, backward, evaluate, loss_sum, weighed
 from llama.run import even_batches
 from llama.sequences import IGNORED, batch_of
 from runtime.processes import Ranks
 
-RULES = LanguageRules()
+RULES = LossRules()
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,9 @@ def test_text_without_a_token_to_predict_is_no_division_by_zero(made):
 
 
 VARIANTS = {
-    "chunked": (["--chunked_loss"], LanguageRules(chunked=True)),
+    "chunked": (["--chunked_loss"], LossRules(chunked=True)),
     "recomputed": (["--activation_checkpointing"], RULES),
-    "both": (["--chunked_loss", "--activation_checkpointing"], LanguageRules(chunked=True)),
+    "both": (["--chunked_loss", "--activation_checkpointing"], LossRules(chunked=True)),
 }
 
 
@@ -202,7 +202,7 @@ def test_a_chunked_loss_never_holds_all_logits(made, monkeypatch):
     seen = []
     task.learner.plain.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.numel() // 260))
     batch = uneven_steps()[0][0]
-    loss_sum(task.learner.model, batch["input_ids"], batch["labels"], LanguageRules(chunked=True)).backward()
+    loss_sum(task.learner.model, batch["input_ids"], batch["labels"], LossRules(chunked=True)).backward()
     assert seen == [16] * 8  # 64 tokens, forward and again for the backward pass
     task.stream.close()
 

@@ -12,7 +12,7 @@ from tiny import ROOT, rows
 from tiny_text import TINY_TEXT, changed_config, run_text
 
 from runtime.checkpoints import find_checkpoint
-from runtime.selftest import differences
+from runtime.self_test import differences
 
 ACCUMULATED = [*TINY_TEXT, "--total_batch_size", "8", "--clip_grad", "0.5", "--weight_decay_end", "0.01"]
 VARIETY = {
@@ -107,7 +107,7 @@ def test_evaluating_more_often_changes_no_weight(whole, tmp_path):
 @pytest.mark.slow
 def test_a_user_can_see_it_for_their_own_options(tmp_path, capsys, monkeypatch):
     words = [*TINY_TEXT, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
-    monkeypatch.setattr("runtime.selftest.subprocess.run", in_this_process(run_text))
+    monkeypatch.setattr("runtime.self_test.subprocess.run", in_this_process(run_text))
     assert run_text(*words) == 0
     assert "resuming is exact: nothing differs but times" in capsys.readouterr().out and not list(tmp_path.iterdir())
 

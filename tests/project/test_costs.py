@@ -15,7 +15,8 @@ from llama.engine import train_steps
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
 from runtime.processes import Ranks
-from runtime.steps import StepPlan
+from runtime.schedules import Schedules
+from runtime.steps import StepRules
 
 PARTS_OF_A_STEP = (
     "engine.py",
@@ -24,7 +25,6 @@ PARTS_OF_A_STEP = (
     "adaptive.py",
     "entries.py",
     "finite.py",
-    "keeper.py",
     "preemption.py",
 )
 WAITING = ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy")
@@ -97,8 +97,10 @@ def test_only_the_last_micro_step_joins_gradients(tmp_path):
             loss.backward()
             return loss.detach()
 
-        plan, gate = StepPlan(backward, lambda *_: None, 3, None), FiniteGate(learner, ranks, "stop", 1)
-        train_steps(learner, [torch.randn(2, 4)] * 6, plan, 0, gate, lambda *_: None, lambda _: None)
+        steady = Schedules(2, 0, lr=0.1, min_lr=0.1, weight_decay=0, weight_decay_end=0)
+        rules = StepRules(schedules=steady, accumulate=3, clip_grad=None)
+        gate = FiniteGate(learner, ranks, "stop", 1)
+        train_steps(learner, [torch.randn(2, 4)] * 6, backward, rules, 0, gate, lambda *_: None, lambda _: None)
         assert joined == [(0, 2), (1, 2)] and len(begun) == 6
     finally:
         dist.destroy_process_group()

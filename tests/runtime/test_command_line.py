@@ -16,7 +16,7 @@ from llama.corpora import FINDERS
 from llama.options import DATASETS
 from runtime import decay_options, run_options
 from runtime.errors import exit_status
-from runtime.session import AMP_DTYPES
+from runtime.steps import AMP_DTYPES
 
 HIDDEN = ("torch", "torchvision", "timm", "transformers", "wandb", "numpy", "PIL", "yaml")
 PROGRAMS = ("main.py", "main_llama.py", "compare.py")

@@ -20,7 +20,7 @@ from runtime.finite import FiniteGate, traced
 from runtime.learner import Learner, require_finite
 from runtime.processes import Ranks
 from runtime.run_options import POLICIES
-from runtime.selftest import differences
+from runtime.self_test import differences
 from runtime.steps import find_bad_values
 from vision.loaders import SeededImages
 

@@ -18,7 +18,7 @@ from tiny import ROOT, TINY, rows, run, run_apart
 from runtime.checkpoints import find_checkpoint
 from runtime.preemption import preemption
 from runtime.processes import Ranks
-from runtime.selftest import differences, first_difference
+from runtime.self_test import differences, first_difference
 from runtime.session import Session
 
 # 5 optimizer steps an epoch; mixup, cutmix and erasing are on by default.
@@ -124,7 +124,7 @@ def test_differences_are_found_wherever_they_are(whole, tmp_path):
 def test_a_user_can_see_it_for_their_own_options(tmp_path, monkeypatch, capsys, apart):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
     if not apart:
-        monkeypatch.setattr("runtime.selftest.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
+        monkeypatch.setattr("runtime.self_test.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
     if apart:
         done = run_apart(*words)
         status, said = done.returncode, done.stdout
@@ -137,7 +137,7 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path, monkeypatch, capsys, 
 @pytest.mark.slow
 def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
-    monkeypatch.setattr("runtime.selftest.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
+    monkeypatch.setattr("runtime.self_test.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
     monkeypatch.setattr("main.restore", lambda *_: {"step": 1})  # a trainer that forgets what it learned
     assert run(*words, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr()
@@ -149,7 +149,7 @@ def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_self_test_whose_runs_fail_says_why(tmp_path, monkeypatch, capfd):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume"]
-    monkeypatch.setattr("runtime.selftest.run_to", lambda *_: ["--no_self_test_resume", "--lr", "-1"])
+    monkeypatch.setattr("runtime.self_test.run_to", lambda *_: ["--no_self_test_resume", "--lr", "-1"])
     assert run(*words, monkeypatch=monkeypatch) == 2
     said = capfd.readouterr().err
     assert "error: --lr -1.0: must be above 0\nerror: --self_test_resume: the run of 8 steps at once ended with" in said

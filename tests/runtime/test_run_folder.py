@@ -15,9 +15,9 @@ from tiny import ROOT, TINY, rows, run
 from tiny_text import TINY_TEXT, run_text
 
 from runtime.checkpoints import find_checkpoint
-from runtime.keeper import command_to_go_on
+from runtime.command import command_to_go_on
 from runtime.locks import LOCK
-from runtime.selftest import differences
+from runtime.self_test import differences
 
 
 def everything(folder):

@@ -59,7 +59,7 @@ def fixed_options(classes: Sequence[type]) -> dict[str, Fixed]:
     }
 
 
-def facts(ranks: Ranks, data: str) -> dict[str, Any]:
+def facts_of(ranks: Ranks, data: str) -> dict[str, Any]:
     """What results depend on besides the options.
 
     Args:
@@ -89,7 +89,7 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def contract(options: Mapping[str, Any], facts: Mapping[str, Any], fixed: Iterable[str]) -> Contract:
+def contract_of(options: Mapping[str, Any], facts: Mapping[str, Any], fixed: Iterable[str]) -> Contract:
     """What a checkpoint notes: the fixed ones of all options, and the facts; as JSON gives them back."""
     return json.loads(json.dumps({"options": {name: options[name] for name in fixed}, "facts": dict(facts)}))
 

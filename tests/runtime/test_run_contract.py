@@ -17,17 +17,17 @@ from torchvision.datasets import CIFAR10
 import main as program
 import main_llama
 from datasets import DataOptions, ImageData, open_images
-from runtime import drift
+from runtime import run_contract
 from runtime.checkpoints import find_checkpoint
 from runtime.processes import Ranks
-from runtime.session import RunOptions
+from runtime.run_options import RunOptions
 from vision.fingerprints import fingerprint
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 FIXED = {
-    "mixup": drift.Fixed("augmentation", 0.8),
-    "many": drift.Fixed("augmentation", ()),
-    "lr": drift.Fixed("schedule", 1e-3),
+    "mixup": run_contract.Fixed("augmentation", 0.8),
+    "many": run_contract.Fixed("augmentation", ()),
+    "lr": run_contract.Fixed("schedule", 1e-3),
 }
 OPTIONS = {"mixup": 0.8, "many": (), "lr": 1e-3}
 
@@ -69,7 +69,7 @@ def test_every_option_is_fixed_or_known_to_change_no_result(trainer, free):
 
 
 def test_rooms_of_options_and_facts_are_those_of_the_documentation():
-    rooms = {each.room for each in program.FIXED.values()} | set(drift.FACT_ROOMS.values())
+    rooms = {each.room for each in program.FIXED.values()} | set(run_contract.FACT_ROOMS.values())
     assert rooms == {
         "model", "data", "batch_size", "world_size", "decay", "schedule", "augmentation", "threads",
         "optimizer", "ema", "precision", "seed", "machine", "libraries",
@@ -77,18 +77,16 @@ def test_rooms_of_options_and_facts_are_those_of_the_documentation():
 
 
 def contract(options=(), **facts):
-    return drift.contract(OPTIONS | dict(options), drift.facts(ALONE, "ab" * 32) | facts, FIXED)
+    return run_contract.contract_of(OPTIONS | dict(options), run_contract.facts_of(ALONE, "ab" * 32) | facts, FIXED)
 
 
 def test_what_a_manifest_gives_back_is_unchanged():
-    assert (
-        drift.changes(json.loads(json.dumps(contract({"many": ("a", "b")}))), contract({"many": ("a", "b")}), FIXED)
-        == []
-    )
+    given_back = json.loads(json.dumps(contract({"many": ("a", "b")})))
+    assert run_contract.changes(given_back, contract({"many": ("a", "b")}), FIXED) == []
 
 
 def test_changes_name_room_and_both_values():
-    found = drift.changes(contract(threads=4), contract({"lr": 0.1, "many": ("a",)}, threads=8), FIXED)
+    found = run_contract.changes(contract(threads=4), contract({"lr": 0.1, "many": ("a",)}, threads=8), FIXED)
     assert found == [("augmentation", "many", [], ["a"]), ("schedule", "lr", 1e-3, 0.1), ("threads", "threads", 4, 8)]
 
 
@@ -96,37 +94,37 @@ def test_changes_name_room_and_both_values():
 def test_an_option_newer_than_the_checkpoint_had_its_default(now, changed):
     before = contract()
     del before["options"]["mixup"], before["options"]["many"]
-    assert [each.name for each in drift.changes(before, contract(now), FIXED)] == changed
+    assert [each.name for each in run_contract.changes(before, contract(now), FIXED)] == changed
 
 
 def test_a_fact_that_the_checkpoint_does_not_know_is_changed():
     before = contract()
     del before["facts"]["timm"]
-    found = drift.changes(before, contract(), FIXED)
+    found = run_contract.changes(before, contract(), FIXED)
     assert [(each.name, each.before) for each in found] == [("timm", None)]
-    assert "unknown" in drift.change_table(found)
+    assert "unknown" in run_contract.change_table(found)
 
 
 def test_a_checkpoint_without_a_contract_says_nothing_of_options():
-    assert {each.name for each in drift.changes({}, contract(), FIXED)} == set(contract()["facts"])
+    assert {each.name for each in run_contract.changes({}, contract(), FIXED)} == set(contract()["facts"])
 
 
 def test_values_that_differ_are_seen_to_differ():
-    found = drift.changes(contract({"lr": 0.1}), contract({"lr": 0.1000001, "many": ("a", "b")}), FIXED)
-    said = drift.change_table(found)
+    found = run_contract.changes(contract({"lr": 0.1}), contract({"lr": 0.1000001, "many": ("a", "b")}), FIXED)
+    said = run_contract.change_table(found)
     assert "0.1000001" in said and "a b" in said and "none" in said
 
 
 def test_threads_are_no_fact_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
-    found = drift.facts(Ranks(1, 4, torch.device("cuda:1")), "ab" * 32)
+    found = run_contract.facts_of(Ranks(1, 4, torch.device("cuda:1")), "ab" * 32)
     assert (found["world_size"], found["device"], found["machine"]) == (4, "cuda", "some GPU")
     assert "threads" not in found and found["data"] == "ab" * 8
 
 
 @pytest.mark.parametrize("name", ["augmentation", "mixup", "threads", "timm", "libraries"])
 def test_rooms_options_and_facts_can_be_allowed(name):
-    drift.check_names((name,), FIXED)
+    run_contract.check_names((name,), FIXED)
 
 
 def test_an_unknown_name_is_one_line_with_what_is_known(monkeypatch, capsys, tmp_path):

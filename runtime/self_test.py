@@ -15,7 +15,7 @@ from runtime import runfolder
 from runtime.checkpoints import Checkpoint, find_checkpoint
 from runtime.errors import SelfTestFailed, UserError
 from runtime.processes import Ranks
-from runtime.session import RunOptions
+from runtime.run_options import RunOptions
 from runtime.tables import say, table
 
 STEPS = 8  # of the test where --max_steps does not say
@@ -30,9 +30,7 @@ TIMES = (
 SHOWN_LINES = 15
 
 
-def show_that_it_resumes(
-    command: Sequence[str], options: RunOptions, ranks: Ranks, harmless: Sequence[str] = ()
-) -> None:
+def self_test(command: Sequence[str], options: RunOptions, ranks: Ranks, harmless: Sequence[str] = ()) -> None:
     """Run a trainer's command three times in processes of their own and compare what the runs leave, bit by bit.
 
     The first run takes all steps, the second stops before half of them, the third goes on from there. Every rank starts
