@@ -12,9 +12,17 @@ from datasets import Batch
 from runtime.errors import NonFiniteError, UserError
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
+from runtime.metrics import Metric, by_name
 from runtime.processes import Ranks
 from runtime.seeding import seeded
 from runtime.steps import Backward, StepRules, autocast, grouped, take_step
+
+FIGURES = (
+    Metric("acc1", "top-1 accuracy in %", "top-1 %", higher_is_better=True, headline=True),
+    Metric("acc5", "top-5 accuracy in %", "top-5 %", higher_is_better=True),
+    Metric("loss", "validation cross-entropy in nats", "loss", headline=True),
+)  # of raw weights; each has a twin of the moving average
+METRICS = by_name(metric for each in FIGURES for metric in (each, each.averaged()))
 
 
 @dataclass(frozen=True)

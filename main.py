@@ -27,7 +27,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from datasets import open_images
-from engine import ImageRules, Precision
+from engine import METRICS, ImageRules, Precision
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights
@@ -67,7 +67,7 @@ def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> No
     facts = facts_of(ranks, fingerprint(task.data) if ranks.is_main else "")
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
-    if finished(start, task.last_step, ranks):
+    if finished(start, task.last_step, METRICS, ranks):
         return
     what = options.model.model, options.data.data_set
     run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from llama.data import TextData, open_text, train_stream, validation_batches
-from llama.engine import LossRules, evaluate
+from llama.engine import METRICS, LossRules, evaluate
 from llama.models import architecture, build_model, check_export, export, longest, vocabulary_size
 from llama.run import TextTask, TextTraining, even_batches, sharded_layers, show_perplexity
 from llama.tokenizers import require_fits
@@ -71,7 +71,7 @@ def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> No
     facts["architecture"] = architecture(task.learner.plain)
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
-    if finished(start, task.last_step, ranks):
+    if finished(start, task.last_step, METRICS, ranks):
         task.stream.close()
         hand_over_late(options, task, start, ranks)
         return

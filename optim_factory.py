@@ -88,45 +88,11 @@ def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: i
     Raises:
         UserError: If no weight matrix of the model takes part, or the optimizer takes no weight decay.
     """
+    build = getattr(alphadecay, options.strategy.builds)
+    common = {**options.selection(model), "cautious": options.decay_cautious}
     try:
-        decay = _attached(options, model, optimizer, seed)
+        decay = build(model, optimizer, **options.arguments(seed), **common)
     except ValueError as error:
         raise UserError(f"--decay {options.decay}: {error}") from error
     decay.takes_over = True
     return decay
-
-
-def _attached(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
-    common: dict[str, Any] = {**options.selection(model), "cautious": options.decay_cautious}
-    interval = options.decay_interval
-    if options.decay == "uniform":
-        return alphadecay.UniformDecay(model, optimizer, interval, **common)
-    if options.decay == "awd":
-        return alphadecay.AWD(model, optimizer, options.awd_scale, **common)
-    if options.decay == "replay":
-        return alphadecay.Replay(model, optimizer, options.decay_ledger, mean=options.decay_ledger_mean, **common)
-    if not options.assigns:
-        return alphadecay.AdaDecayPerEntry(model, optimizer, interval, **common)
-    common |= {
-        "budget": options.decay_budget,
-        "control": None if options.decay_control == "none" else options.decay_control,
-        "seed": seed,
-        "fit": options.decay_fit,
-        "xmin_pos": options.decay_xmin_pos,
-        "window": None if options.decay_window == "none" else options.decay_window,
-        "filter_zeros": options.filter_zeros,
-        "frozen": options.decay_frozen,
-        "lag": options.decay_lag,
-    }
-    if options.decay == "adadecay":
-        return alphadecay.AdaDecay(model, optimizer, interval, **common)
-    return alphadecay.AlphaDecay(
-        model,
-        optimizer,
-        interval,
-        options.decay_low,
-        options.decay_high,
-        rule=options.decay_assign,
-        metric=options.decay_metric,
-        **common,
-    )

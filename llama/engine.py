@@ -12,8 +12,15 @@ from llama.sequences import IGNORED, Batch
 from runtime.errors import NonFiniteError
 from runtime.finite import FiniteGate
 from runtime.learner import Learner
+from runtime.metrics import Metric, by_name
 from runtime.processes import Ranks
 from runtime.steps import Backward, StepRules, autocast, grouped, take_step
+
+METRICS = by_name((
+    Metric("perplexity", "validation perplexity", "perplexity", headline=True),
+    Metric("perplexity_published", "validation perplexity as published", "as published"),
+    Metric("loss", "validation cross-entropy in nats a token", "loss", headline=True),
+))  # fmt: skip
 
 
 @dataclass(frozen=True)

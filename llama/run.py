@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.engine import LossRules, backward, evaluate, train_steps, weighed
+from llama.engine import METRICS, LossRules, backward, evaluate, train_steps, weighed
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
@@ -27,7 +27,7 @@ from runtime.trainer import Task, Trainer
 
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "V100": 125.0, "4090": 165.0}  # dense 16-bit
 
-SHOWN = ("perplexity", "perplexity_published", "loss", "eval_tokens")
+SHOWN = {name: metric.column for name, metric in METRICS.items()} | {"eval_tokens": "tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class TextTraining(Trainer):
 
     def note_best(self, row: Row, session: Session) -> None:
         """The lowest loss."""
-        session.note_best("best", row["loss"], row["step"], higher_is_better=False)
+        session.note_best("best", METRICS["loss"], row)
 
     def shown(self, row: Row) -> Row:
         """Perplexity."""
@@ -147,7 +147,7 @@ class TextTraining(Trainer):
 
     def curves(self, log: Sequence[Row]) -> Any:
         """Losses, perplexity and learning rate."""
-        return training_curves(log, "perplexity", "validation perplexity")
+        return training_curves(log, METRICS["perplexity"])
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final and best perplexity, and the text that was seen."""
@@ -175,7 +175,7 @@ class TextTraining(Trainer):
 
 def show_perplexity(found: Row) -> None:
     """Print the figures of an evaluation."""
-    say("\n" + table(["perplexity", "as published", "loss", "tokens"], [[found.get(name) for name in SHOWN]]))
+    say("\n" + table([*SHOWN.values()], [[found.get(name) for name in SHOWN]]))
 
 
 def known_peak(device: torch.device) -> float | None:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.options import option
+from runtime.strategies import PER_ENTRY, STRATEGIES, Strategy
 
-DECAYS = ("uniform", "alphadecay", "adadecay", "awd", "replay")
-ADAPTIVE = ("alphadecay", "adadecay")  # kinds that assign decays to modules
 SCOPES = ("module", "entry")
 # What alphadecay has to choose from; it cannot be asked without torch.
 SCORES = (
@@ -28,7 +27,7 @@ class DecayOptions:
     weight_decay_end: float | None = option(
         None, "base weight decay at the end, reached along a cosine", minimum=0, fixed="decay"
     )
-    decay: str = option("uniform", "how decay is spread over the modules", choices=DECAYS, fixed="decay")
+    decay: str = option("uniform", "how decay is spread over the modules", choices=tuple(STRATEGIES), fixed="decay")
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1, fixed="decay")
     decay_lag: int = option(
         0, "steps that spectra may take to measure beside training; 0: training waits", minimum=0, fixed="decay"
@@ -83,9 +82,20 @@ class DecayOptions:
                 object.__setattr__(self, name, value)
 
     @property
+    def strategy(self) -> Strategy:
+        """How decay is spread over the modules."""
+        return PER_ENTRY if (self.decay, self.adadecay_scope) == ("adadecay", "entry") else STRATEGIES[self.decay]
+
+    @property
     def assigns(self) -> bool:
         """Whether modules are assigned decays of their own."""
-        return self.decay in ADAPTIVE and (self.decay, self.adadecay_scope) != ("adadecay", "entry")
+        return self.strategy.assigns
+
+    def arguments(self, seed: int) -> dict[str, Any]:
+        """The arguments of the strategy's class that are options."""
+        values = vars(self) | {"seed": seed}
+        chosen = {argument: values[option] for argument, option in self.strategy.arguments.items()}
+        return {argument: None if value == "none" else value for argument, value in chosen.items()}
 
     CHECKS = (
         (lambda o: o.decay != "replay" or o.decay_ledger, "--decay replay: needs --decay_ledger PATH"),

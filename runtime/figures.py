@@ -8,6 +8,7 @@ from alphadecay.figures.alpha import alpha_by_depth
 from alphadecay.figures.decay import decay_by_depth, decay_over_time
 from alphadecay.figures.spectra import spectra_by_role
 from alphadecay.records import SpectrumRecords, spectra_of
+from runtime.metrics import Metric
 
 Row = Mapping[str, Any]
 
@@ -28,13 +29,12 @@ def figures_of_run(records: SpectrumRecords, ledger: Sequence[Row], score: str) 
     return drawn
 
 
-def training_curves(rows: Sequence[Row], measure: str, label: str) -> Any:
+def training_curves(rows: Sequence[Row], metric: Metric) -> Any:
     """Losses, one validation measure (raw and EMA) and the learning rate over optimizer steps.
 
     Args:
         rows: Lines of log.jsonl.
-        measure: Key of the measure, such as acc1; its EMA twin is `measure`_ema.
-        label: Of the measure's axis.
+        metric: The measure; that of the moving average, if the log has it, is drawn beside it.
 
     Returns:
         A matplotlib figure.
@@ -48,10 +48,10 @@ def training_curves(rows: Sequence[Row], measure: str, label: str) -> Any:
     steps = [row["step"] for row in rows]
     for key, name in (("train_loss", "training"), ("loss", "validation"), ("loss_ema", "validation, EMA")):
         _line(losses, steps, rows, key, name)
-    _line(measures, steps, rows, measure, "raw weights")
-    _line(measures, steps, rows, f"{measure}_ema", "EMA weights")
+    _line(measures, steps, rows, metric.name, "raw weights")
+    _line(measures, steps, rows, metric.averaged().name, "EMA weights")
     _line(rates, steps, rows, "lr", "learning rate")
-    for axes, title in ((losses, "cross-entropy"), (measures, label), (rates, "learning rate")):
+    for axes, title in ((losses, "cross-entropy"), (measures, metric.label), (rates, "learning rate")):
         axes.set(xlabel="optimizer step", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

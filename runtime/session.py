@@ -16,6 +16,7 @@ from runtime.checkpoints import (
 )
 from runtime.curves import Curves, Wandb
 from runtime.errors import UserError
+from runtime.metrics import Metric
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
 from runtime.start import Start
@@ -117,13 +118,11 @@ class Session:
                 by_role.setdefault(row["role"] or "all_modules", []).append(value)
         self.curves.scalars(rows[0]["step"], {f"{name}/{role}": sum(v) / len(v) for role, v in by_role.items()})
 
-    def note_best(self, name: str, value: float | None, step: int, higher_is_better: bool) -> None:
-        """Remember a figure if it is the best so far; `name` is the link that will point at its checkpoint."""
-        before = self.best.get(name)
-        if value is None:
-            return
-        if before is None or (value > before["value"] if higher_is_better else value < before["value"]):
-            self.best[name] = {"value": value, "step": step}
+    def note_best(self, name: str, metric: Metric, row: Row) -> None:
+        """Remember an evaluation's figure if it is the best so far; `name` is the link to point at its checkpoint."""
+        before, value = self.best.get(name), row.get(metric.name)
+        if value is not None and (before is None or metric.better(value, before["value"])):
+            self.best[name] = {"value": value, "step": row["step"]}
 
     def written(self) -> Written:
         """What a resumed run needs to know of the files written so far."""

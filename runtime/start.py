@@ -1,18 +1,17 @@
 """Where a run begins: what may go on from which checkpoint, and what is said of it. Nothing is written here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import runfolder
 from runtime.checkpoints import Checkpoint, find_checkpoint, has_checkpoints, later_than
 from runtime.errors import UserError
+from runtime.metrics import Metric
 from runtime.processes import Ranks
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
 from runtime.tables import say
-
-HEADLINES = ("acc1", "acc1_ema", "perplexity", "loss")
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,20 @@ def _find_start(options: RunOptions) -> Start:
     return start
 
 
-def finished(start: Start, last_step: int, ranks: Ranks) -> bool:
+def finished(start: Start, last_step: int, metrics: Mapping[str, Metric], ranks: Ranks) -> bool:
     """Whether the run that is to go on has nothing left to do; the main process says so. Nothing is written.
 
     Args:
         start: Where the run would go on.
         last_step: The optimizer step at which it is to stop.
+        metrics: The trainer's figures; headlines among them are said.
     """
     summary = ranks.from_main(lambda: _summary_at(start)) if start.step >= last_step else None
     if summary is None:
         return False
     if ranks.is_main:
-        figures = {name: value for name, value in summary.items() if name in HEADLINES and value is not None}
-        said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        headlines = [name for name, metric in metrics.items() if metric.headline and summary.get(name) is not None]
+        said = ", ".join(f"{name} {summary[name]:.4g}" for name in headlines)
         say(f"{start.folder}: finished at optimizer step {start.step}, nothing left to do ({said or 'no figures'})")
     return True
 

@@ -1,15 +1,16 @@
 """A whole vision run: what is particular to images; `runtime/trainer.py` is the rest."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from datasets import Batch, ImageData
-from engine import ImageRules, Precision, backward, evaluate, train_one_epoch
+from engine import FIGURES, METRICS, ImageRules, Precision, backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.figures import training_curves
+from runtime.metrics import Metric
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.reports import show_decay_by_role
@@ -98,8 +99,8 @@ class ImageTraining(Trainer):
 
     def note_best(self, row: Row, session: Session) -> None:
         """Raw and EMA accuracy."""
-        session.note_best("best", row["acc1"], row["step"], higher_is_better=True)
-        session.note_best("best_ema", row.get("acc1_ema"), row["step"], higher_is_better=True)
+        session.note_best("best", METRICS["acc1"], row)
+        session.note_best("best_ema", METRICS["acc1_ema"], row)
 
     def shown(self, row: Row) -> Row:
         """Accuracies."""
@@ -127,7 +128,7 @@ class ImageTraining(Trainer):
 
     def curves(self, log: Sequence[Row]) -> Any:
         """Losses, accuracy and learning rate."""
-        return training_curves(log, "acc1", "top-1 accuracy in %")
+        return training_curves(log, METRICS["acc1"])
 
     def show(self, summary: Row, ledger: Sequence[Row]) -> None:
         """Accuracies and decay by role."""
@@ -136,14 +137,13 @@ class ImageTraining(Trainer):
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final and best accuracies of raw and EMA weights."""
         last = log[-1] if log else {}
-        names = ("acc1", "acc5", "loss", "acc1_ema", "acc5_ema", "loss_ema")
         best = {f"best_acc1{k[4:]}": v["value"] for k, v in session.best.items()}
         best_steps = {f"best_acc1{k[4:]}_step": v["step"] for k, v in session.best.items()}
         return {
             "step": self.counts.step,
             **best,
             **best_steps,
-            **{name: last[name] for name in names if name in last},
+            **{name: last[name] for name in METRICS if name in last},
             "bad_images": len(self.task.train.bad.seen | self.task.validation.bad.seen),
             "converted_images": len(self.task.train.bad.converted | self.task.validation.bad.converted),
         }
@@ -151,12 +151,9 @@ class ImageTraining(Trainer):
 
 def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
     """Print accuracies of raw and EMA weights, and means of the score and of decay by role at the last refresh."""
-    rows = []
-    for label, suffix in (("raw weights", ""), ("EMA weights", "_ema")):
-        if f"acc1{suffix}" in summary:
-            keys = (f"acc1{suffix}", f"best_acc1{suffix}", f"acc5{suffix}", f"loss{suffix}")
-            rows.append([label, *(summary.get(key) for key in keys)])
-    say("\n" + table(["", "top-1 %", "best top-1 %", "top-5 %", "loss"], rows))
+    first, *others = FIGURES
+    best = replace(first, name=f"best_{first.name}", column=f"best {first.column}")
+    say("\n" + figures_table(summary, [first, best, *others]))
     show_decay_by_role(ledger, score)
     say(
         f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
@@ -166,9 +163,14 @@ def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
 
 def show_evaluation(found: Row) -> None:
     """Print validation figures of raw and EMA weights."""
+    say(figures_table(found, FIGURES))
+
+
+def figures_table(found: Row, metrics: Sequence[Metric]) -> str:
+    """A line of figures of the raw weights, and one of their average if there is one."""
     rows = [
-        [label, found[f"acc1{suffix}"], found[f"acc5{suffix}"], found[f"loss{suffix}"]]
+        [label, *(found.get(metric.name + suffix) for metric in metrics)]
         for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
-        if f"acc1{suffix}" in found
+        if metrics[0].name + suffix in found
     ]
-    say(table(["", "top-1 %", "top-5 %", "loss"], rows))
+    return table(["", *(metric.column for metric in metrics)], rows)
