@@ -119,28 +119,24 @@ def can_be_folder(path: Path) -> bool:
 class LanguageOptimizerOptions(OptimizerOptions):
     """The optimizer and its learning rate, counted in steps."""
 
-    lr: float = option(1e-3, "peak learning rate", above=0, fixed="schedule")
-    min_lr: float | None = option(
-        None, "learning rate at the end; by default a tenth of --lr", minimum=0, fixed="schedule"
-    )
-    warmup_steps: int = option(1000, "steps of linear warm-up of the learning rate", minimum=0, fixed="schedule")
-    num_training_steps: int = option(10_000, "optimizer steps of the schedules", minimum=1, fixed="schedule")
-    eval_every: int = option(1000, "optimizer steps between evaluations", minimum=1, fixed="schedule")
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    min_lr: float | None = option(None, "learning rate at the end; by default a tenth of --lr", minimum=0)
+    warmup_steps: int = option(1000, "steps of linear warm-up of the learning rate", minimum=0)
+    num_training_steps: int = option(10_000, "optimizer steps of the schedules", minimum=1)
+    eval_every: int = option(1000, "optimizer steps between evaluations", minimum=1)
 
 
 @dataclass(frozen=True)
 class LanguageDecayOptions(DecayOptions):
     """Weight decay: its base, its schedule, and how it differs between modules."""
 
-    weight_decay: float = option(1e-5, "base weight decay", minimum=0, fixed="decay")
-    awd_scale: float = option(
-        100.0, "awd: the base times this times gradient norm / weight norm", above=0, fixed="decay"
-    )
+    weight_decay: float = option(1e-5, "base weight decay", minimum=0)
+    awd_scale: float = option(100.0, "awd: the base times this times gradient norm / weight norm", above=0)
     remove_first_layer: bool = option(
-        False, "the first matrix keeps its base decay: layer 0's q_proj, as in the published program", fixed="decay"
+        False, "the first matrix keeps its base decay: layer 0's q_proj, as in the published program"
     )
     remove_last_layer: bool = option(
-        False, "the last matrix keeps its base decay; embedding and output layer always do", fixed="decay"
+        False, "the last matrix keeps its base decay; embedding and output layer always do"
     )
 
     def selection(self, model: Any) -> dict[str, Any]:

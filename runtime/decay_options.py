@@ -23,52 +23,39 @@ class DecayOptions:
     """Weight decay: its base, its schedule, and how it differs between modules."""
 
     TITLE = "Decay"
-    weight_decay: float = option(5e-6, "base weight decay", minimum=0, fixed="decay")
-    weight_decay_end: float | None = option(
-        None, "base weight decay at the end, reached along a cosine", minimum=0, fixed="decay"
-    )
-    decay: str = option("uniform", "how decay is spread over the modules", choices=tuple(STRATEGIES), fixed="decay")
-    decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1, fixed="decay")
-    decay_lag: int = option(
-        0, "steps that spectra may take to measure beside training; 0: training waits", minimum=0, fixed="decay"
-    )
-    decay_metric: str = option(
-        "alpha", "what scores a module; higher scores get more decay", choices=SCORES, fixed="decay"
-    )
-    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=FITS, fixed="decay")
-    decay_xmin_pos: float = option(
-        2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1, fixed="decay"
-    )
+    FIXED = "decay"
+    weight_decay: float = option(5e-6, "base weight decay", minimum=0)
+    weight_decay_end: float | None = option(None, "base weight decay at the end, reached along a cosine", minimum=0)
+    decay: str = option("uniform", "how decay is spread over the modules", choices=tuple(STRATEGIES))
+    decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
+    decay_lag: int = option(0, "steps that spectra may take to measure beside training; 0: training waits", minimum=0)
+    decay_metric: str = option("alpha", "what scores a module; higher scores get more decay", choices=SCORES)
+    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=FITS)
+    decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)
     decay_window: str = option(
-        "none", "farms: alpha of square windows, the same for all shapes", choices=("none", "farms"), fixed="decay"
+        "none", "farms: alpha of square windows, the same for all shapes", choices=("none", "farms")
     )
-    filter_zeros: bool = option(False, "drop eigenvalues of at most 1e-5 before the fit, as published", fixed="decay")
-    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES, fixed="decay")
-    decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0, fixed="decay")
-    decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0, fixed="decay")
-    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS, fixed="decay")
-    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS), fixed="decay")
-    decay_frozen: bool = option(False, "a control: keep the first assignment for ever", fixed="decay")
+    filter_zeros: bool = option(False, "drop eigenvalues of at most 1e-5 before the fit, as published")
+    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES)
+    decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0)
+    decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0)
+    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS)
+    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS))
+    decay_frozen: bool = option(False, "a control: keep the first assignment for ever")
     decay_cautious: bool = option(
-        False, "decay only entries that the update does not push away from zero; decoupled optimizers", fixed="decay"
+        False, "decay only entries that the update does not push away from zero; decoupled optimizers"
     )
     adadecay_scope: str = option(
-        "module", "as AlphaDecay's authors ran it, or as published first: per entry", choices=SCOPES, fixed="decay"
+        "module", "as AlphaDecay's authors ran it, or as published first: per entry", choices=SCOPES
     )
-    awd_scale: float = option(
-        50.0, "awd: the base times this times gradient norm / weight norm", above=0, fixed="decay"
-    )
-    decay_ledger: str = option("", "replay: a run's decay.jsonl", metavar="FILE", fixed="decay")
-    decay_ledger_mean: bool = option(False, "replay: each module's mean over time", fixed="decay")
-    decay_norm_bias: bool = option(
-        False, "decay norms, biases, position and class tokens too, as published", fixed="decay"
-    )
-    batchnorm: bool = option(
-        True, "with --decay_norm_bias: a batch norm is decayed as the convolution of like name", fixed="decay"
-    )
+    awd_scale: float = option(50.0, "awd: the base times this times gradient norm / weight norm", above=0)
+    decay_ledger: str = option("", "replay: a run's decay.jsonl", metavar="FILE")
+    decay_ledger_mean: bool = option(False, "replay: each module's mean over time")
+    decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
+    batchnorm: bool = option(True, "with --decay_norm_bias: a batch norm is decayed as the convolution of like name")
 
-    remove_first_layer: bool = option(True, "the stem keeps its base decay", fixed="decay")
-    remove_last_layer: bool = option(True, "the head keeps its base decay", fixed="decay")
+    remove_first_layer: bool = option(True, "the stem keeps its base decay")
+    remove_last_layer: bool = option(True, "the head keeps its base decay")
 
     def selection(self, model: Any) -> dict[str, Any]:
         """Which matrices take part besides the usual ones, or do not, as `alphadecay.analyze` has it."""

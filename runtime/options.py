@@ -41,8 +41,8 @@ def option(
 ) -> Any:
     """A dataclass field that is a command-line option; a tuple as default takes any number of values.
 
-    `metavar` is what --help calls a value. `fixed` names what a run
-    cannot change when it goes on, such as "augmentation"; see `runtime.run_contract`.
+    `metavar` is what --help calls a value. `fixed` names what a run cannot change when it goes on, such as
+    "augmentation"; "": it can; None: as FIXED of the class says, if it has one. See `runtime.run_contract`.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, "metavar": metavar, "fixed": fixed, **limits})

@@ -51,12 +51,14 @@ class Change(NamedTuple):
 
 def fixed_options(classes: Sequence[type]) -> dict[str, Fixed]:
     """The options of dataclasses that are declared as fixed, by name."""
-    return {
-        each.name: Fixed(each.metadata["fixed"], each.default)
-        for cls in classes
-        for each in fields(cls)
-        if each.metadata["fixed"]
-    }
+    found = {}
+    for cls in classes:
+        for each in fields(cls):
+            room = each.metadata["fixed"]
+            room = getattr(cls, "FIXED", "") if room is None else room
+            if room:
+                found[each.name] = Fixed(room, each.default)
+    return found
 
 
 def facts_of(ranks: Ranks, data: str) -> dict[str, Any]:

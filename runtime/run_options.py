@@ -16,12 +16,13 @@ class OptimizerOptions:
     """The optimizer and its learning rate; each trainer adds how its steps are counted."""
 
     TITLE = "Optimizer"
+    FIXED = "schedule"
     optimizer: str = option(
         "adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not", fixed="optimizer"
     )
-    lr: float = option(4e-3, "peak learning rate", above=0, fixed="schedule")
-    min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0, fixed="schedule")
-    warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate", fixed="schedule")
+    lr: float = option(4e-3, "peak learning rate", above=0)
+    min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0)
+    warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate")
     momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
     clip_grad: float | None = option(None, "largest norm of the gradient; 0: any", minimum=0, fixed="optimizer")
 

@@ -58,44 +58,36 @@ class DataOptions:
     """Images and how they are augmented."""
 
     TITLE = "Data"
-    data_set: str = option("IMNET", "where images come from", choices=DATA_SETS)
+    FIXED = "augmentation"
+    data_set: str = option("IMNET", "where images come from", choices=DATA_SETS, fixed="")
     data_path: str = option(
-        "", "IMNET: folder with train/<class>/ and val/<class>/; image_folder: <class>/; CIFAR: root", metavar="FOLDER"
+        "",
+        "IMNET: folder with train/<class>/ and val/<class>/; image_folder: <class>/; CIFAR: root",
+        metavar="FOLDER",
+        fixed="",
     )
-    eval_data_path: str = option("", "image_folder: folder of the validation images, <class>/", metavar="FOLDER")
-    nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2)
-    max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0)
-    input_size: int = option(224, "side of the square image in pixels", minimum=8, maximum=16384, fixed="augmentation")
+    eval_data_path: str = option(
+        "", "image_folder: folder of the validation images, <class>/", metavar="FOLDER", fixed=""
+    )
+    nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2, fixed="")
+    max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0, fixed="")
+    input_size: int = option(224, "side of the square image in pixels", minimum=8, maximum=16384)
     batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
-    num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0)
-    crop_pct: float | None = option(
-        None, "share of the image's side that evaluation sees", minimum=0.1, maximum=1, fixed="augmentation"
-    )
-    train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS, fixed="augmentation")
-    color_jitter: float = option(
-        0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0, fixed="augmentation"
-    )
-    aa: str = option(
-        "rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none", metavar="POLICY", fixed="augmentation"
-    )
-    reprob: float = option(
-        0.25, "probability that a part of an image is erased", minimum=0, maximum=1, fixed="augmentation"
-    )
-    remode: str = option("pixel", "what fills an erased part", choices=REMODES, fixed="augmentation")
-    recount: int = option(1, "erased parts an image, at most", minimum=1, maximum=100, fixed="augmentation")
-    mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0, fixed="augmentation")
-    cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0, fixed="augmentation")
-    cutmix_minmax: tuple[float, ...] = option(
-        (), "smallest and largest share that cutmix cuts; overrides --cutmix", fixed="augmentation"
-    )
-    mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1, fixed="augmentation")
-    mixup_switch_prob: float = option(
-        0.5, "probability of cutmix where both are on", minimum=0, maximum=1, fixed="augmentation"
-    )
-    mixup_mode: str = option(
-        "batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES, fixed="augmentation"
-    )
-    smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1, fixed="augmentation")
+    num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0, fixed="")
+    crop_pct: float | None = option(None, "share of the image's side that evaluation sees", minimum=0.1, maximum=1)
+    train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS)
+    color_jitter: float = option(0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0)
+    aa: str = option("rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none", metavar="POLICY")
+    reprob: float = option(0.25, "probability that a part of an image is erased", minimum=0, maximum=1)
+    remode: str = option("pixel", "what fills an erased part", choices=REMODES)
+    recount: int = option(1, "erased parts an image, at most", minimum=1, maximum=100)
+    mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0)
+    cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0)
+    cutmix_minmax: tuple[float, ...] = option((), "smallest and largest share that cutmix cuts; overrides --cutmix")
+    mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1)
+    mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on", minimum=0, maximum=1)
+    mixup_mode: str = option("batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES)
+    smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1)
 
     @property
     def mixes(self) -> bool:
@@ -161,11 +153,9 @@ class ModelOptions:
 class VisionOptimizerOptions(OptimizerOptions):
     """The optimizer and its learning rate, counted in epochs."""
 
-    warmup_steps: int = option(
-        -1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more", fixed="schedule"
-    )
-    epochs: int = option(120, "epochs of the schedules", minimum=1, fixed="schedule")
-    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0, fixed="schedule")
+    warmup_steps: int = option(-1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more")
+    epochs: int = option(120, "epochs of the schedules", minimum=1)
+    warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0)
     layer_decay: float = option(
         1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1, fixed="optimizer"
     )
@@ -179,10 +169,11 @@ class EmaOptions:
     """The moving average of the weights."""
 
     TITLE = "Moving average"
-    model_ema: bool = option(False, "keep a moving average of the weights", fixed="ema")
-    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1, fixed="ema")
-    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start", fixed="ema")
-    model_ema_eval: bool = option(False, "evaluate the average too")
+    FIXED = "ema"
+    model_ema: bool = option(False, "keep a moving average of the weights")
+    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1)
+    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start")
+    model_ema_eval: bool = option(False, "evaluate the average too", fixed="")
 
     CHECKS = (
         (
