@@ -35,7 +35,7 @@ from runtime import runfolder, self_test, session, trainer
 from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.errors import EXIT_PREEMPTED, exit_status
 from runtime.tables import say, table
-from vision.run import Training
+from vision.run import ImageTraining
 
 PHASES = ("training", "evaluating", "refreshing", "writing")
 LONGEST_DELAY = {"training": 0.1, "evaluating": 0.02, "refreshing": 0.001, "writing": 0.005}  # seconds after it began
@@ -187,7 +187,7 @@ def report_phases(report: Callable[[str], Any]) -> None:
 
         return call
 
-    for run in (Training, TextTraining):
+    for run in (ImageTraining, TextTraining):
         run.take_steps = announced("training", run.take_steps)  # type: ignore[method-assign]
         run.evaluate = announced("evaluating", run.evaluate)  # type: ignore[method-assign]
     Measurement.run = announced("refreshing", Measurement.run)  # type: ignore[method-assign]

@@ -136,17 +136,17 @@ FAULTS = [
     Fault(
         "best_is_forgotten",
         "runtime/session.py",
-        'dict(state.get("best", {}))',
-        "{}",
+        "self.best: dict[str, Row] = dict(written.best)",
+        "self.best: dict[str, Row] = {}",
         "runtime/test_resume.py::test_the_links_of_the_best_follow_what_is_repeated "
         "runtime/test_resume.py::test_whatever_is_trained_resumes_to_the_same_bits[sgd]",
         "a resumed run calls a worse epoch its best",
     ),
     Fault(
         "later_equals_are_better",
-        "runtime/session.py",
-        'value > before["value"] if higher_is_better else value < before["value"]',
-        'value > before["value"] if not higher_is_better else value < before["value"]',
+        "runtime/metrics.py",
+        "return a > b if self.higher_is_better else a < b",
+        "return a < b if self.higher_is_better else a > b",
         "vision/test_run.py::test_the_summary_agrees_with_the_log "
         "runtime/test_resume.py::test_the_links_of_the_best_follow_what_is_repeated",
         "the worst epoch is kept as the best",
@@ -227,7 +227,7 @@ FAULTS = [
     ),
     Fault(
         "a_finished_run_is_repeated",
-        "runtime/session.py",
+        "runtime/start.py",
         '    return summary if summary.get("step") == start.step else None\n',
         "    return None\n",
         "runtime/test_run_folder.py",
@@ -243,7 +243,7 @@ FAULTS = [
     ),
     Fault(
         "links_are_followed",
-        "runtime/session.py",
+        "runtime/start.py",
         "ours.samefile(self.checkpoint.path.parent)",
         "ours.resolve() == ours.absolute() == self.checkpoint.path.parent.absolute()",
         "runtime/test_run_folder.py::test_checkpoints_on_another_disk_are_gone_on_from",
@@ -288,7 +288,7 @@ FAULTS = [
     ),
     Fault(
         "later_checkpoints_go_unasked",
-        "runtime/session.py",
+        "runtime/start.py",
         "    elif not options.overwrite and (later :=",
         "    elif False and (later :=",
         "runtime/test_run_folder.py",
@@ -312,7 +312,7 @@ FAULTS = [
     ),
     Fault(
         "one_checkpoint_is_evaluated_for_another",
-        "runtime/session.py",
+        "runtime/start.py",
         "    if options.eval and start.passed_over and start.checkpoint:",
         "    if False:",
         "runtime/test_run_folder.py",

@@ -207,8 +207,8 @@ FAULTS = [
     Fault(
         "steps_over_the_evaluation",
         "llama/run.py",
-        "steps = min(every - step % every, self.task.last_step - step)",
-        "steps = min(every, self.task.last_step - step)",
+        "steps = min(every - step % every, self.last_step - step)",
+        "steps = min(every, self.last_step - step)",
         "llama/test_text_run_resume.py::test_stopped_at_any_step_it_resumes_to_the_same_bits",
         "a resumed run evaluates at other steps",
     ),

@@ -53,9 +53,9 @@ FAULTS = [
     ),
     Fault(
         "seed_of_the_shuffle_is_fixed",
-        "optim_factory.py",
-        '"seed": seed,',
-        '"seed": 0,',
+        "runtime/decay_options.py",
+        '{"seed": seed}',
+        '{"seed": 0}',
         "vision/test_models.py::test_the_control_is_dealt_by_the_seed_of_the_run",
         "all seeds of the control deal the same permutation",
     ),
@@ -71,9 +71,9 @@ FAULTS = [
         "clip_before_unscale",
         "runtime/steps.py",
         """    learner.scaler.unscale_(learner.optimizer)
-    norm = clipped_norm(learner.plain, plan.clip_grad)
+    norm = clipped_norm(learner.plain, rules.clip_grad)
 """,
-        """    norm = clipped_norm(learner.plain, plan.clip_grad)
+        """    norm = clipped_norm(learner.plain, rules.clip_grad)
     learner.scaler.unscale_(learner.optimizer)
 """,
         "vision/test_engine.py",
@@ -106,7 +106,7 @@ FAULTS = [
     Fault(
         "gradients_are_joined_at_the_first",
         "runtime/steps.py",
-        "last = micro_step == plan.accumulate - 1",
+        "last = micro_step == rules.accumulate - 1",
         "last = micro_step == 0",
         "project/test_costs.py::test_only_the_last_micro_step_joins_gradients",
         "ranks train apart with micro-steps",

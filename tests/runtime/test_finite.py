@@ -271,12 +271,12 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import main, vision.run
 from runtime.errors import exit_status
-count = vision.run.Training.after_step
+count = vision.run.ImageTraining.after_step
 def after_step(self, step, loss):
     if step == 7 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return count(self, step, loss)
-vision.run.Training.after_step = after_step
+vision.run.ImageTraining.after_step = after_step
 sys.exit(exit_status(main.main))
 """
 

@@ -20,6 +20,7 @@ from runtime.preemption import preemption
 from runtime.processes import Ranks
 from runtime.self_test import differences, first_difference
 from runtime.session import Session
+from runtime.training_state import Counts, TrainingState
 
 # 5 optimizer steps an epoch; mixup, cutmix and erasing are on by default.
 ALL_ON = [*TINY, "--batch_size", "120", "--update_freq", "2", "--clip_grad", "1", "--weight_decay_end", "0.01"]
@@ -138,7 +139,9 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path, monkeypatch, capsys, 
 def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
     monkeypatch.setattr("runtime.self_test.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
-    monkeypatch.setattr("main.restore", lambda *_: {"step": 1})  # a trainer that forgets what it learned
+    monkeypatch.setattr(
+        "runtime.run.restore", lambda *_: TrainingState(Counts(step=1))
+    )  # a trainer that forgets what it learned
     assert run(*words, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr()
     assert "failed: resuming changed weights, EMA weights" in said.err and "differs" in said.out
@@ -156,7 +159,7 @@ def test_a_self_test_whose_runs_fail_says_why(tmp_path, monkeypatch, capfd):
 
 
 SIGNALLED_IN = {
-    "training": ("vision.run.Training._rates", 3),
+    "training": ("vision.run.ImageTraining._rates", 3),
     "evaluating": ("engine.Precision.put", 13),  # the second batch of the first evaluation
     "refreshing": ("alphadecay.analysis.Measurement.run", 2),
     "writing": ("runtime.session.write_checkpoint", 1),

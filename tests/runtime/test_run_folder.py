@@ -227,7 +227,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored(go):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            signal_at(1, "vision.run.Training._rates", signal.SIGINT, patch)
+            signal_at(1, "vision.run.ImageTraining._rates", signal.SIGINT, patch)
             assert go("--max_steps", "1", "--log_interval", "1") == 0
     finally:
         signal.signal(signal.SIGINT, before)
@@ -284,7 +284,7 @@ def test_a_second_writer_is_told_of_the_first(go, tmp_path, capsys):
 def test_ctrl_c_saves_and_says_the_command_that_goes_on(go, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     with monkeypatch.context() as inner:
-        signal_at(3, "vision.run.Training._rates", signal.SIGINT, inner)
+        signal_at(3, "vision.run.ImageTraining._rates", signal.SIGINT, inner)
         assert go("--log_interval", "1") == 130
     said = capsys.readouterr().err
     assert f"interrupted: SIGINT at optimizer step 3; go on with: python main.py {' '.join(TINY[:2])}" in said
@@ -332,10 +332,10 @@ def test_ctrl_c_to_both_ranks_saves_once(tmp_path):
     program, folder = tmp_path / "interrupted.py", tmp_path / "run"
     program.write_text(
         f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport main, vision.run\n"
-        "from runtime.errors import exit_status\ncount = vision.run.Training.after_step\n"
+        "from runtime.errors import exit_status\ncount = vision.run.ImageTraining.after_step\n"
         "def after_step(self, step, loss):\n"
         "    if step == 2:\n        os.kill(os.getpid(), signal.SIGINT)\n    return count(self, step, loss)\n"
-        "vision.run.Training.after_step = after_step\nsys.exit(exit_status(main.main))\n"
+        "vision.run.ImageTraining.after_step = after_step\nsys.exit(exit_status(main.main))\n"
     )
     done = forked(2, *TINY, "--batch_size", "120", "--output_dir", folder, program=program)
     assert done.codes == [130, 130] and done.stderr.count("go on with: torchrun --nproc_per_node=2 ") == 1
