@@ -139,9 +139,8 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path, monkeypatch, capsys, 
 def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--self_test_resume", "--max_steps", "3"]
     monkeypatch.setattr("runtime.self_test.subprocess.run", in_this_process(partial(run, monkeypatch=monkeypatch)))
-    monkeypatch.setattr(
-        "runtime.run.restore", lambda *_: TrainingState(Counts(step=1))
-    )  # a trainer that forgets what it learned
+    forgetful = TrainingState(Counts(step=1))  # of a trainer that forgets what it learned
+    monkeypatch.setattr("runtime.run.restore", lambda *_: forgetful)
     assert run(*words, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr()
     assert "failed: resuming changed weights, EMA weights" in said.err and "differs" in said.out
