@@ -29,10 +29,19 @@ import torch
 
 from comparison.board import Board, show_cells, show_failures
 from comparison.grid import Grid, read_grid
-from comparison.local import run_here
-from comparison.marks import check_same, claim, forget_failure
-from comparison.results import BROKEN, DAMAGED, FINISHED, WAITING, Run, at_rest, read_runs
-from comparison.running import places, rehearse
+from comparison.results import (
+    BROKEN,
+    DAMAGED,
+    FINISHED,
+    WAITING,
+    Run,
+    at_rest,
+    check_same,
+    claim,
+    forget_failure,
+    read_runs,
+)
+from comparison.running import places, rehearse, run_here
 from runtime.tables import say
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from alphadecay.tables import escaped
-from comparison.cells import Setting
+from comparison.programs import Setting
 from comparison.results import BROKEN, DAMAGED, FINISHED, Run
 from runtime.tables import say
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from comparison.board import Board
-from comparison.marks import note_failure
 from comparison.programs import ROOT
 from comparison.remains import read_object, shown
-from comparison.results import BROKEN, FINISHED, Run
+from comparison.results import BROKEN, FINISHED, Run, note_failure
 from comparison.running import PATIENCE, Stopping, run_one
 from runtime import runfolder
 from runtime.errors import EXIT_FAILED, UserError

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from alphadecay.tables import escaped
-from comparison.axes import MOST_CELLS, Options, Search, grid_points, read_search
-from comparison.cells import Cell, Setting, words_of
-from comparison.grid_file import Keys, as_list, as_mapping, check_keys, read_yaml
-from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Metric
+from comparison.grid_file import (
+    MOST_CELLS,
+    Keys,
+    Options,
+    Search,
+    as_list,
+    as_mapping,
+    check_keys,
+    grid_points,
+    read_search,
+    read_yaml,
+)
+from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Cell, Metric, Setting, words_of
 from comparison.remains import shown
 from runtime.errors import UserError
 

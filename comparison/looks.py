@@ -1,12 +1,15 @@
-"""How strategies look in all figures of a comparison: each has one colour, dash and marker throughout."""
+"""How strategies look in all figures, axes on which the many are told apart from a few far off; saving."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from alphadecay.figures.drawing import DASHES, MARKERS, print_style
+from comparison.statistics import Interval, number, short
 from runtime.errors import UserError
 
 DOTS_PER_INCH = 200
@@ -98,3 +101,81 @@ def save(figure: Any, folder: Path, name: str) -> None:
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be written: {error}") from error
+
+
+FAR = 8.0  # times the median distance, from which something is drawn at the margin
+CLOSE = 0.12  # share of an axis below which two labels would touch
+
+
+def near(spans: Sequence[Interval], centre: float, higher_is_better: bool) -> Interval | None:
+    """Ends of an axis that leaves out spans much further on the bad side than most are; None if there are none such."""
+    reach = [max(abs(low - centre), abs(high - centre)) for low, high in spans]
+    good = [(low + high > 2 * centre) == higher_is_better for low, high in spans]
+    some = [each for each in reach if each > 0]
+    if not some:
+        return None
+    far = max([FAR * median(some), *(each for each, is_good in zip(reach, good, strict=True) if is_good)])
+    if max(some) <= far:
+        return None
+    kept = [span for span, each in zip(spans, reach, strict=True) if each <= far]
+    low, high = min([centre, *(span[0] for span in kept)]), max([centre, *(span[1] for span in kept)])
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
+
+
+def margin_arrow(ax: Any, value: float, row: float, colour: str) -> None:
+    """Where a horizontal axis ends before the value: an arrow at that margin, and the value."""
+    low, high = ax.get_xlim()
+    right = value > high
+    ax.plot([high if right else low], [row], marker=">" if right else "<", color=colour, ms=5, clip_on=False, zorder=5)
+    ax.annotate(
+        number(value, 3), (high if right else low, row), (-6 if right else 6, 0), textcoords="offset points",
+        fontsize=7, ha="right" if right else "left", va="center", color="0.25",
+    )  # fmt: skip
+
+
+def decay_axis(ax: Any, decays: Sequence[float], exact: bool) -> float:
+    """A logarithmic axis with a place for 0 to the left of it; returns that place.
+
+    Args:
+        ax: The panel.
+        decays: All that will be drawn, 0 or more.
+        exact: Whether ticks stand at the decays themselves, where they are few.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    positive = sorted({decay for decay in decays if decay > 0}) or [1.0]
+    low, high = positive[0], positive[-1]
+    ax.set_xscale("log")
+    apart = max(3.0, (high / low) ** 0.25)
+    zero = low / apart
+    ticks = positive if exact and len(positive) <= 8 else _powers(low, high)
+    margin = max(1.3, (high / low) ** 0.06)
+    ax.set_xlim((zero if 0 in decays else low) / margin, high * margin)
+    labels = _labels(ticks, ax.get_xlim())
+    if 0 in decays:
+        ax.axvline(low / apart**0.5, color="0.6", lw=0.8, ls=(0, (2, 2)))
+        ticks, labels = [zero, *ticks], ["0", *labels]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FixedFormatter(labels))
+    ax.xaxis.set_minor_locator(NullLocator())
+    return zero
+
+
+def _labels(ticks: Sequence[float], limits: Interval) -> list[str]:
+    """One a tick; none for a tick too close to the last one with a label."""
+    labels: list[str] = []
+    last = 0.0
+    for tick in ticks:
+        far = not last or log10(tick / last) > CLOSE * log10(limits[1] / limits[0])
+        labels.append(short(tick) if far else "")
+        last = tick if far else last
+    return labels
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within the range; over wide ranges powers of ten alone."""
+    parts = (1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5)
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    found = [part * 10.0**power for power in powers for part in parts]
+    return [each for each in found if low * 0.95 <= each <= high * 1.05] or [low]

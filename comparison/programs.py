@@ -1,5 +1,6 @@
-"""The trainers a comparison can run: how they read options, and the figures by which their runs are judged."""
+"""The trainers a comparison can run, and a cell: one run of one of them, as words of a command line."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,3 +74,86 @@ PROGRAMS = {
         ),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared within: a domain, at one point of its grid; strategies meet here and nowhere else."""
+
+    domain: str
+    label: str  # of the grid's point; empty where the domain has no grid
+    program: Program
+    metric: Metric
+    processes: int
+    searched: tuple[str, ...]  # options that every strategy is searched over, unless it sets them itself
+    baseline: str
+    contrasts: tuple[tuple[str, str], ...]  # pairs of strategies that are compared, besides each with the baseline
+    published_from: str = ""
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        """As titles have it."""
+        return f"{self.domain}, {self.label}" if self.label else self.domain
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    setting: Setting
+    strategy: str
+    point: tuple[tuple[str, str], ...]  # (option, value as written) of the search; empty for what is not searched
+    seed: int
+    options: Mapping[str, Any]  # those that the grid sets, by name, the seed left out
+    weight_decay: float  # the base decay, as resolved
+    published: float | None = None
+
+    @property
+    def point_name(self) -> str:
+        """The point of the search, such as "weight_decay=0.1"; "-" for what is not searched."""
+        return ",".join(f"{name}={value}" for name, value in self.point) or "-"
+
+    @property
+    def parts(self) -> list[str]:
+        """The cell's place in the grid, from domain to seed."""
+        setting = self.setting
+        middle = [setting.label] if setting.label else []
+        points = [self.point_name] if self.point else []
+        return [setting.domain, *middle, self.strategy, *points, f"seed{self.seed}"]
+
+    @property
+    def name(self) -> str:
+        """As messages have it, such as "digits/alphadecay/weight_decay=0.1/seed0"."""
+        return "/".join(self.parts)
+
+    def folder(self, root: Path) -> Path:
+        """The run's folder below that of the comparison."""
+        return root.joinpath("runs", *(re.sub(r"[^A-Za-z0-9._,=+-]+", "_", part) for part in self.parts))
+
+    def words(self, folder: Path | None = None) -> list[str]:
+        """The command line's words after the program's; with a folder, it is the run's, to be resumed if need be."""
+        words = words_of({**self.options, "seed": self.seed})
+        return words if folder is None else [*words, "--output_dir", str(folder), "--resume", "auto"]
+
+    def command(self, folder: Path) -> list[str]:
+        """The command that runs or resumes this cell."""
+        return [*self.setting.program.command(self.setting.processes), *self.words(folder)]
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Options of a grid as words of a command line.
+
+    Truth values, lists and, for options of KEY=VALUE pairs, mappings are written as the trainers read them.
+    """
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words += [f"--{name}", "true" if value else "false"]
+        elif isinstance(value, Mapping):
+            words += [f"--{name}", *(f"{key}={each}" for key, each in value.items())]
+        elif isinstance(value, list | tuple):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}={value}"]
+    return words

@@ -13,15 +13,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from comparison.marks import TURN, claim, note_failure
+from comparison.board import Board
 from comparison.programs import ROOT
-from comparison.results import BROKEN, CELL, FINISHED, OUTPUT, Run
+from comparison.results import BROKEN, CELL, FINISHED, OUTPUT, TURN, Run, claim, note_failure
 from runtime import runfolder
-from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
+from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from runtime.tables import say
 
 LOCK, THREADS = ".lock", "OMP_NUM_THREADS"
 POLL = 0.5  # seconds between looks at processes and locks
@@ -213,3 +214,42 @@ def rehearse(runs: Sequence[Run], environment: Mapping[str, str]) -> None:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
         said = next((line for line in lines if line.startswith("error: ")), lines[-1]).removeprefix("error: ")
         raise UserError(f"cell {run.cell.name}: {said}")
+
+
+def run_here(todo: Sequence[Run], where: Sequence[Place], board: Board) -> None:
+    """Take the runs to their end, as many at a time as there are places.
+
+    Whatever ends the wait (Ctrl-C, a signal) first lets the runs that go on save and end; a second Ctrl-C kills them.
+
+    Raises:
+        UserError: Of the first run whose folder could not be worked in, once the others have ended.
+    """
+    events: queue.Queue[Event] = queue.Queue()
+    stopping = Stopping()
+    errors: list[UserError] = []
+    work = threading.Thread(target=lambda: errors.extend(run_all(todo, where, stopping, events)), name="runs")
+    try:
+        with board:
+            work.start()
+            while work.is_alive() or not events.empty():
+                _show(events, board)
+    except BaseException:
+        stopping.stop()
+        try:
+            with suppress(OSError):  # nobody may be left to read it
+                say("stopping: the runs that go on save first; the same command then goes on with them")
+            work.join()
+        except (KeyboardInterrupt, Preempted):
+            stopping.kill()
+            work.join()
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _show(events: "queue.Queue[Event]", board: Board) -> None:
+    try:
+        what, run = events.get(timeout=POLL)
+    except queue.Empty:
+        return
+    (board.begins if what == "begins" else board.ends)(run)

@@ -5,15 +5,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparison.findings import Finding
+from comparison.findings import Finding, Point, Tuned, mean_of, state_of
 from comparison.results import Run
-from comparison.statistics import BETTER, NO_SEED, WORSE, Comparison
-from comparison.tuning import Point, Tuned, mean_of, state_of
-from comparison.wording import NOTHING, fixed, number, p_value, seeds, short, signed, span, unit
+from comparison.statistics import (
+    BETTER,
+    NO_SEED,
+    NOTHING,
+    WORSE,
+    Comparison,
+    fixed,
+    number,
+    p_value,
+    seeds,
+    short,
+    signed,
+    span,
+    unit,
+)
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell; `key` is what it sorts by, None at the end."""
 
     text: str
@@ -28,7 +40,7 @@ class Table:
     title: str
     note: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
 
     @property
     def numeric(self) -> list[bool]:
@@ -40,15 +52,15 @@ class Table:
         ]
 
 
-def words(text: str, kind: str = "") -> Cell:
+def words(text: str, kind: str = "") -> TableCell:
     """Text, which sorts as it is."""
-    return Cell(text, text, kind)
+    return TableCell(text, text, kind)
 
 
-def figure(value: float | None, shown: str) -> Cell:
+def figure(value: float | None, shown: str) -> TableCell:
     """A number as it is shown; one that is not finite is shown as nothing."""
     finite = value is not None and math.isfinite(value)
-    return Cell(shown, float(value)) if finite and value is not None else Cell(NOTHING)
+    return TableCell(shown, float(value)) if finite and value is not None else TableCell(NOTHING)
 
 
 def strategies_table(finding: Finding) -> Table:
@@ -70,11 +82,11 @@ def strategies_table(finding: Finding) -> Table:
     return Table("Strategies at their best", note, header, rows)
 
 
-def _strategy_row(tuned: Tuned, finding: Finding, published: bool) -> list[Cell]:
+def _strategy_row(tuned: Tuned, finding: Finding, published: bool) -> list[TableCell]:
     best, decimals = tuned.best, finding.decimals
     if best is None:
         width = 10 if published else 9
-        return [words(tuned.strategy), words("no run has finished", "doubt"), *[Cell(NOTHING)] * (width - 1)]
+        return [words(tuned.strategy), words("no run has finished", "doubt"), *[TableCell(NOTHING)] * (width - 1)]
     values = list(best.values.values())
     last = [run.log[-1] if run.log else {} for run in best.finished]
     norm, loss = (mean_of([row.get(key) for row in last]) for key in ("weight_norm", "train_loss"))
@@ -88,18 +100,18 @@ def _strategy_row(tuned: Tuned, finding: Finding, published: bool) -> list[Cell]
     ]  # fmt: skip
 
 
-def _point_cell(point: Point, edge: bool = False) -> Cell:
+def _point_cell(point: Point, edge: bool = False) -> TableCell:
     """The base decay, and what else was searched."""
     others = [f"{name}={value}" for name, value in point.runs[0].cell.point if name != "weight_decay"]
     text = ", ".join([short(point.weight_decay), *others])
-    return Cell(text + (" *" if edge else ""), float(point.weight_decay), "doubt" if edge else "")
+    return TableCell(text + (" *" if edge else ""), float(point.weight_decay), "doubt" if edge else "")
 
 
-def _seeds_cell(point: Point) -> Cell:
+def _seeds_cell(point: Point) -> TableCell:
     """How many seeds finished, and what became of the others."""
     others = ", ".join(f"{count} {state}" for state, count in point.states.items() if state != "finished")
     text = f"{len(point.values)} of {len(point.runs)}" + (f" ({others})" if others else "")
-    return Cell(text, float(len(point.values)), "" if point.complete else "doubt")
+    return TableCell(text, float(len(point.values)), "" if point.complete else "doubt")
 
 
 def comparisons_table(finding: Finding) -> Table:
@@ -120,7 +132,7 @@ def comparisons_table(finding: Finding) -> Table:
     )
 
 
-def _comparison_row(comparison: Comparison, decimals: int) -> list[Cell]:
+def _comparison_row(comparison: Comparison, decimals: int) -> list[TableCell]:
     paired = comparison.paired
     kind = {BETTER: "good", WORSE: "bad"}.get(comparison.verdict, "doubt" if comparison.verdict == NO_SEED else "")
     needed = comparison.seeds_needed
@@ -190,7 +202,7 @@ def runs_table(runs: Sequence[Run], root: Path) -> Table:
     for run in runs:
         cell, state, value, seconds = run.cell, state_of(run), run.value, run.summary.get("seconds")
         rows.append([
-            words(cell.setting.name), words(cell.strategy), Cell(cell.point_name, float(cell.weight_decay)),
+            words(cell.setting.name), words(cell.strategy), TableCell(cell.point_name, float(cell.weight_decay)),
             figure(cell.seed, str(cell.seed)), words(state, "" if state == "finished" else "doubt"),
             figure(value, number(value)), figure(seconds, number(seconds, 3)),
             words(str(run.folder.relative_to(root))),

@@ -9,8 +9,7 @@ from stub_runs import stub_run
 
 from comparison import board as room
 from comparison.board import Board, show_failures
-from comparison.marks import note_failure
-from comparison.results import Run
+from comparison.results import Run, note_failure
 
 
 class Clock:

@@ -5,13 +5,19 @@ import pytest
 from fake_comparison import IMAGES, STRATEGIES, TEXT, Effects, fill, grid_of
 from panels import overlapping, panels
 
-from comparison.decay_figures import adaptive, decay_by_role, lines_of, modules_over_time, score_name
-from comparison.figures import slugs
+from comparison.figures import metric_by_decay, outcome, slugs
 from comparison.findings import find
-from comparison.looks import looks_of
-from comparison.outcome_figures import metric_by_decay, outcome
-from comparison.scales import near
-from comparison.time_figures import curve, decay_and_norms, learning_curves
+from comparison.looks import looks_of, near
+from comparison.time_figures import (
+    adaptive,
+    curve,
+    decay_and_norms,
+    decay_by_role,
+    learning_curves,
+    lines_of,
+    modules_over_time,
+    score_name,
+)
 
 PAIR = [("alphadecay", "alphadecay shuffled")]
 

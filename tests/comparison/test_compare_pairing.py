@@ -17,9 +17,9 @@ from tiny_text import TINY_TEXT, changed_config, run_text
 import alphadecay
 import main
 import main_llama
-from comparison.cells import words_of
 from comparison.grid_file import read_yaml
 from comparison.options import PRESETS
+from comparison.programs import words_of
 
 STEPS = 4
 STRATEGIES = read_yaml(PRESETS["quick"])["strategies"] | {

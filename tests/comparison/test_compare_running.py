@@ -13,12 +13,20 @@ import pytest
 from stub_runs import lines, stub_run
 from tiny import ROOT
 
-from comparison import local, running
+from comparison import running
 from comparison.board import Board
-from comparison.local import run_here
-from comparison.marks import check_same, claim, forget_failure, note_failure
-from comparison.results import BROKEN, FINISHED, STARTED, WAITING, at_rest
-from comparison.running import Stopping, places, run_all, run_one
+from comparison.results import (
+    BROKEN,
+    FINISHED,
+    STARTED,
+    WAITING,
+    at_rest,
+    check_same,
+    claim,
+    forget_failure,
+    note_failure,
+)
+from comparison.running import Stopping, places, run_all, run_here, run_one
 from runtime.errors import UserError
 
 
@@ -204,7 +212,7 @@ def test_runs_are_told_to_stop_although_nobody_reads_what_is_said(tmp_path, monk
     def broken(text):
         raise BrokenPipeError
 
-    monkeypatch.setattr(local, "say", broken)
+    monkeypatch.setattr(running, "say", broken)
     run = stub_run(tmp_path, steps=400)
     with pytest.raises(BrokenPipeError):
         run_here([run], places(1, 1, [], 1), Broken([run], 1))

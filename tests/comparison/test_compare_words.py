@@ -6,9 +6,9 @@ from fake_comparison import IMAGES, STRATEGIES, TEXT, Effects, fill, grid_of
 from comparison.findings import find
 from comparison.results import Run
 from comparison.statistics import BETTER, ONE_SEED, SAME, WORSE
-from comparison.words import verdict
+from comparison.verdict import verdict
 
-CONTROLS = {name: STRATEGIES[name] for name in ("uniform", "alphadecay", "alphadecay matched", "alphadecay shuffled")}
+ALIKE = {name: STRATEGIES[name] for name in ("uniform", "alphadecay", "alphadecay matched", "alphadecay shuffled")}
 PAIR = [("alphadecay", "alphadecay shuffled")]
 
 
@@ -102,7 +102,7 @@ def test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does
         ("none", {}, ("is not shown to have an advantage over uniform that could remain",)),
     ):  # fmt: skip
         folder = tmp_path / name
-        grid = grid_of(folder, CONTROLS, seeds=range(5), contrasts=PAIR)
+        grid = grid_of(folder, ALIKE, seeds=range(5), contrasts=PAIR)
         _, text = found(folder, Effects(effects), grid)
         assert all(sentence in text for sentence in sentences), text
         assert "alphadecay and alphadecay matched" not in text  # were not compared directly
@@ -114,16 +114,18 @@ def test_a_control_that_decays_less_in_total_is_no_proof_of_where_decay_should_g
 ):
     decays = {"alphadecay": 4.2, "alphadecay shuffled": shuffled}
     monkeypatch.setattr(Run, "mean_decay", property(lambda run: decays.get(run.cell.strategy, 1.0)))
-    _, text = found(tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, CONTROLS, seeds=range(5), contrasts=PAIR))
+    _, text = found(
+        tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, ALIKE, seeds=range(5), contrasts=PAIR)
+    )
     assert "alphadecay is better than alphadecay shuffled" in text
     assert ("Their mean applied decays differ too, 4.2 and 3.3: it may be the amount." in text) == told
 
 
 def test_the_family_is_every_strategy_with_the_baseline_and_the_contrasts_once(tmp_path):
     pairs = [*PAIR, ("uniform", "alphadecay")]
-    finding, _ = found(tmp_path, grid=grid_of(tmp_path, CONTROLS, contrasts=pairs))
+    finding, _ = found(tmp_path, grid=grid_of(tmp_path, ALIKE, contrasts=pairs))
     names = [(c.paired.first, c.paired.second) for c in finding.comparisons]
-    assert names == [(name, "uniform") for name in CONTROLS if name != "uniform"] + PAIR
+    assert names == [(name, "uniform") for name in ALIKE if name != "uniform"] + PAIR
     assert {c.family for c in finding.comparisons} == {4}
 
 

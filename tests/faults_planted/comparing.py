@@ -71,7 +71,7 @@ FAULTS = [
     ),
     Fault(
         "worst_point_is_taken",
-        "comparison/tuning.py",
+        "comparison/findings.py",
         "sign = -1 if setting.metric.higher_is_better else 1",
         "sign = 1 if setting.metric.higher_is_better else -1",
         "comparison/test_compare_words.py::test_each_strategy_is_taken_at_its_best_point",
@@ -79,7 +79,7 @@ FAULTS = [
     ),
     Fault(
         "incomplete_points_win",
-        "comparison/tuning.py",
+        "comparison/findings.py",
         "at_hand = [p for p in points if p.complete] or [p for p in points if p.values]",
         "at_hand = [p for p in points if p.values]",
         "comparison/test_compare_words.py::test_points_that_lack_seeds_are_not_chosen_and_said",
@@ -87,7 +87,7 @@ FAULTS = [
     ),
     Fault(
         "upper_edge_alone",
-        "comparison/tuning.py",
+        "comparison/findings.py",
         "value in (searched[0], searched[-1]):",
         "value == searched[-1]:",
         "comparison/test_compare_words.py "
@@ -96,7 +96,7 @@ FAULTS = [
     ),
     Fault(
         "missing_runs_go_unsaid",
-        "comparison/words.py",
+        "comparison/verdict.py",
         "    if tuned.complete:\n        return []\n",
         "    if tuned:\n        return []\n",
         "comparison/test_compare_words.py",
@@ -104,7 +104,7 @@ FAULTS = [
     ),
     Fault(
         "more_decay_goes_unsaid",
-        "comparison/words.py",
+        "comparison/verdict.py",
         "if own is None or base is None or own <= LARGER * base:",
         "if own is None or base is None or own >= LARGER * base:",
         "comparison/test_compare_words.py::test_a_winner_with_more_decay_in_total_may_owe_it_to_that",
@@ -112,7 +112,7 @@ FAULTS = [
     ),
     Fault(
         "advantage_always_remains",
-        "comparison/controls.py",
+        "comparison/verdict.py",
         "    if now.verdict == BETTER:\n",
         "    if now.verdict in (BETTER, SAME):\n",
         "comparison/test_compare_words.py::test_an_advantage_that_remains_under_its_controls_is_told_from_one_that_does_not",
@@ -184,7 +184,7 @@ FAULTS = [
     ),
     Fault(
         "folders_keep_to_nothing",
-        "comparison/marks.py",
+        "comparison/results.py",
         'if before.get(name) != now.get(name) and (starting or name != "threads"):',
         'if before.get(name) != now.get(name) and name == "threads":',
         "comparison/test_compare_running.py::test_a_folder_keeps_to_the_cell_it_was_begun_for",
@@ -192,7 +192,7 @@ FAULTS = [
     ),
     Fault(
         "seeds_are_not_passed_on",
-        "comparison/cells.py",
+        "comparison/programs.py",
         'words = words_of({**self.options, "seed": self.seed})',
         'words = words_of({"seed": 0, **self.options})',
         "comparison/test_compare_bad_grids.py",
@@ -224,7 +224,7 @@ FAULTS = [
     ),
     Fault(
         "interval_of_another",
-        "comparison/outcome_figures.py",
+        "comparison/figures.py",
         "ax.plot(paired.bootstrap, [row + 0.22] * 2,",
         "ax.plot(paired.interval, [row + 0.22] * 2,",
         "comparison/test_compare_figures.py::test_an_outcome_has_every_seed_the_mean_and_both_intervals",

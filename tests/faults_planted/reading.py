@@ -133,7 +133,7 @@ FAULTS = [
     ),
     Fault(
         "first_seed_is_drawn",
-        "comparison/decay_figures.py",
+        "comparison/time_figures.py",
         "[[(step, fmean(values)) for step, values in by_step.items()] for by_step in modules.values()]",
         "[[(step, values[0]) for step, values in by_step.items()] for by_step in modules.values()]",
         "comparison/test_compare_figures.py::test_modules_are_drawn_by_role_and_depth_as_means_over_seeds",

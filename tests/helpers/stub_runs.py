@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from comparison.cells import Cell, Setting
-from comparison.programs import Metric, Program
+from comparison.programs import Cell, Metric, Program, Setting
 from comparison.results import Run
 
 STUB = Program(str(Path(__file__).parent / "stub_trainer.py"), lambda words: None)
