@@ -110,7 +110,7 @@ def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry
         members = [run for run in runs if run.cell.setting.name == setting.name]
         if not any(run.folder.exists() for run in members):
             say(f"trying out {setting.name}")
-            rehearse(members, place.environment)
+            rehearse(members, place)
     claim(runs, machine.threads)
     keep_source(grid, root)
     for run in runs:
@@ -143,7 +143,7 @@ def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machin
 
     (node,) = places(1, machine.threads, (), 1)  # which GPUs a run gets the cluster says
     with Board(runs, len(todo)) as board:
-        run_on_cluster(submit, todo, root, grid.slurm, node.environment, board)
+        run_on_cluster(submit, todo, root, grid.slurm, node, board)
 
 
 @contextmanager

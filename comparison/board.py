@@ -4,24 +4,15 @@ import sys
 import time
 from collections.abc import Sequence
 from statistics import fmean, median
-from types import TracebackType
 from typing import Any
 
 from alphadecay.tables import escaped
-from comparison.programs import Setting
 from comparison.results import BROKEN, DAMAGED, FINISHED, Run
 from runtime.tables import say
 
-Group = tuple[str, str]  # setting and strategy
-
 
 class Board:
-    """Counts what begins and ends, shows it, and tells how long the rest takes.
-
-    Args:
-        runs: All runs of the comparison.
-        jobs: How many go on at once.
-    """
+    """Counts what begins and ends of all runs, `jobs` of them at once, shows it, and tells how long the rest takes."""
 
     def __init__(self, runs: Sequence[Run], jobs: int) -> None:
         self.runs, self.jobs = runs, jobs
@@ -40,7 +31,7 @@ class Board:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -88,7 +79,7 @@ class Board:
         table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
         for column in ("", "strategy", "finished", "failed", "metric so far", "going on"):
             table.add_column(column, justify="left" if column in ("", "strategy", "going on") else "right")
-        groups: dict[Group, list[Run]] = {}
+        groups: dict[tuple[str, str], list[Run]] = {}
         for run in self.runs:
             groups.setdefault((run.cell.setting.name, run.cell.strategy), []).append(run)
         for (setting, strategy), members in groups.items():
@@ -113,7 +104,7 @@ def show_cells(runs: Sequence[Run]) -> None:
     """Print every run with its state and command."""
     for run in runs:
         say(f"{run.cell.name} ({run.state})\n  {escaped(' '.join(run.cell.command(run.folder)))}")
-    settings: dict[str, Setting] = {run.cell.setting.name: run.cell.setting for run in runs}
+    settings = dict.fromkeys(run.cell.setting.name for run in runs)
     say(f"\n{len(runs)} runs in {len(settings)} settings: {', '.join(settings)}")
 
 

@@ -58,16 +58,8 @@ def run_on_cluster(
 ) -> None:  # fmt: skip
     """Submit the runs that no job is queued or going on for, and watch all until they have ended.
 
-    Args:
-        kind: slurm; local: jobs on this machine, all at once.
-        runs: What is still to do.
-        root: The comparison's folder, where the job's nodes see it too.
-        parameters: submitit's own for Slurm, such as slurm_partition and timeout_min.
-        environment: Variables for every run.
-        board: Shows what begins and ends.
-
-    Raises:
-        UserError: If submitit refuses.
+    The kind local is jobs on this machine, all at once; the parameters are submitit's own, for slurm. Jobs' nodes see
+    the comparison's folder too. UserError if submitit refuses.
     """
     jobs = _submitted(kind, runs, root, parameters, environment)
     begun: set[str] = set()
@@ -89,11 +81,7 @@ def run_on_cluster(
 
 
 def executor_for(kind: str, root: Path, parameters: Mapping[str, Any]) -> Any:
-    """What submits jobs, with its parameters; nothing is written.
-
-    Raises:
-        UserError: If there is no cluster of that kind, or a parameter is not submitit's.
-    """
+    """What submits jobs, nothing written; UserError for no such cluster, or a parameter that is not submitit's."""
     import submitit
 
     try:
@@ -105,11 +93,7 @@ def executor_for(kind: str, root: Path, parameters: Mapping[str, Any]) -> Any:
 
 
 def checked_jobs(path: Path) -> dict[str, str]:
-    """Job numbers by the run's name, as an earlier call noted them.
-
-    Raises:
-        UserError: If the file is something else.
-    """
+    """Job numbers by the run's name, as an earlier call noted them; UserError if the file is something else."""
     noted = read_object(path)
     for name, number in noted.items():
         if not isinstance(number, str) or not JOB.fullmatch(number):

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from alphadecay.figures.drawing import DOUBLE, print_style, say_instead
+from alphadecay.figures.drawing import print_style, say_instead
 from comparison.findings import Finding, Point, Tuned
 from comparison.looks import (
     CLOSE,
@@ -22,6 +22,7 @@ from comparison.looks import (
     looks_of,
     margin_arrow,
     near,
+    new_figure,
     plain,
     save,
 )
@@ -42,12 +43,9 @@ GREY = "0.45"
 @print_style()
 def outcome(finding: Finding, looks: Looks) -> Any:
     """The metric at each strategy's best point, seed by seed; beside it the differences with their intervals."""
-    from matplotlib.figure import Figure
-
     tuned, contrasts = list(finding.tuned), finding.contrasts
     rows = len(tuned) + len(contrasts)
-    figure = Figure(figsize=(DOUBLE, 0.75 + 0.33 * rows), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = new_figure(0.75 + 0.33 * rows, 1, 2, sharey=True)
     for row, each in enumerate(tuned):
         _draw_seeds(left, each, row, looks)
         if each.strategy in finding.with_baseline:
@@ -147,10 +145,7 @@ def _draw_difference(ax: Any, comparison: Comparison, row: int, colour: str) -> 
 @print_style()
 def metric_by_decay(finding: Finding, looks: Looks) -> Any:
     """The metric against base decay and against mean applied decay: means, and the range over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = new_figure(2.9, 1, 2, sharey=True)
     tuned = [each for each in finding.tuned if any(point.values for point in each.points)]
     metric = finding.setting.metric
     limit = _far_limit([p.mean for t in tuned for p in t.points if p.mean is not None], metric)
@@ -246,15 +241,7 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
 
 
 def draw_all(findings: Sequence[Finding], folder: Path) -> dict[str, list[Drawn]]:
-    """Draw and save the figures of every setting.
-
-    Args:
-        findings: The settings.
-        folder: Of the figures; made if need be.
-
-    Returns:
-        By the setting's name, in the order of the report.
-    """
+    """Draw the figures of every setting and save them in a folder; by the setting's name, in the report's order."""
     looks = looks_of(tuned.strategy for finding in findings for tuned in finding.tuned)
     prefixes = slugs([finding.setting.name for finding in findings])
     return {f.setting.name: _of_setting(f, prefixes[f.setting.name], looks, folder) for f in findings}

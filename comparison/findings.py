@@ -249,12 +249,7 @@ def _equal(baseline: Tuned, tuned: Sequence[Tuned]) -> list[Equal]:
     if len(baseline.points) < 2:
         return []
     there = {point.name: point for point in baseline.points}
+    points = [p for each in tuned if each.strategy != baseline.strategy for p in each.points if p.name in there]
     return [
-        Equal(
-            point, there[point.name], paired(point.strategy, baseline.strategy, point.values, there[point.name].values)
-        )
-        for each in tuned
-        if each.strategy != baseline.strategy
-        for point in each.points
-        if point.name in there
+        Equal(p, there[p.name], paired(p.strategy, baseline.strategy, p.values, there[p.name].values)) for p in points
     ]

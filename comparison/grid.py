@@ -70,11 +70,7 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """The comparison that a file describes.
-
-    Raises:
-        UserError: If it cannot be read, has an unknown key, or a cell that its trainer refuses or that is there twice.
-    """
+    """The comparison that a file describes; UserError for an unknown key, and a cell refused or there twice."""
     content = read_yaml(path)
     try:
         check_keys(content, TOP, required=("strategies", "domains"))
@@ -179,9 +175,8 @@ def _checked(cell: Cell) -> tuple[Cell, str]:
 def _check_twins(made: Sequence[tuple[Cell, str]]) -> None:
     seen: dict[str, Cell] = {}
     for cell, resolved in made:
-        if resolved in seen:
-            raise UserError(f"cell {cell.name}: has the same options as {seen[resolved].name}")
-        seen[resolved] = cell
+        if (first := seen.setdefault(resolved, cell)) is not cell:
+            raise UserError(f"cell {cell.name}: has the same options as {first.name}")
 
 
 def _check_folders(cells: Sequence[Cell]) -> None:
@@ -194,9 +189,8 @@ def _check_folders(cells: Sequence[Cell]) -> None:
         if not cell.name.isprintable():
             raise UserError(f"cell {escaped(cell.name)}: a name is one line, without control characters")
         folder = cell.folder(Path())
-        if folder in seen:
-            raise UserError(f"cell {cell.name}: has the same folder as {seen[folder].name}: {folder}")
-        seen[folder] = cell
+        if (first := seen.setdefault(folder, cell)) is not cell:
+            raise UserError(f"cell {cell.name}: has the same folder as {first.name}: {folder}")
 
 
 def _strategies(content: Mapping[str, Any], domain: Mapping[str, Any], where: str) -> dict[str, Options]:

@@ -53,15 +53,9 @@ GridLoader.add_constructor("tag:yaml.org,2002:int", GridLoader.construct_yaml_in
 
 
 def measure(node: Any, known: dict[int, int], level: int) -> int:
-    """How many values a node is once its aliases are written out.
+    """How many values a node at a level is with its aliases written out; refused: too large, too deep, in itself.
 
-    Args:
-        node: Of the document.
-        known: The sizes found so far, by identity; 0 for nodes that this one is in.
-        level: How deep it lies, from 1.
-
-    Raises:
-        yaml.MarkedYAMLError: If it is too large or too deep, holds itself, or has text with control characters.
+    Known are the sizes found so far, by identity; 0 for nodes that this one is in.
     """
     if id(node) in known:
         if not known[id(node)]:
@@ -93,11 +87,7 @@ FORMS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a file holds.
-
-    Raises:
-        UserError: If it cannot be read, is no YAML, is larger than any comparison, or has a key twice.
-    """
+    """The mapping a file holds; UserError if it is no YAML, larger than any comparison, or has a key twice."""
     try:
         text = _text(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from alphadecay.figures.drawing import DASHES, MARKERS, print_style
+from matplotlib import rc_context, rcParams
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from alphadecay.figures.drawing import DASHES, DOUBLE, MARKERS, print_style
 from comparison.statistics import Interval, number, short
 from runtime.errors import UserError
 
@@ -40,14 +45,18 @@ Looks = Mapping[str, Look]
 
 def looks_of(strategies: Iterable[str]) -> Looks:
     """Looks by strategy; colours come again after 10, with other dashes and markers."""
-    from matplotlib import rcParams
-
     with print_style():  # by value, as a "C0" would take the palette that holds when the figure is saved
         colours = rcParams["axes.prop_cycle"].by_key()["color"]
     return {
         name: Look(colours[i % len(colours)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(dict.fromkeys(strategies))
     }
+
+
+def new_figure(height: float, *shape: int, **panels: Any) -> tuple[Any, Any]:
+    """A figure as wide as a page, and its panels."""
+    figure = Figure(figsize=(DOUBLE, height), layout="constrained")
+    return figure, figure.subplots(*shape, **panels)
 
 
 def plain(text: str) -> str:
@@ -63,8 +72,6 @@ def capitalised(text: str) -> str:
 
 def legend_below(figure: Any, looks: Looks, shown: Sequence[str], markers: bool = True) -> None:
     """Name the strategies that are shown, in as many columns as fit below the figure."""
-    from matplotlib.lines import Line2D
-
     if not shown:
         return
     handles = [Line2D([], [], **(looks[name].marked if markers else looks[name].line)) for name in shown]
@@ -87,13 +94,7 @@ def finite(value: Any) -> bool:
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
-    """As PNG and SVG; the same figure gives the same bytes.
-
-    Raises:
-        UserError: If a file cannot be written.
-    """
-    from matplotlib import rc_context
-
+    """As PNG and SVG, the same figure in the same bytes; UserError if a file cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with rc_context({"svg.hashsalt": name}):
@@ -135,15 +136,10 @@ def margin_arrow(ax: Any, value: float, row: float, colour: str) -> None:
 
 
 def decay_axis(ax: Any, decays: Sequence[float], exact: bool) -> float:
-    """A logarithmic axis with a place for 0 to the left of it; returns that place.
+    """A logarithmic axis for these decays, with a place for 0 to the left of it; returns that place.
 
-    Args:
-        ax: The panel.
-        decays: All that will be drawn, 0 or more.
-        exact: Whether ticks stand at the decays themselves, where they are few.
+    If `exact`, ticks stand at the decays themselves, where they are few.
     """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
     positive = sorted({decay for decay in decays if decay > 0}) or [1.0]
     low, high = positive[0], positive[-1]
     ax.set_xscale("log")

@@ -121,11 +121,7 @@ def read_environment(folder: Path) -> Row:
 
 
 def read_object(path: Path) -> Row:
-    """What a JSON file of moderate size holds.
-
-    Raises:
-        UserError: If it cannot be read, or is no JSON object.
-    """
+    """What a JSON file of moderate size holds; UserError if it cannot be read, or is no JSON object."""
     try:
         with open_regular(path, MOST_BYTES) as file:
             content = _parsed(file.read(MOST_BYTES))
@@ -137,12 +133,9 @@ def read_object(path: Path) -> Row:
 
 
 def read_rows(path: Path, kinds: Mapping[str, Kind]) -> list[Row]:
-    """The rows of a file of JSON lines; none where there is no file.
+    """The rows of a file of JSON lines; none where there is no file; UserError if a row lacks what its kind has.
 
     A last line without an end that is no JSON is left out: a crash left it half written, or the run is still at it.
-
-    Raises:
-        UserError: If it cannot be read, or a row lacks what rows of its kind have.
     """
     rows: list[Row] = []
     if not _is_there(path):

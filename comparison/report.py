@@ -2,8 +2,8 @@
 
 import shlex
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(grid: Grid, runs: Sequence[Run], root: Path, folder: Path) -> list[Path]:
     """Write the report of what there is by now.
 
-    Args:
-        grid: The comparison.
-        runs: Its runs, as `read_runs` has them.
-        root: The comparison's folder, which that of each run lies in.
-        folder: Where the report goes; made if need be. The same runs give the same bytes.
-
-    Returns:
-        The page, the Markdown and the table of results, in this order.
+    The runs' folders lie in `root`; `folder` is made if need be. The same runs give the same bytes. Returns the page,
+    the Markdown and the table of results.
 
     Raises:
         UserError: If a file cannot be written.
@@ -85,12 +79,8 @@ def _compared(comparison: Comparison | None, decimals: int) -> list[str]:
     if comparison is None:
         return [NOTHING, NOTHING, NOTHING, "baseline"]
     paired = comparison.paired
-    return [
-        signed(paired.mean, decimals),
-        span(paired.interval, decimals),
-        p_value(comparison.holm),
-        comparison.verdict,
-    ]
+    told = [signed(paired.mean, decimals), span(paired.interval, decimals), p_value(comparison.holm)]
+    return [*told, comparison.verdict]
 
 
 def _state_words(runs: Sequence[Run]) -> str:
@@ -111,13 +101,13 @@ def _content(
         "source": grid.source.name,
         "state": _state_words(runs),
         "incomplete": counts(runs)[FINISHED] < len(runs),
-        "warnings": origin.warnings,
+        "warnings": _warnings(origin),
         "settings": [_setting(f, anchors[f.setting.name], figures[f.setting.name]) for f in findings],
         "runs": runs_table(runs, root),
         "failures": [_failure(run) for run in runs if run.state in (BROKEN, DAMAGED)],
         "searched": [searched_words(finding) for finding in findings],
         "statistics": STATISTICS,
-        "origin": {"Commit": origin.commits, "Machine": origin.machines, "Versions": origin.versions},
+        "origin": origin,
         "commands": {finding.setting.name: command_of(finding) for finding in findings},
     }
 
@@ -182,45 +172,27 @@ def _fenced(text: str) -> str:
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where the runs come from: each different value with the number of runs that have it."""
-
-    commits: Mapping[str, int]
-    machines: Mapping[str, int]
-    versions: Mapping[str, int]
-
-    @property
-    def warnings(self) -> list[str]:
-        """Why the runs may not be comparable, or not be repeatable."""
-        found = []
-        for what, values in (("commits", self.commits), ("machines", self.machines), ("versions", self.versions)):
-            if len(values) > 1:
-                found.append(f"The runs come from {len(values)} different {what}; see how this was done.")
-        if any(commit.endswith("-dirty") for commit in self.commits):
-            found.append("Some runs come from a working tree with changes that were not committed.")
-        if UNKNOWN in self.commits:
-            found.append("Of some runs the commit is not known.")
-        return found
+def provenance(runs: Sequence[Run]) -> dict[str, Counter[str]]:
+    """Where the runs that have started come from: each different value with the number of runs that have it."""
+    started = [run.environment for run in runs if run.environment]
+    versions = [", ".join(f"{name} {each}" for name, each in at["versions"].items() if each) for at in started]
+    return {
+        "Commit": Counter(at["git_commit"] or UNKNOWN for at in started),
+        "Machine": Counter(at["machine"] or UNKNOWN for at in started),
+        "Versions": Counter(each or UNKNOWN for each in versions),
+    }
 
 
-def provenance(runs: Sequence[Run]) -> Provenance:
-    """Of all runs that have started."""
-    commits: dict[str, int] = {}
-    machines: dict[str, int] = {}
-    versions: dict[str, int] = {}
-    for run in runs:
-        environment = run.environment
-        if not environment:
-            continue
-        known = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
-        for values, value in (
-            (commits, environment["git_commit"]),
-            (machines, environment["machine"]),
-            (versions, known),
-        ):
-            values[value or UNKNOWN] = values.get(value or UNKNOWN, 0) + 1
-    return Provenance(commits, machines, versions)
+def _warnings(origin: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Why the runs may not be comparable, or not be repeatable."""
+    found = [
+        f"The runs come from {len(values)} different {what.lower().rstrip('s')}s; see how this was done."
+        for what, values in origin.items()
+        if len(values) > 1
+    ]
+    if any(commit.endswith("-dirty") for commit in origin["Commit"]):
+        found.append("Some runs come from a working tree with changes that were not committed.")
+    return found + (["Of some runs the commit is not known."] if UNKNOWN in origin["Commit"] else [])
 
 
 def searched_words(finding: Finding) -> str:

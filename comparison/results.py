@@ -21,11 +21,6 @@ from runtime.errors import EXIT_FAILED, EXIT_NON_FINITE, UserError
 CELL, FAILED, OUTPUT = "cell.json", "failed.json", "output.txt"  # in a run's folder, besides what the trainer leaves
 FINISHED, BROKEN, STARTED, WAITING = "finished", "failed", "started", "waiting"
 DAMAGED = "damaged"  # a file in its folder is not what a run leaves; only runs `at_rest` are in this state
-COLUMNS = (
-    "domain", "setting", "strategy", "weight_decay", "point", "seed", "metric", "value", "state", "published",
-    "mean_applied_decay", "weight_norm", "train_loss", "step", "seconds", "samples_per_second", "git_commit", "machine",
-    "folder",
-)  # fmt: skip
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -89,8 +84,8 @@ class Run:
     @cached_property
     def noted(self) -> Row:
         """cell.json: which cell the folder was begun for; empty where that is not noted."""
-        there = (self.folder / CELL).is_symlink() or (self.folder / CELL).exists()
-        return self._read(lambda: remains.read_object(self.folder / CELL), {}) if there else {}
+        path = self.folder / CELL
+        return self._read(lambda: remains.read_object(path), {}) if path.is_symlink() or path.exists() else {}
 
     @cached_property
     def failure(self) -> Row:
@@ -174,10 +169,7 @@ def read_runs(grid: Grid, root: Path) -> list[Run]:
 
 
 def at_rest(runs: Sequence[Run]) -> list[Run]:
-    """The runs as their folders have them now, whatever other processes do to them while a report is written.
-
-    All that a run left has been read then; one of which something cannot be is damaged, and has no figures.
-    """
+    """The runs as their folders have them now, all read; one of which something cannot be read is damaged."""
     return [_at_rest(run) for run in runs]
 
 
@@ -191,14 +183,10 @@ def _at_rest(run: Run) -> Run:
 
 
 def write_csv(path: Path, runs: Sequence[Run], root: Path) -> None:
-    """One row a run, finished or not.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """One row a run, finished or not; UserError if it cannot be written."""
     try:
         with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, list(runs[0].row(root)))
             writer.writeheader()
             writer.writerows({name: harmless(each) for name, each in run.row(root).items()} for run in runs)
     except OSError as error:
@@ -212,13 +200,7 @@ LAST_LINES = 12  # of a failed run's output, kept with the reason
 
 
 def note_failure(run: Run, status: int, text: str = "") -> None:
-    """Write down that and how a run failed; `--retry_failed` takes it up again.
-
-    Args:
-        run: The run.
-        status: Its process' exit status; negative: killed by that signal.
-        text: What is known of the reason where the run has no output.
-    """
+    """Write down that and how a run failed, with its status and its output, or `text` where there is none."""
     output = run.folder / OUTPUT
     text = output.read_bytes().decode(errors="replace") if output.exists() else text
     text = "".join(text.rpartition(TURN)[1:])
@@ -241,10 +223,7 @@ def forget_failure(run: Run) -> None:
 def check_same(runs: Sequence[Run], threads: int | None, starting: bool = True) -> None:
     """Make sure that folders that were begun before are of the same cells.
 
-    Args:
-        runs: All runs.
-        threads: CPU threads of a run; they only count where runs are started.
-        starting: Whether runs are started. If not, what cannot be read is left to the report.
+    Threads only count where runs are started; if they are not, what cannot be read is left to the report.
 
     Raises:
         UserError: If an option is not as it was, or the folder holds something else or cannot be looked into.
@@ -284,11 +263,7 @@ def _was(options: Row, name: str) -> str:
 
 
 def claim(runs: Sequence[Run], threads: int | None) -> None:
-    """Note in each run's folder which cell it is of.
-
-    Raises:
-        UserError: If the folders cannot be written.
-    """
+    """Note in each run's folder which cell it is of; UserError if it cannot be written."""
     for run in runs:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)

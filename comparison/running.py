@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import IO
 
 from comparison.board import Board
@@ -27,34 +26,24 @@ from runtime.tables import say
 LOCK, THREADS = ".lock", "OMP_NUM_THREADS"
 POLL = 0.5  # seconds between looks at processes and locks
 PATIENCE = 60.0  # seconds a run that was told to end may take to save
+Place = Mapping[str, str]  # where a run takes place: the environment of its process
 Event = tuple[str, Run]  # "begins" or "ends"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run takes place: the environment of its process."""
-
-    environment: Mapping[str, str]
-
-
 def places(jobs: int, threads: int | None, gpus: Sequence[str], gpus_a_run: int) -> list[Place]:
-    """So many places for runs side by side; GPUs are dealt out in turn.
+    """So many places for runs side by side; GPUs, as CUDA_VISIBLE_DEVICES names them, are dealt out in turn.
 
-    Args:
-        jobs: How many.
-        threads: CPU threads of a run; None leaves torch's own choice.
-        gpus: Identifiers as CUDA_VISIBLE_DEVICES has them; none on a machine without.
-        gpus_a_run: How many of them each place gets, at most all.
+    Without `threads` torch chooses how many itself; a place gets `gpus_a_run` GPUs, at most all.
     """
-    made = []
+    made: list[Place] = []
     for i in range(jobs):
-        environment = {}
+        environment: dict[str, str] = {}
         if threads is not None:
             environment[THREADS] = str(threads)
         if gpus:
             mine = [gpus[(i * gpus_a_run + j) % len(gpus)] for j in range(min(gpus_a_run, len(gpus)))]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        made.append(Place(environment))
+        made.append(environment)
     return made
 
 
@@ -104,14 +93,8 @@ def run_all(
 ) -> list[UserError]:
     """Take all runs to their end, `len(where)` at a time, in their order; returns when none is going on any more.
 
-    Args:
-        runs: What is still to do.
-        where: The places.
-        stopping: When it is told, no further run begins and those going on save and end.
-        events: Gets ("begins", run) and ("ends", run).
-
-    Returns:
-        What kept runs from starting, or their end from being noted.
+    Once `stopping` is told, no further run begins and those going on save and end; `events` gets ("begins", run) and
+    ("ends", run). Returns what kept runs from starting, or their end from being noted.
     """
     errors: list[UserError] = []
     free: queue.Queue[Place] = queue.Queue()
@@ -123,15 +106,14 @@ def run_all(
         if not stopping.told.is_set():
             events.put(("begins", run))
             try:
-                run_one(run, place.environment, stopping)
+                run_one(run, place, stopping)
             except (OSError, UserError) as error:
                 errors.append(UserError(f"cell {run.cell.name}: {error}"))
             events.put(("ends", run))
         free.put(place)
 
     with ThreadPoolExecutor(len(where), thread_name_prefix="run") as pool:
-        for job in [pool.submit(go, run) for run in runs]:
-            job.result()
+        list(pool.map(go, runs))
     return errors
 
 
@@ -232,7 +214,9 @@ def run_here(todo: Sequence[Run], where: Sequence[Place], board: Board) -> None:
         with board:
             work.start()
             while work.is_alive() or not events.empty():
-                _show(events, board)
+                with suppress(queue.Empty):
+                    what, run = events.get(timeout=POLL)
+                    (board.begins if what == "begins" else board.ends)(run)
     except BaseException:
         stopping.stop()
         try:
@@ -245,11 +229,3 @@ def run_here(todo: Sequence[Run], where: Sequence[Place], board: Board) -> None:
         raise
     if errors:
         raise errors[0]
-
-
-def _show(events: "queue.Queue[Event]", board: Board) -> None:
-    try:
-        what, run = events.get(timeout=POLL)
-    except queue.Empty:
-        return
-    (board.begins if what == "begins" else board.ends)(run)

@@ -61,25 +61,15 @@ class Comparison:
     """A difference as one of a family of comparisons, and its verdict."""
 
     paired: Paired
-    family: int  # comparisons in the family
+    family: int  # comparisons in it; LEVEL / family, Holm's strictest level, is that of what follows on power
     holm: float | None  # p corrected after Holm; None where there is no p
     detectable: float | None  # smallest true difference that these seeds show in 80 % of cases; None without a spread
     seeds_needed: int | None  # to show the observed difference in 80 % of cases; None without a spread or difference
     verdict: str
 
-    @property
-    def level(self) -> float:
-        """The strictest level that Holm's procedure takes, which `detectable` and `seeds_needed` are reckoned at."""
-        return LEVEL / self.family
-
 
 def paired(first: str, second: str, a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
-    """Compare two strategies over the seeds that both have.
-
-    Args:
-        first, second: Their names.
-        a, b: Their figures by seed, all finite.
-    """
+    """Compare two strategies, by name and finite figures by seed, over the seeds that both have."""
     seeds = [seed for seed in a if seed in b]
     found = {seed: a[seed] - b[seed] for seed in seeds}
     values = list(found.values())
@@ -101,13 +91,11 @@ def compare_all(family: Sequence[Paired], higher_is_better: bool) -> list[Compar
     others significant by being absent.
     """
     corrected = holm([each.p for each in family])
+    size = len(family)
     return [
-        Comparison(
-            each, len(family), p, _detectable(each, len(family)), _seeds_needed(each, len(family)),
-            _verdict(each, p, higher_is_better),
-        )
-        for each, p in zip(family, corrected, strict=True)
-    ]  # fmt: skip
+        Comparison(e, size, p, _detectable(e, size), _seeds_needed(e, size), _verdict(e, p, higher_is_better))
+        for e, p in zip(family, corrected, strict=True)
+    ]
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -131,11 +119,7 @@ def power_of(effect: float, count: int, level: float) -> float:
 
     The upper tail of the noncentral t distribution. statsmodels' TTestPower adds the other tail, that of a significant
     effect with the wrong sign, and is NaN for few seeds where SciPy has no value for that tail.
-
-    Args:
-        effect: True mean over standard deviation, 0 or more.
-        count: Sample size, at least 2.
-        level: Of the test, between 0 and 1.
+    The effect is the true mean over the standard deviation, 0 or more; the count is 2 or more.
     """
     critical = stats.t.isf(level / 2, count - 1)
     return float(stats.nct.sf(critical, count - 1, effect * count**0.5))

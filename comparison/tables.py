@@ -1,6 +1,7 @@
 """The tables of a report: cells with what they show and what they sort by, the same in HTML, Markdown and terminal."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,4 @@ def runs_table(runs: Sequence[Run], root: Path) -> Table:
 
 def counts(runs: Sequence[Run]) -> Mapping[str, int]:
     """How many runs are in each state, the finished ones first."""
-    found = {"finished": 0}
-    for run in runs:
-        found[state_of(run)] = found.get(state_of(run), 0) + 1
-    return found
+    return {"finished": 0} | Counter(map(state_of, runs))

@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+
 from alphadecay.baselines import ALL
-from alphadecay.figures.drawing import DOUBLE, label_log_axis, print_style, say_instead, thinned
 from alphadecay.decay_log import Row, refreshes
+from alphadecay.figures.drawing import label_log_axis, print_style, say_instead, thinned
 from comparison.findings import Finding, Tuned
-from comparison.looks import Looks, capitalised, dodged, finite, legend_below, near, plain
+from comparison.looks import Looks, capitalised, dodged, finite, legend_below, near, new_figure, plain
 from comparison.results import Run
 from comparison.statistics import Interval
 
@@ -29,12 +33,9 @@ def curve(run: Run, key: str) -> Curve:
 @print_style()
 def learning_curves(finding: Finding, looks: Looks) -> Any:
     """Training loss and metric over steps, and below them their differences to the baseline, paired by seed."""
-    from matplotlib.figure import Figure
-
     metric, baseline = finding.setting.metric, finding.setting.baseline
     runs = best_runs(finding)
-    figure = Figure(figsize=(DOUBLE, 4.2), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
+    figure, axes = new_figure(4.2, 2, 2, sharex=True)
     for column, (key, label) in enumerate((("train_loss", "training loss in nats"), (metric.name, metric.label))):
         curves = {name: {run.cell.seed: curve(run, key) for run in each} for name, each in runs.items()}
         differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
@@ -102,11 +103,8 @@ def _gathered(curves: Sequence[Curve]) -> Sequence[tuple[int, list[float]]]:
 @print_style()
 def decay_and_norms(finding: Finding, looks: Looks) -> Any:
     """Mean applied decay and norm of the decayed weights over steps, and mean alpha of each role at the end."""
-    from matplotlib.figure import Figure
-
     runs = best_runs(finding)
-    figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
-    decays, norms, alphas = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
+    figure, (decays, norms, alphas) = new_figure(2.7, 1, 3, width_ratios=(1, 1, 1.4))
     _draw_by(decays, runs, looks, lambda run: curve(run, "weight_decay_mean"))
     _draw_by(norms, runs, looks, lambda run: curve(run, "weight_norm"))
     decays.set(xlabel="Optimizer step", ylabel="Mean applied decay")
@@ -186,15 +184,12 @@ def lines_of(runs: Sequence[Run], key: str) -> Lines:
 @print_style()
 def modules_over_time(tuned: Tuned) -> Any:
     """Score and multiplier of every module over time: a column a role, a line a depth."""
-    from matplotlib.figure import Figure
-
     assert tuned.best is not None, "only strategies that have run are drawn"
     drawn = {key: lines_of(tuned.best.finished, key) for key in ("score", "multiplier")}
     drawn = {key: lines for key, lines in drawn.items() if lines}
     roles = list(drawn["multiplier"])
     depth = max(len(lines) for lines in drawn["multiplier"].values())
-    figure = Figure(figsize=(DOUBLE, 0.9 + 1.35 * len(drawn)), layout="constrained")
-    axes = figure.subplots(len(drawn), len(roles), sharex=True, sharey="row", squeeze=False)
+    figure, axes = new_figure(0.9 + 1.35 * len(drawn), len(drawn), len(roles), sharex=True, sharey="row", squeeze=False)
     colours = _depth_colours(depth)
     for row, (key, by_role) in enumerate(drawn.items()):
         for ax, role in zip(axes[row], roles, strict=True):
@@ -203,7 +198,7 @@ def modules_over_time(tuned: Tuned) -> Any:
             ax.grid(True)
             ax.xaxis.get_major_locator().set_params(integer=True, nbins=3 if len(roles) > 4 else 4)
         label = score_name(tuned) if key == "score" else "multiple of base decay"
-        axes[row, 0].set_ylabel(label[:1].upper() + label[1:])
+        axes[row, 0].set_ylabel(capitalised(label))
     for ax, role in zip(axes[0], roles, strict=True):
         ax.set_title(plain(role))
     _baselines(axes[list(drawn).index("multiplier")])
@@ -220,15 +215,10 @@ def _baselines(axes: Sequence[Any]) -> None:
 
 def _depth_colours(depth: int) -> list[Any]:
     """Dark to light with depth, in colours and in grey; the lightest is left out, as it is lost on paper."""
-    from matplotlib import colormaps
-
     return [colormaps["cividis"](0.88 * i / max(1, depth - 1)) for i in range(depth)]
 
 
 def _depth_bar(figure: Any, axes: Any, colours: Sequence[Any]) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
     depth = len(colours)
     if depth < 2:
         return
@@ -243,14 +233,12 @@ def _depth_bar(figure: Any, axes: Any, colours: Sequence[Any]) -> None:
 @print_style()
 def decay_by_role(finding: Finding, looks: Looks) -> Any:
     """Mean multiplier of each role over time, a line a strategy; None where no strategy has multipliers by module."""
-    from matplotlib.figure import Figure
-
     found = {tuned.strategy: lines_of(tuned.best.finished, "multiplier") for tuned in adaptive(finding) if tuned.best}
     roles = list(dict.fromkeys(role for lines in found.values() for role in lines))
     if not roles:
         return None
-    figure = Figure(figsize=(DOUBLE, 2.2), layout="constrained")
-    axes = figure.subplots(1, len(roles), sharex=True, sharey=True, squeeze=False)[0]
+    figure, axes = new_figure(2.2, 1, len(roles), sharex=True, sharey=True, squeeze=False)
+    axes = axes[0]
     for ax, role in zip(axes, roles, strict=True):
         for name, lines in found.items():
             at: dict[int, list[float]] = {}

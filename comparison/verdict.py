@@ -1,9 +1,10 @@
 """The verdict on a setting in plain language: every sentence follows from its figures."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from comparison.findings import Finding, Tuned
+from comparison.findings import Finding, Tuned, state_of
 from comparison.statistics import (
     BETTER,
     LARGER,
@@ -181,10 +182,7 @@ def _missing_words(tuned: Tuned) -> list[str]:
     if tuned.complete:
         return []
     runs = sum(len(point.runs) for point in tuned.points)
-    states: dict[str, int] = {}
-    for point in tuned.points:
-        for state, count in point.states.items():
-            states[state] = states.get(state, 0) + count
+    states = Counter(state for point in tuned.points for state in map(state_of, point.runs))
     others = listed([f"{count} {state}" for state, count in states.items() if state != "finished"])
     text = f"{tuned.strategy}: of {counted(runs, 'run')}, {others}."
     if tuned.best is None:
@@ -226,9 +224,8 @@ def _controls_of(tuned: Tuned) -> Mapping[str, Any]:
 
 def _same_but_for_controls(a: Tuned, b: Tuned, searched: tuple[str, ...]) -> bool:
     aside = {*UNCONTROLLED, *searched, "weight_decay"}
-    return {k: v for k, v in a.options.items() if k not in aside} == {
-        k: v for k, v in b.options.items() if k not in aside
-    }
+    one, other = ({k: v for k, v in each.options.items() if k not in aside} for each in (a, b))
+    return one == other
 
 
 def _meaning(control: Tuned) -> str:

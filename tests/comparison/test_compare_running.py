@@ -266,5 +266,5 @@ def test_of_several_processes_the_first_that_ended_says_whether_the_run_diverged
 )
 def test_gpus_are_dealt_out_in_turn(jobs, gpus, gpus_a_run, expected):
     found = places(jobs, None, gpus, gpus_a_run)
-    assert [place.environment.get("CUDA_VISIBLE_DEVICES") for place in found] == expected
-    assert all("OMP_NUM_THREADS" not in place.environment for place in found)
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in found] == expected
+    assert all("OMP_NUM_THREADS" not in place for place in found)

@@ -114,9 +114,7 @@ def test_a_control_that_decays_less_in_total_is_no_proof_of_where_decay_should_g
 ):
     decays = {"alphadecay": 4.2, "alphadecay shuffled": shuffled}
     monkeypatch.setattr(Run, "mean_decay", property(lambda run: decays.get(run.cell.strategy, 1.0)))
-    _, text = found(
-        tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, ALIKE, seeds=range(5), contrasts=PAIR)
-    )
+    _, text = found(tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, ALIKE, seeds=range(5), contrasts=PAIR))
     assert "alphadecay is better than alphadecay shuffled" in text
     assert ("Their mean applied decays differ too, 4.2 and 3.3: it may be the amount." in text) == told
 
