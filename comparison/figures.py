@@ -26,7 +26,6 @@ from comparison.looks import (
     plain,
     save,
 )
-from comparison.programs import Metric
 from comparison.statistics import BETTER, WORSE, Comparison, Interval, number, short, unit
 from comparison.time_figures import (
     adaptive,
@@ -36,6 +35,7 @@ from comparison.time_figures import (
     modules_over_time,
     score_name,
 )
+from runtime.metrics import Metric
 
 GREY = "0.45"
 

@@ -20,9 +20,10 @@ from comparison.grid_file import (
     read_search,
     read_yaml,
 )
-from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Cell, Metric, Setting, words_of
+from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Cell, Setting, words_of
 from comparison.remains import shown
 from runtime.errors import UserError
+from runtime.metrics import Metric
 
 TOP: Keys = {
     **dict.fromkeys(("title", "notes", "baseline"), str),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import ceil, floor, log10
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from alphadecay.figures.drawing import DASHES, DOUBLE, MARKERS, print_style
 from comparison.statistics import Interval, number, short
 from runtime.errors import UserError
+from runtime.strategies import STRATEGIES
 
 DOTS_PER_INCH = 200
 WIDTH_OF_LETTER = 0.055  # inches, of a legend's text
@@ -44,13 +46,14 @@ Looks = Mapping[str, Look]
 
 
 def looks_of(strategies: Iterable[str]) -> Looks:
-    """Looks by strategy; colours come again after 10, with other dashes and markers."""
+    """Looks by name; a strategy of the table has its own colour, and colours come again after 10 with other dashes."""
+    names = list(dict.fromkeys(strategies))
+    own = {name: int(STRATEGIES[name].colour.removeprefix("C")) for name in names if name in STRATEGIES}
     with print_style():  # by value, as a "C0" would take the palette that holds when the figure is saved
         colours = rcParams["axes.prop_cycle"].by_key()["color"]
-    return {
-        name: Look(colours[i % len(colours)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
-        for i, name in enumerate(dict.fromkeys(strategies))
-    }
+    free = cycle([i for i in range(len(colours)) if i not in own.values()])
+    chosen = [colours[own[name] if name in own else next(free)] for name in names]
+    return {name: Look(chosen[i], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def new_figure(height: float, *shape: int, **panels: Any) -> tuple[Any, Any]:

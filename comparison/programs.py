@@ -7,26 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import engine
+import llama.engine
 import main
 import main_llama
 from runtime.command import PER_CALL
+from runtime.metrics import Metric
 
 ROOT = Path(__file__).parent.parent
 NOT_IN_A_GRID = {*PER_CALL, "output_dir", "seed", "help"} - {"max_steps"}  # said by compare.py itself
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A validation figure of log.jsonl."""
-
-    name: str
-    label: str  # of axes and columns, with its unit
-    higher_is_better: bool
-    needs: str = ""  # an option without which no run has it
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether figure `a` is better than `b`."""
-        return a > b if self.higher_is_better else a < b
 
 
 @dataclass(frozen=True)
@@ -46,33 +35,9 @@ class Program:
         return [sys.executable, *launch, str(ROOT / self.script)]
 
 
-def _metrics(*metrics: Metric) -> dict[str, Metric]:
-    return {metric.name: metric for metric in metrics}
-
-
 PROGRAMS = {
-    "main.py": Program(
-        "main.py",
-        main.read_options,
-        main.FIXED,
-        _metrics(
-            Metric("acc1", "top-1 accuracy in %", True),
-            Metric("acc1_ema", "top-1 accuracy of EMA weights in %", True, "model_ema_eval"),
-            Metric("acc5", "top-5 accuracy in %", True),
-            Metric("loss", "validation cross-entropy in nats", False),
-            Metric("loss_ema", "validation cross-entropy of EMA weights in nats", False, "model_ema_eval"),
-        ),
-    ),
-    "main_llama.py": Program(
-        "main_llama.py",
-        main_llama.read_options,
-        main_llama.FIXED,
-        _metrics(
-            Metric("perplexity", "validation perplexity", False),
-            Metric("perplexity_published", "validation perplexity as published", False),
-            Metric("loss", "validation cross-entropy in nats a token", False),
-        ),
-    ),
+    "main.py": Program("main.py", main.read_options, main.FIXED, engine.METRICS),
+    "main_llama.py": Program("main_llama.py", main_llama.read_options, main_llama.FIXED, llama.engine.METRICS),
 }
 
 

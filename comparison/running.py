@@ -21,6 +21,7 @@ from comparison.programs import ROOT
 from comparison.results import BROKEN, CELL, FINISHED, OUTPUT, TURN, Run, claim, note_failure
 from runtime import runfolder
 from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from runtime.strategies import STRATEGIES
 from runtime.tables import say
 
 LOCK, THREADS = ".lock", "OMP_NUM_THREADS"
@@ -188,7 +189,8 @@ def rehearse(runs: Sequence[Run], environment: Mapping[str, str]) -> None:
     Raises:
         UserError: If its program refuses.
     """
-    adaptive = [run for run in runs if run.cell.options.get("decay") == "alphadecay"]
+    kinds = [name for name, strategy in STRATEGIES.items() if strategy.assigns]
+    adaptive = [run for run in runs if run.cell.options.get("decay") in kinds]
     run = (adaptive or list(runs))[0]
     command = [*run.cell.setting.program.command(run.cell.setting.processes), *run.cell.words(), "--dry_run"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)

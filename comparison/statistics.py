@@ -11,7 +11,7 @@ import numpy as np
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
-from comparison.programs import Metric
+from runtime.metrics import Metric
 
 LEVEL, POWER = 0.05, 0.8
 RESAMPLES = 9999

@@ -15,6 +15,7 @@ from comparison.findings import Finding, Tuned
 from comparison.looks import Looks, capitalised, dodged, finite, legend_below, near, new_figure, plain
 from comparison.results import Run
 from comparison.statistics import Interval
+from runtime.strategies import STRATEGIES
 
 EARLY = 0.15  # share of the steps whose values do not stretch the axis: every run falls or climbs steeply there
 Curve = Mapping[int, float]  # by optimizer step
@@ -143,7 +144,6 @@ def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> No
     ax.grid(True, axis="y")
 
 
-SCORES = {"adadecay": "gradient norm", "awd": "gradient norm / weight norm"}
 Lines = dict[str, list[list[tuple[int, float]]]]  # by role, one a depth: (step, value)
 
 
@@ -163,8 +163,8 @@ def _differs(rows: Sequence[Row]) -> bool:
 
 def score_name(tuned: Tuned) -> str:
     """What the ledger's score of a strategy is."""
-    kind = str(tuned.options.get("decay"))
-    return SCORES.get(kind) or str(tuned.options.get("decay_metric", "score")).replace("_", " ")
+    strategy = STRATEGIES.get(str(tuned.options.get("decay")))
+    return (strategy and strategy.score) or str(tuned.options.get("decay_metric", "score")).replace("_", " ")
 
 
 def lines_of(runs: Sequence[Run], key: str) -> Lines:

@@ -141,9 +141,9 @@ FAULTS = [
     ),
     Fault(
         "perplexity_may_rise",
-        "comparison/programs.py",
-        'Metric("perplexity", "validation perplexity", False)',
-        'Metric("perplexity", "validation perplexity", True)',
+        "llama/engine.py",
+        '"validation perplexity", "perplexity", headline',
+        '"validation perplexity", "perplexity", higher_is_better=True, headline',
         "comparison/test_compare_words.py::test_lower_is_better_where_it_is",
         "the worst language model wins",
     ),

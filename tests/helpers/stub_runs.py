@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from comparison.programs import Cell, Metric, Program, Setting
+from comparison.programs import Cell, Program, Setting
 from comparison.results import Run
+from runtime.metrics import Metric
 
 STUB = Program(str(Path(__file__).parent / "stub_trainer.py"), lambda words: None)
-SETTING = Setting("stub", "", STUB, Metric("acc1", "accuracy in %", True), 1, (), "uniform", ())
+SETTING = Setting("stub", "", STUB, Metric("acc1", "accuracy in %", "accuracy", True), 1, (), "uniform", ())
 
 
 def stub_run(root: Path, seed: int = 0, strategy: str = "uniform", **options) -> Run:

@@ -11,6 +11,7 @@ import main_llama
 from runtime.errors import UserError
 from runtime.options import build, option, parse
 from runtime.published import PUBLISHED
+from runtime.strategies import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ OWN = {program: ("main.py", "engine.py", "datasets.py", "vision/*.py"), main_lla
 def test_no_option_goes_unread(trainer):
     own = [path for pattern in OWN[trainer] for path in ROOT.glob(pattern)]
     read_somewhere = attributes_read([*SHARED, *own])
+    read_somewhere |= {option for strategy in STRATEGIES.values() for option in strategy.arguments.values()}
     unread = [each.name for cls in trainer.OPTION_CLASSES for each in fields(cls) if each.name not in read_somewhere]
     assert unread == []
 
