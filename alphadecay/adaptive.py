@@ -178,8 +178,7 @@ class AlphaDecay(DecaySchedule):
         return records, multipliers
 
     def _measurement(self, copied: bool = False) -> Measurement:
-        if self._membership.changed(everywhere=True):  # what others steer may have, too
-            self._membership.update()
+        self._membership.update()  # a weight that was tied or reshaped in place shows only when the model is searched
         found = Measurement(self._membership.matrices, self.measuring, self.process_group, copied=copied)
         scale = getattr(self.optimizer, "grad_scale", None)
         if scale is not None:  # gradients that GradScaler leaves to a fused kernel to unscale

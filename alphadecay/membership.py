@@ -78,20 +78,14 @@ class Membership:
                 return f"in {group['decay_name']}, which cannot be split under a learning-rate scheduler"
         return ELSEWHERE
 
-    def changed(self, everywhere: bool = False) -> bool:
-        """Whether groups came or went, or a weight was frozen, unfrozen, initialised, pruned or replaced.
-
-        Args:
-            everywhere: Look for weights that were added, too: a walk over the model.
-        """
+    def changed(self) -> bool:
+        """Whether groups came or went, or a known weight was frozen, unfrozen, initialised, pruned or replaced."""
         groups = self.optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._sizes:
             return True
         if any("decay_group" not in group for group in groups):
             return True
         if any(children.get(name) is not child for children, name, child in self._links):
-            return True
-        if everywhere and [len(each) for each in _slots(unwrap(self.model))] != [len(self._slots), len(self._links)]:
             return True
         return any(
             slots.get(name) is not weight or weight.requires_grad != trained or type(weight) is not kind

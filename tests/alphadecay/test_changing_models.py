@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 import alphadecay
 from alphadecay import membership
+from alphadecay.matrices import find_matrices
 
 FIRST, BOTH = block_names(1), block_names(2)
 SECOND = BOTH[len(FIRST) :]
@@ -260,7 +261,7 @@ def test_with_a_lag_a_change_while_spectra_are_measured_is_seen_too(lag):
     assert max(decay.multipliers.values()) == pytest.approx(HIGH)
 
 
-def test_matrices_are_searched_for_once_and_again_only_when_some_were_added(monkeypatch):
+def test_matrices_are_searched_for_at_construction_and_at_each_refresh_only(monkeypatch):
     searches, real = [], membership.find_matrices
     monkeypatch.setattr(membership, "find_matrices", lambda *given, **how: searches.append(1) or real(*given, **how))
     model = block_model(2)
@@ -275,6 +276,33 @@ def test_matrices_are_searched_for_once_and_again_only_when_some_were_added(monk
         return len(decay.records)
 
     before = steps()
-    assert len(searches) == 1 and len(decay.matrices) == before
+    assert len(searches) == 1 + 2 and len(decay.matrices) == before
     model.add_module("more", nn.Linear(64, 64))  # of another optimizer; no group, no slot that was known changes
-    assert steps() == before + 1 and len(searches) == 2
+    assert steps() == before + 1 and len(searches) == 1 + 4
+
+
+def share_a_module(model):
+    model.blocks[1].extra = model.blocks[0].fc1
+
+
+def tie_a_weight(model):
+    model.extra = nn.Linear(16, 32, bias=False)
+    model.extra.weight = model.blocks[0].fc1.weight
+
+
+def reshape_in_place(model):
+    weight = model.blocks[1].fc1.weight
+    weight.data = weight.data.reshape(8, -1).clone()  # too few eigenvalues to take part
+
+
+@pytest.mark.parametrize("change", [share_a_module, tie_a_weight, reshape_in_place])
+def test_a_refresh_looks_at_the_model_as_it_is(change):
+    model = block_model(2)
+    optimizer = optimizer_of(model)
+    decay, _ = attached(model, optimizer)
+    take_steps(model, optimizer, range(2))
+    change(model)
+    decay.refresh()
+    assert [(m.name, m.reason) for m in decay.matrices] == [(m.name, m.reason) for m in find_matrices(model)]
+    afresh = {record.name: record.alpha for record in alphadecay.analyze(model)}
+    assert {record.name: record.alpha for record in decay.records} == afresh
