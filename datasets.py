@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.files import open_regular
 from runtime.processes import Ranks
 from runtime.tables import say
@@ -78,7 +78,7 @@ def read_image(path: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImage(f"{path}: is of no kind of image that Pillow reads") from error
     except Exception as error:  # Pillow's decoders raise errors of any kind on broken files
-        raise BadImage(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise BadImage(f"{path}: {first_line(error)}") from error
 
 
 def what_is_lost(image: Image.Image) -> str:

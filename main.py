@@ -19,6 +19,7 @@ import runtime.timm_alone  # noqa: F401  before timm
 
 # isort: split
 import copy
+from functools import partial
 from typing import cast
 
 import torch
@@ -54,9 +55,9 @@ def main() -> None:
         options.run,
         FIXED,
         sys.argv,
-        train=lambda start, ranks, noted: train(options, start, ranks, noted),
-        evaluate=lambda start, ranks: evaluate_only(options, start, ranks),
-        show=lambda ranks: show_only(options, ranks),
+        train=partial(train, options),
+        evaluate=partial(evaluate_only, options),
+        show=partial(show_only, options),
         harmless=["--num_workers", "0" if options.data.num_workers else "2"],
     )
 
@@ -84,7 +85,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     """Print the accuracies of a checkpoint's raw and EMA weights, or of the weights the model starts from."""
-    results = ranks.from_main(lambda: results_file(options.run, start))
+    results = ranks.from_main(partial(results_file, options.run, start))
     data = open_images(options.data, ranks, train=False)
     model = build_model(options.model, data.classes, options.data.input_size, new_head=False).to(ranks.device)
     averaged = None

@@ -18,6 +18,7 @@ import runtime.openmp  # noqa: F401  before torch
 import runtime.timm_alone  # noqa: F401  before timm
 
 # isort: split
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -57,9 +58,9 @@ def main() -> None:
         options.run,
         FIXED,
         [*sys.argv, "--export_hf", ""],
-        train=lambda start, ranks, noted: train(options, start, ranks, noted),
-        evaluate=lambda start, ranks: evaluate_only(options, start, ranks),
-        show=lambda ranks: show_only(options, ranks),
+        train=partial(train, options),
+        evaluate=partial(evaluate_only, options),
+        show=partial(show_only, options),
     )
 
 
@@ -75,7 +76,7 @@ def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> No
         task.stream.close()
         hand_over_late(options, task, start, ranks)
         return
-    ranks.from_main(lambda: require_free(options))
+    ranks.from_main(partial(require_free, options))
     what = options.model.init_from or options.model.model_config, options.text.dataset
     run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)
     TextTraining(task, run).run()
@@ -86,7 +87,7 @@ def hand_over_late(options: Options, task: TextTask, start: Start, ranks: Ranks)
     target = task.export_to
     if target is None or start.checkpoint is None or ranks.from_main(lambda: target.exists() and any(target.iterdir())):
         return
-    ranks.from_main(lambda: require_free(options))
+    ranks.from_main(partial(require_free, options))
     load_weights(task.learner.plain, start.checkpoint.model_weights(), start.checkpoint)
     export(task.learner.plain, task.tokenizer, target, ranks)
 
@@ -110,8 +111,8 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     """Print the perplexity of a checkpoint, or of the weights the model starts from; write them for transformers."""
-    ranks.from_main(lambda: require_free(options))
-    results = ranks.from_main(lambda: results_file(options.run, start))
+    ranks.from_main(partial(require_free, options))
+    results = ranks.from_main(partial(results_file, options.run, start))
     text = open_text(options.text, ranks)
     model = fitting_model(options, text).to(ranks.device)
     if start.checkpoint is not None:

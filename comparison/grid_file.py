@@ -1,6 +1,5 @@
 """A grid's YAML file, read so that its mistakes are named: no code, no key twice, no bomb of aliases."""
 
-import difflib
 import itertools
 import math
 import re
@@ -13,7 +12,7 @@ import yaml
 
 from alphadecay.tables import escaped
 from comparison.remains import shown
-from runtime.errors import UserError
+from runtime.errors import UserError, did_you_mean
 
 MOST_VALUES = 100_000  # with aliases written out
 MOST_LEVELS = 40
@@ -120,8 +119,7 @@ def check_keys(content: Mapping[str, Any], known: Keys, required: Sequence[str] 
     prefix = f"{where}: " if where else ""
     for key, value in content.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or f"known are {', '.join(known)}"
             raise UserError(f"{prefix}{key}: unknown key; {hint}")
         types = known[key] if isinstance(known[key], tuple) else (known[key],)
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):

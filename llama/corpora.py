@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import fsspec
 
-from llama.sources import C4Shards, Corpus, Shard, SourceFiles, first_line, warn
-from runtime.errors import UserError
+from llama.sources import C4Shards, Corpus, Shard, SourceFiles, warn
+from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
 C4_HUB = "hf://datasets/allenai/c4/en"

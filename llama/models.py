@@ -14,7 +14,7 @@ from llama.chunked import give_summed_loss
 from llama.options import LanguageModelOptions
 from llama.probes import require_causal, require_plain_head
 from llama.tokenizers import HubTokenizer
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.files import json_of
 from runtime.processes import Ranks
 from runtime.runfolder import make_folders, read_json, remove_empty
@@ -43,7 +43,7 @@ def build_model(options: LanguageModelOptions) -> nn.Module:
         try:
             model = transformers.AutoModelForCausalLM.from_config(config)
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-            raise UserError(f"--model_config {options.model_config}: {_first_line(error)}") from error
+            raise UserError(f"--model_config {options.model_config}: {first_line(error)}") from error
     model.config.use_cache = False
     source = f"--init_from {options.init_from}" if options.init_from else f"--model_config {options.model_config}"
     require_causal(model.float(), source)
@@ -90,7 +90,7 @@ def read_config(path: str, option: str = "--model_config") -> Any:
     try:
         return transformers.AutoConfig.for_model(**values)
     except Exception as error:  # transformers' checks raise classes of its own and of huggingface_hub
-        raise UserError(f"{option} {path}: {_first_line(error)}") from error
+        raise UserError(f"{option} {path}: {first_line(error)}") from error
 
 
 def _loaded(folder: str) -> nn.Module:
@@ -104,7 +104,7 @@ def _loaded(folder: str) -> nn.Module:
         load: Any = transformers.AutoModelForCausalLM.from_pretrained
         model, told = load(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     except Exception as error:  # see read_config; also safetensors' own for a truncated file
-        raise UserError(f"--init_from {folder}: {_first_line(error)}") from error
+        raise UserError(f"--init_from {folder}: {first_line(error)}") from error
     for kind, words in (("missing_keys", "lacks"), ("unexpected_keys", "has what the model lacks:")):
         names = sorted(map(str, told.get(kind) or ()))
         if names:
@@ -190,10 +190,3 @@ def flops_per_token(model: nn.Module, length: int) -> float:
     if not config.tie_word_embeddings:
         weights -= model.get_input_embeddings().weight.numel()  # type: ignore[operator]
     return 6.0 * weights + 12.0 * config.num_hidden_layers * config.hidden_size * length
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 TOKENS = 8
 TOLERANCE = 1e-3  # of the spread of the logits; float32 rounding is a thousand times less
@@ -24,7 +24,7 @@ def require_causal(model: nn.Module, label: str) -> None:
     try:
         first, second = _logits(model, ids)[:, :-1]
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, IndexError) as error:
-        raise UserError(f"{label}: the model cannot run: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{label}: the model cannot run: {first_line(error)}") from error
     if _differ(first, second):
         raise UserError(f"{label}: no causal language model: its predictions depend on tokens that come later")
 

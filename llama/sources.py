@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from runtime.errors import UserError, printable
+from runtime.errors import UserError, first_line, printable
 
 NAMED_BAD = 20  # lines that are named; further ones are only counted
 READ_SHARDS, READ_BYTES = 16, 4096  # of so many files of a part, so many first bytes go into a fingerprint
@@ -230,8 +230,3 @@ def read_documents(
 def warn(message: str) -> None:
     """Write a warning to standard error, above a progress bar if there is one."""
     tqdm.write(f"warning: {printable(message)}", file=sys.stderr)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type if it has none."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

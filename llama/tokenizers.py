@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama.sources import first_line
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
 Ids = NDArray[np.int32]  # of one text, (tokens,)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 
 class Curves:
@@ -59,7 +59,7 @@ class Wandb:
         except ModuleNotFoundError:
             raise UserError("--enable_wandb: needs wandb; pip install '.[train]'") from None
         except Exception as error:  # wandb raises many kinds: no login, no network, a taken id
-            raise UserError(f"--enable_wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs none)") from error
+            raise UserError(f"--enable_wandb: {first_line(error)} (WANDB_MODE=offline needs none)") from error
 
     @property
     def id(self) -> str:

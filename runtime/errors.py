@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -53,6 +54,18 @@ class RunsFailed(Exception):
 def printable(text: str) -> str:
     """A text on one line, with control characters, such as those that move a terminal's cursor, written out."""
     return "".join(c if c.isprintable() else " " if c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def did_you_mean(name: str, known: Iterable[str], at_most: int = 1, prefix: str = "") -> str:
+    """A question with the known names that are close to a mistyped one; "" if none is."""
+    close = get_close_matches(name, list(known), n=at_most)
+    return f"did you mean {' or '.join(prefix + each for each in close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, and the next where it ends with a colon; its kind if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # kind, word, status, whether any rank says it

@@ -11,7 +11,6 @@ and lists what must hold between them in `CHECKS`, as (predicate, message) pairs
 """
 
 import argparse
-import difflib
 import math
 import re
 import textwrap
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from runtime.errors import UserError
+from runtime.errors import UserError, did_you_mean
 from runtime.published import PUBLISHED, RENAMED_VALUES, Published
 
 Check = tuple[Callable[[Any], bool], str]
@@ -244,9 +243,8 @@ def _unknown_option(word: str, known: Mapping[str, Any]) -> str:
     if not word.startswith("-"):
         return f"unexpected word {word!r}; options begin with --"
     typed = word.split("=")[0]
-    close = difflib.get_close_matches(typed.lstrip("-").replace("-", "_"), [*known, *PUBLISHED], n=3)
-    hint = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else "; --help lists the options"
-    return f"unknown option {typed}{hint}"
+    hint = did_you_mean(typed.lstrip("-").replace("-", "_"), [*known, *PUBLISHED], at_most=3, prefix="--")
+    return f"unknown option {typed}; {hint or '--help lists the options'}"
 
 
 def _boolean(text: str) -> bool:
@@ -302,8 +300,7 @@ def _check_value(each: Field, value: Any) -> None:
     if value is None or each.default is MISSING:
         return
     if rules["choices"] and value not in rules["choices"]:
-        close = difflib.get_close_matches(str(value), rules["choices"], n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = f" ({close})" if (close := did_you_mean(str(value), rules["choices"])) else ""
         raise UserError(f"--{each.name} {value}: must be one of {', '.join(rules['choices'])}{hint}")
     for rule, broken, words in (
         ("minimum", lambda limit: value < limit, "at least"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runtime.errors import RankLost, UserError
+from runtime.errors import RankLost, UserError, first_line
 
 CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe")  # what gloo's plain errors say
 
@@ -114,7 +114,7 @@ def process_group(device_name: str) -> Iterator[Ranks]:
         yield Ranks(rank, count, device, control)
     except RuntimeError as error:
         if count > 1 and (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
-            reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+            reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
             raise RankLost(f"rank {rank}: another process of this run is gone or out of reach ({reason})") from error
         raise
     finally:

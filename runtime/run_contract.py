@@ -4,7 +4,6 @@ It is called the contract: the options that are declared with `fixed=ROOM`, and 
 as the number of processes, the data's fingerprint and the libraries. --allow_changed names what may differ.
 """
 
-import difflib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from runtime.checkpoints import Checkpoint
-from runtime.errors import UserError
+from runtime.errors import UserError, did_you_mean
 from runtime.processes import Ranks
 from runtime.runfolder import VERSIONS, library_versions
 from runtime.tables import say, table
@@ -122,8 +121,7 @@ def check_names(allowed: Sequence[str], fixed: Mapping[str, Fixed]) -> None:
     known = list(dict.fromkeys([*rooms, *fixed, *FACT_ROOMS]))
     for name in allowed:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = f" ({close})" if (close := did_you_mean(name, known)) else ""
             raise UserError(f"--allow_changed {name}: unknown{hint}; known are {', '.join(known)}")
 
 

@@ -8,12 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alphadecay.sharing import is_sharded, local_part
 from alphadecay.skeletons import skeleton
-
-
-def is_sharded(value: Any) -> bool:
-    """Whether a value is a DTensor, of which this process holds a part."""
-    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 
 def whole(value: Any) -> Any:
@@ -58,7 +54,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all values of all tensors are finite; of shards, on all processes."""
     # What is not finite makes a sum so too, and sums are quick; so could large finite values, which are looked at.
     tensors = [each.detach() for each in tensors]
-    parts = [each.to_local() if is_sharded(each) else each for each in tensors]  # type: ignore[attr-defined]
+    parts = [local_part(each) for each in tensors]
     fine = torch.stack([part.sum(dtype=torch.float32) for part in parts]).isfinite().all()
     if not fine:
         fine = torch.stack([part.isfinite().all() for part in parts]).all()

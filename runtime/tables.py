@@ -8,17 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from alphadecay.tables import aligned
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows under a header, columns aligned: text to the left, numbers to the right, None as a dash."""
-    cells = [[_text(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
-    lines = [list(header), ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)).rstrip()
-        for line in lines
-    )
+    texts = {i for i in range(len(header)) if not all(isinstance(row[i], int | float | None) for row in rows)}
+    return aligned(header, [[_text(cell) for cell in row] for row in rows], texts)
 
 
 def _text(cell: Any) -> str:

@@ -43,6 +43,8 @@ ENTRIES: dict[str, Callable[[Any], bool]] = {
     "seconds": _finite,
     "train_seconds": _finite,
     "decay_seconds": _finite,
+    "wandb_id": lambda v: v is None or isinstance(v, str),
+    "streams": lambda v: isinstance(v, list) and bool(v) and all(isinstance(each, dict) for each in v),
 }  # fmt: skip
 NEEDED = ("optimizer", "scaler", "random")
 

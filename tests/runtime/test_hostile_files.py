@@ -17,8 +17,10 @@ from tiny_text import TINY_TEXT, run_text
 
 from datasets import BadImage, read_image
 from llama.sources import bounded_lines
+from runtime import validation
 from runtime.checkpoints import sha256
 from runtime.errors import exit_status, printable
+from runtime.training_state import TrainingState
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,8 @@ STATES = {
     "step in words": (lambda s: s.update(step="2"), "its 'step' is not"),
     "rows that are no counts": (lambda s: s.update(rows={"log.jsonl": 1.5}), "its 'rows' is not"),
     "seconds without end": (lambda s: s.update(seconds=math.inf), "its 'seconds' is not"),
+    "wandb's name as a number": (lambda s: s.update(wandb_id=3), "its 'wandb_id' is not"),
+    "streams in words": (lambda s: s.update(streams=["here"]), "its 'streams' is not"),
     "best of nothing": (lambda s: s.update(best={"best": 1}), "its 'best' is not"),
 }
 
@@ -115,6 +119,10 @@ def test_a_training_state_is_looked_at_before_it_is_used(damaged, refused, chang
     folder, _, alter = damaged
     alter(state=change)
     refused(said, "--resume", folder, "--max_steps", "4", watched=folder)
+
+
+def test_every_entry_of_a_training_state_is_looked_at():
+    assert set(TrainingState(streams=[{}]).flat()) == set(validation.ENTRIES)
 
 
 MANIFESTS = {
