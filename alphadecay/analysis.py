@@ -81,14 +81,25 @@ def analyze(
     """Measure the spectrum of each weight matrix of a model, in the model's order.
 
     The spectrum of W holds the eigenvalues x of W W^T (or W^T W, if that is smaller). A power law p(x) ~ x^-alpha is
-    fitted to its upper part: alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues from xmin on. A smaller alpha
-    means a heavier tail. At initialisation it says what shape the matrix has (about 2.1 for a square one, 3.5 for
-    4:1), unless `window` is "farms".
+    fitted to its upper part, by default to its upper half: alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues
+    from xmin on. A smaller alpha means a heavier tail. At initialisation it says what shape the matrix has (about 2.1
+    for a square one, 3.5 for 4:1), unless `window` is "farms".
+
+    Matrices that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in
+    `note` and no measures. A spectrum of which half is zero comes with its measures and a note.
 
     Args:
         model: Any module, also inside DistributedDataParallel or torch.compile.
-        fit, xmin_pos, window, filter_zeros: How the tail is found, as in `AlphaDecay`. A window changes alpha, its
-            error, KS distance and xmin; all other measures are always the whole matrix'.
+        fit: How the tail is found. "median": from the middle of the spectrum on, as published with AlphaDecay; "paper":
+            its formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest;
+            "fix-finger": the same near the peak of the histogram, as published; "fix-finger-corrected": without its
+            error.
+        xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
+        window: None: the whole matrix. "farms": alpha, its error, KS distance and xmin are of the pooled spectrum
+            of evenly spaced square windows, so that they do not depend on the matrix' shape. (rows, columns):
+            of windows of that shape. All other measures are always the whole matrix'.
+        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked;
+            this depends on the weights' scale.
         exclude: Globs over module names that stay out, such as "blocks.0.*".
         include: Any of "stem", "head" and "frozen": they take part as well. A model of which nothing is trained is
             analysed as if "frozen" was given.
@@ -101,9 +112,7 @@ def analyze(
 
     Returns:
         One `SpectrumRecord` a weight of two or more dimensions, in a list that prints as a table, has figures (`plot`)
-        and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`). Matrices
-        that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in `note` and no
-        measures; a spectrum of which half is zero comes with its measures and a note.
+        and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`).
 
     Raises:
         TypeError: If `model` is no module.

@@ -80,7 +80,7 @@ class AuditRecord:
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """What a ledger's row holds of it."""
+        """What a row of the decay log holds of it."""
         names = (
             "decay_norm", "gradient_norm", "ratio", "time_constant", "swallowed", "kept", "unrounded_norm",
         )  # fmt: skip

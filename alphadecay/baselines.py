@@ -110,7 +110,7 @@ class AdaDecayPerEntry(DecaySchedule):
         2 / (1 + exp(-4 z)), z = (|g| - mean of |g|) / standard deviation of |g|, over its tensor
 
     which is between 0 and 2, and 1 where all |g| are equal. Every decayed tensor takes part. The groups' weight_decay
-    is 0, and the decay is applied after the optimizer's step. `multipliers` are 1; no ledger can hold or replay this
+    is 0, and the decay is applied after the optimizer's step. `multipliers` are 1; no decay log can hold or replay this
     kind.
 
     Args:

@@ -106,7 +106,7 @@ def parsed_row(line: str, where: str, kinds: Mapping[str, Any]) -> dict[str, Any
         raise ValueError(f"{where}: no JSON ({error})") from error
     for key, kind in kinds.items():
         if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):
-            raise ValueError(f"{where}: no row of a ledger, it has no {key}")
+            raise ValueError(f"{where}: no row of a decay log, it has no {key}")
     return row
 
 

@@ -1,4 +1,4 @@
-"""The decays of another run again, from its ledger."""
+"""The decays of another run again, from its decay log."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ DecayRows = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
 
 
 class Replay(DecaySchedule):
-    """The multipliers of a ledger, step by step or their means over time, whatever the modules' spectra say now.
+    """The multipliers of a decay log, step by step or their means over time, whatever the modules' spectra say now.
 
     With the options of the run that wrote it, the run comes out with the same bits. Construct it after the optimizer
     and before any learning-rate scheduler.
@@ -31,9 +31,9 @@ class Replay(DecaySchedule):
         optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed.
         ledger: A run's decay.jsonl, as `log_to` of any schedule and the trainers write it: one line of JSON a module
             and refresh. Read are step (optimizer steps taken before, from 0 on), module and multiplier (at least 0).
-        mean: Give each module the mean of its multipliers over the ledger's steps, each weighted by the steps for which
-            it held, from the first step on.
-        exclude: Globs over module names that get no decay of their own; as in the run that wrote the ledger.
+        mean: Give each module the mean of its multipliers over the log's steps, each weighted by the steps for which it
+            held, from the first step on.
+        exclude: Globs over module names that get no decay of their own; as in the run that wrote the decay log.
         include: Any of "stem", "head" and "frozen": they have decays of their own as well; as in that run.
         min_eigenvalues: Matrices with fewer eigenvalues get no decay of their own; as in that run.
         cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
@@ -42,7 +42,7 @@ class Replay(DecaySchedule):
         on_refresh: Called with this object each time that multipliers change.
 
     Raises:
-        ValueError: If the ledger cannot be read, is of other modules or of a kind of decay that no ledger holds, or
+        ValueError: If the log cannot be read, is of other modules or of a strategy that no decay log holds, or
             begins after the first step (file and line or module are named); or as `AlphaDecay`.
 
     Example:
@@ -97,11 +97,11 @@ class Replay(DecaySchedule):
         if (lacking or other) and not self.same_for_all:
             self.detach()
             what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
-            raise ValueError(f"{path} is the ledger of another model or selection: it has {what}")
+            raise ValueError(f"{path} is the decay log of another model or selection: it has {what}")
 
     @property
     def next_refresh(self) -> int | None:
-        """Before which step the ledger has the next change; None: it has no more."""
+        """Before which step the decay log has the next change; None: it has no more."""
         return min((step for step in self._rows if step >= self.step), default=None)
 
     def _act(self, step: int) -> None:
@@ -147,7 +147,7 @@ def _checked(line: str, where: str) -> dict[str, Any]:
     if not (0 <= row["multiplier"] < math.inf and row["step"] >= 0):
         raise ValueError(f"{where}: multiplier {row['multiplier']} at step {row['step']} is impossible")
     if row.get("kind") == AdaDecayPerEntry.strategy:
-        raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which no ledger holds")
+        raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which no decay log holds")
     return row
 
 

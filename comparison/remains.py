@@ -73,7 +73,7 @@ def _are_versions(value: Any) -> bool:
 
 SUMMARY = {"seconds": is_figure, "samples_per_second": is_figure, "alpha_by_role": _are_alphas}
 LOG = {"step": is_count, "weight_decay_mean": is_finite, "weight_norm": is_figure, "train_loss": is_figure}
-LEDGER = {
+DECAY_LOG = {
     "step": is_count, "module": is_name, "role": is_name, "score": is_figure, "multiplier": is_finite,
     "audit": lambda value: value is None or isinstance(value, dict),
 }  # fmt: skip
@@ -91,13 +91,13 @@ def read_log(folder: Path) -> list[Row]:
     return read_rows(folder / runfolder.LOG, LOG)
 
 
-def read_ledger(folder: Path) -> list[Row]:
+def read_decay_log(folder: Path) -> list[Row]:
     """One row a module and refresh, with what the report takes of it; audits are left out."""
-    found = read_rows(folder / runfolder.LEDGER, LEDGER)
-    rows = [{key: row.get(key) for key in LEDGER} for row in found if row.get("audit") is None]
+    found = read_rows(folder / runfolder.DECAY_LOG, DECAY_LOG)
+    rows = [{key: row.get(key) for key in DECAY_LOG} for row in found if row.get("audit") is None]
     roles = len({row["role"] for row in rows})
     if roles > MOST_ROLES:
-        raise UserError(f"{folder / runfolder.LEDGER}: has {roles} roles, more than {MOST_ROLES}")
+        raise UserError(f"{folder / runfolder.DECAY_LOG}: has {roles} roles, more than {MOST_ROLES}")
     return rows
 
 

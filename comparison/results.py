@@ -50,9 +50,9 @@ class Run:
 
     def look(self) -> str:
         """Read all that the run left; what is wrong with it, or nothing."""
-        for part in (self.noted, self.failure, self.summary, self.environment, self.log, self.ledger):
+        for part in (self.noted, self.failure, self.summary, self.environment, self.log, self.decay_log):
             del part
-        self.__dict__.pop("ledger")  # the largest: it is read again where it is drawn, of a few runs
+        self.__dict__.pop("decay_log")  # the largest: it is read again where it is drawn, of a few runs
         return self.wrong[0] if self.wrong else self.other_option()
 
     def other_option(self) -> str:
@@ -117,9 +117,9 @@ class Run:
         return self._read(lambda: remains.read_log(self.folder), [])
 
     @cached_property
-    def ledger(self) -> list[dict[str, Any]]:
+    def decay_log(self) -> list[dict[str, Any]]:
         """One row a module and refresh."""
-        return self._read(lambda: remains.read_ledger(self.folder), [])
+        return self._read(lambda: remains.read_decay_log(self.folder), [])
 
     @cached_property
     def environment(self) -> Row:

@@ -150,7 +150,7 @@ Lines = dict[str, list[list[tuple[int, float]]]]  # by role, one a depth: (step,
 def adaptive(finding: Finding) -> list[Tuned]:
     """Strategies whose modules have multipliers of their own at the best point."""
     runs = best_runs(finding)
-    return [t for t in finding.tuned if t.strategy in runs and _differs(refreshes(runs[t.strategy][0].ledger))]
+    return [t for t in finding.tuned if t.strategy in runs and _differs(refreshes(runs[t.strategy][0].decay_log))]
 
 
 def _differs(rows: Sequence[Row]) -> bool:
@@ -162,16 +162,16 @@ def _differs(rows: Sequence[Row]) -> bool:
 
 
 def score_name(tuned: Tuned) -> str:
-    """What the ledger's score of a strategy is."""
+    """What the decay log's score of a strategy is."""
     strategy = STRATEGIES.get(str(tuned.options.get("decay")))
     return (strategy and strategy.score) or str(tuned.options.get("decay_metric", "score")).replace("_", " ")
 
 
 def lines_of(runs: Sequence[Run], key: str) -> Lines:
-    """A column of the ledger, mean over seeds, by role and depth; depth is the order of modules within a role."""
+    """A column of the decay log, mean over seeds, by role and depth; depth is the order of modules within a role."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for run in runs:
-        for row in refreshes(run.ledger):
+        for row in refreshes(run.decay_log):
             if row["module"] != ALL and finite(row[key]):
                 by_step = found.setdefault(row["role"], {}).setdefault(row["module"], {})
                 by_step.setdefault(row["step"], []).append(row[key])

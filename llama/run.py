@@ -161,10 +161,10 @@ class TextTraining(Trainer):
             "best_loss_step": best.get("step"),
         }
 
-    def show(self, summary: Row, ledger: Sequence[Row]) -> None:
+    def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
         """Perplexity, decay by role, and speed."""
         show_perplexity(summary)
-        show_decay_by_role(ledger, self.decay.metric)
+        show_decay_by_role(decay_log, self.decay.metric)
         utilisation = f", MFU {100 * summary['mfu']:.1f} %" if summary.get("mfu") else ""
         speed = f"{summary.get('tokens_per_second') or 0:,.0f} tokens/s{utilisation}"
         say(

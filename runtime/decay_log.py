@@ -1,4 +1,4 @@
-"""What a run notes of its decays: refreshes and audits, in the ledger and as curves; trainers share it."""
+"""What a run notes of its decays: refreshes and audits, in the decay log and as curves; trainers share it."""
 
 import alphadecay
 from alphadecay.audit import audit_rows

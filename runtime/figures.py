@@ -13,19 +13,19 @@ from runtime.metrics import Metric
 Row = Mapping[str, Any]
 
 
-def figures_of_run(records: SpectrumRecords, ledger: Sequence[Row], score: str) -> dict[str, Any]:
+def figures_of_run(records: SpectrumRecords, decay_log: Sequence[Row], score: str) -> dict[str, Any]:
     """Figures of a run's spectra and decays, by name.
 
     Args:
         records: The spectra at its end.
-        ledger: Rows of decay.jsonl.
+        decay_log: Rows of decay.jsonl.
         score: What the decays were assigned by.
     """
     drawn = {"spectra": spectra_by_role(spectra_of(records)), "alpha_by_depth": alpha_by_depth(records)}
-    if ledger:
-        drawn["decay_over_time"] = decay_over_time(ledger, score)
-    if any(row["module"] != ALL for row in ledger):  # not of a strategy with one decay for all
-        drawn["decay_by_depth"] = decay_by_depth(ledger, score)
+    if decay_log:
+        drawn["decay_over_time"] = decay_over_time(decay_log, score)
+    if any(row["module"] != ALL for row in decay_log):  # not of a strategy with one decay for all
+        drawn["decay_by_depth"] = decay_by_depth(decay_log, score)
     return drawn
 
 

@@ -16,9 +16,9 @@ from runtime.runfolder import Row
 from runtime.tables import say, table
 
 
-def show_decay_by_role(ledger: Sequence[Row], score: str) -> None:
+def show_decay_by_role(decay_log: Sequence[Row], score: str) -> None:
     """Print means of the score and of decay by role at the last refresh, if there was one."""
-    assigned = refreshes(ledger)
+    assigned = refreshes(decay_log)
     if assigned:
         last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")

@@ -15,9 +15,9 @@ from typing import Any
 from runtime.errors import UserError
 from runtime.files import json_of, lines_of, replacing
 
-CONFIG, LOG, LEDGER, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
+CONFIG, LOG, DECAY_LOG, SUMMARY = "config.json", "log.jsonl", "decay.jsonl", "summary.json"
 BAD_STEPS = "bad_steps.jsonl"  # steps whose loss or gradient was not finite, and what was found of them
-ROWS = (LOG, LEDGER, BAD_STEPS)  # what grows line by line
+ROWS = (LOG, DECAY_LOG, BAD_STEPS)  # what grows line by line
 EVALUATION = "evaluation.json"  # of --eval
 REQUEUE = "REQUEUE"  # there while a run that was told to end waits to go on
 FIGURES = ("training", "decay_over_time", "decay_by_depth", "alpha_by_depth", "spectra")

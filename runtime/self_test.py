@@ -110,7 +110,7 @@ def _compare(whole: Path, parts: Path, folder: Path) -> None:
 
 
 def differences(whole: Path, parts: Path) -> dict[str, str]:
-    """What differs between two runs' last checkpoints, logs and ledgers, times apart: its name, and where first."""
+    """What differs between two runs' last checkpoints, logs and decay logs, times apart: its name, and where first."""
     found = {name: first_difference(pairs) for name, pairs in what_runs_leave(whole, parts).items()}
     return {name: difference for name, difference in found.items() if difference}
 
@@ -136,7 +136,7 @@ def _contents(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "random states": state.pop("random"),
         "counts and best figures": {key: value for key, value in state.items() if key not in TIMES},
     }
-    for name in (runfolder.LOG, runfolder.LEDGER):
+    for name in (runfolder.LOG, runfolder.DECAY_LOG):
         rows = runfolder.read_rows(folder / name)
         contents[name] = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
     return contents

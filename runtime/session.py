@@ -1,4 +1,4 @@
-"""A run in its folder: log, ledger, curves, checkpoints, best figures."""
+"""A run in its folder: log, decay log, curves, checkpoints, best figures."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -99,14 +99,14 @@ class Session:
 
     def log_refresh(self, rows: Sequence[Row]) -> None:
         """Append the modules' decays to decay.jsonl and draw means by role."""
-        self.append(runfolder.LEDGER, rows)
+        self.append(runfolder.DECAY_LOG, rows)
         for key in ("score", "weight_decay"):
             self._draw_by_role(rows, f"decay_{key}", [row[key] for row in rows])
             self.curves.histogram(rows[0]["step"], f"decay_{key}", [row[key] for row in rows if row[key] is not None])
 
     def log_audit(self, rows: Sequence[Row]) -> None:
         """Append what decay did to the modules to decay.jsonl and draw means by role."""
-        self.append(runfolder.LEDGER, rows)
+        self.append(runfolder.DECAY_LOG, rows)
         for key in ("ratio", "swallowed", "kept"):
             self._draw_by_role(rows, f"decay_{key}", [row["audit"][key] for row in rows])
 

@@ -97,7 +97,7 @@ class Trainer(ABC):
         """The figure of the log."""
 
     @abstractmethod
-    def show(self, summary: Row, ledger: Sequence[Row]) -> None:
+    def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
         """Print the summary."""
 
     @abstractmethod
@@ -298,7 +298,7 @@ class Trainer(ABC):
     def _finish(self, session: Session, records: SpectrumRecords) -> None:
         """Write the summary and the figures, and print what a person looks for first."""
         log = runfolder.read_rows(session.folder / runfolder.LOG)
-        ledger = runfolder.read_rows(session.folder / runfolder.LEDGER)
+        decay_log = runfolder.read_rows(session.folder / runfolder.DECAY_LOG)
         trained, seconds = self.counts.step * self.samples_per_step, self.counts.train_seconds
         summary = self.summary(session, log) | {
             "train_loss": log[-1].get("train_loss") if log else None,
@@ -310,11 +310,11 @@ class Trainer(ABC):
             "alpha_by_role": mean_alphas(records),
         }
         with print_style():
-            drawn = self._figures(records, log, ledger)
+            drawn = self._figures(records, log, decay_log)
             session.finish(summary, drawn)
-        self.show(summary, ledger)
+        self.show(summary, decay_log)
         say(f"\nrun folder: {session.folder}")
 
-    def _figures(self, records: SpectrumRecords, log: Sequence[Row], ledger: Sequence[Row]) -> dict[str, Any]:
+    def _figures(self, records: SpectrumRecords, log: Sequence[Row], decay_log: Sequence[Row]) -> dict[str, Any]:
         training = {"training": self.curves(log)} if log else {}
-        return training | figures_of_run(records, ledger, self.decay.metric)
+        return training | figures_of_run(records, decay_log, self.decay.metric)

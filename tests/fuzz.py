@@ -37,7 +37,7 @@ import main_llama
 from alphadecay.command.sources import BadInput, read_source
 from comparison.grid import read_grid
 from comparison.options import PRESETS
-from comparison.remains import LEDGER, LOG, read_environment, read_failure, read_rows, read_summary
+from comparison.remains import DECAY_LOG, LOG, read_environment, read_failure, read_rows, read_summary
 from llama.models import read_config
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError, exit_status
@@ -163,7 +163,7 @@ def targets(folder: Path) -> dict[str, tuple[Path, Callable, Callable[[Path], ob
         "environment": (run_folder / "config.json", json_of, lambda path: read_environment(path.parent)),
         "failure": (failure, json_of, read_failure),
         "log": (run_folder / "log.jsonl", rows_of, lambda path: read_rows(path, LOG)),
-        "ledger": (run_folder / "decay.jsonl", rows_of, lambda path: read_rows(path, LEDGER)),
+        "ledger": (run_folder / "decay.jsonl", rows_of, lambda path: read_rows(path, DECAY_LOG)),
         "grid": (grid, yaml_of, read_grid),
     }  # fmt: skip
 

@@ -130,9 +130,9 @@ class ImageTraining(Trainer):
         """Losses, accuracy and learning rate."""
         return training_curves(log, METRICS["acc1"])
 
-    def show(self, summary: Row, ledger: Sequence[Row]) -> None:
+    def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
         """Accuracies and decay by role."""
-        show_summary(summary, ledger, self.decay.metric)
+        show_summary(summary, decay_log, self.decay.metric)
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final and best accuracies of raw and EMA weights."""
@@ -149,12 +149,12 @@ class ImageTraining(Trainer):
         }
 
 
-def show_summary(summary: Row, ledger: Sequence[Row], score: str) -> None:
+def show_summary(summary: Row, decay_log: Sequence[Row], score: str) -> None:
     """Print accuracies of raw and EMA weights, and means of the score and of decay by role at the last refresh."""
     first, *others = FIGURES
     best = replace(first, name=f"best_{first.name}", column=f"best {first.column}")
     say("\n" + figures_table(summary, [first, best, *others]))
-    show_decay_by_role(ledger, score)
+    show_decay_by_role(decay_log, score)
     say(
         f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
         f"in training, {summary['decay_seconds']:.2f} s for decay"

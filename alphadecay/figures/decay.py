@@ -1,4 +1,4 @@
-"""Figures from a run's ledger: the score of modules and their decay, over time and by depth. Needs matplotlib."""
+"""Figures from a run's decay log: the score of modules and their decay, over time and by depth. Needs matplotlib."""
 
 from collections.abc import Sequence
 from itertools import cycle

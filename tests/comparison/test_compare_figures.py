@@ -118,7 +118,7 @@ def test_modules_are_drawn_by_role_and_depth_as_means_over_seeds(images):
     axes = panels(modules_over_time(tuned))
     assert [ax.get_title() for ax in axes[:4]] == ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
     lines = lines_of(tuned.best.finished, "score")["mlp.fc1"]
-    rows = [row for run in tuned.best.finished for row in run.ledger if row["module"] == "blocks.2.mlp.fc1"]
+    rows = [row for run in tuned.best.finished for row in run.decay_log if row["module"] == "blocks.2.mlp.fc1"]
     assert dict(lines[2])[250] == pytest.approx(np.mean([row["score"] for row in rows if row["step"] == 250]))
     np.testing.assert_allclose(axes[2].lines[2].get_ydata(), [value for _, value in lines[2]])
 

@@ -94,7 +94,7 @@ FAULTS = [
     Fault(
         "ledgers_are_not_compared",
         "runtime/self_test.py",
-        "for name in (runfolder.LOG, runfolder.LEDGER):",
+        "for name in (runfolder.LOG, runfolder.DECAY_LOG):",
         "for name in (runfolder.LOG,):",
         "runtime/test_resume.py::test_differences_are_found_wherever_they_are",
         "the self-test of resuming does not see doubled refreshes",
