@@ -1,4 +1,4 @@
-"""Decays that are assigned by a score of each module, measured while training waits or beside it."""
+"""Decays assigned by a score per module, which is measured while training waits or in the background."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,62 +22,62 @@ class AlphaDecay(DecaySchedule):
     """Weaker decay for modules whose spectrum has a heavier tail, refreshed every `interval` optimizer steps.
 
     Construct it after the optimizer and before any learning-rate scheduler; the training loop stays as it is. Before
-    each step it writes weight_decay = base decay x multiplier into the optimizer's groups, where base decay is what a
-    group had as `weight_decay` (a schedule of it writes the group's `base_weight_decay`). With s the score of a module,
-    by default the exponent alpha of its spectrum's tail, and with the default rule
+    each step it writes weight_decay = base decay x multiplier into the optimizer's groups. The base decay is the
+    `weight_decay` that a group had (a schedule of it writes the group's `base_weight_decay`). Let s be the score of a
+    module, by default the exponent alpha of its spectrum's tail. The default rule is
 
         multiplier = low + (s - s_min) / (s_max - s_min) x (high - low)
 
-    so that the module with the heaviest tail gets `low` and the one with the lightest `high`.
+    so the module with the heaviest tail gets `low` and the one with the lightest tail gets `high`.
 
-    What to expect: this rule multiplies the total decay. Weighted by parameters, the mean multiplier is about 2.5 for
-    ViT-tiny and 2.2 for LLaMA's shapes at initialisation; `budget="matched"` holds it at 1. And at initialisation alpha
-    reads the shape of a matrix (about 2.1 for a square one, 3.5 for 4:1), not what it has learned. Compare with
-    `budget="matched"` and `control="shuffle"` before you believe a gain.
+    This rule increases the total decay. Weighted by parameters, the mean multiplier is about 2.5 for ViT-tiny and 2.2
+    for LLaMA's shapes at initialisation; `budget="matched"` keeps it at 1. At initialisation alpha depends on the shape
+    of a matrix (about 2.1 for a square one, 3.5 for 4:1), not on what it has learned. Compare with `budget="matched"`
+    and `control="shuffle"` before you trust a gain.
 
-    A matrix without a usable tail (all or half its eigenvalues zero) keeps its base decay and does not count
-    among the others' minimum and maximum; its record's `note` says why. So does the only matrix of a model.
+    A matrix without a usable tail (all or half of its eigenvalues are zero) keeps its base decay and does not count
+    for s_min and s_max; its record's `note` says why. The only matrix of a model keeps its base decay too.
 
-    All state is in the optimizer's groups: to resume, construct, then load the optimizer's state dict.
+    All state is in the optimizer's groups: to resume, construct the schedule, then load the optimizer's state dict.
 
     Args:
-        model: The model the optimizer trains, wrapped or not.
+        model: The model that the optimizer trains, wrapped or not.
         optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed, so that
-            each matrix has its own. A learning rate must then be written to every group; one that is a tensor is
-            copied for each.
-        interval: Optimizer steps between refreshes, at least 1. The first one comes before the first step.
+            each matrix has its own. Code that sets a learning rate must then set it in every group; a learning rate
+            that is a tensor is copied for each group.
+        interval: Optimizer steps between refreshes, at least 1. The first refresh comes before the first step.
         low: Smallest multiplier of the linear rule, at least 0; published: 2 / 3.
         high: Largest multiplier of the linear rule, at least `low`; published: 3.
         rule: How scores become multipliers. "linear": onto [low, high]; "sqrt" and "log2": root or logarithm of the
-            score over the mean of all; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised over the modules
-            of its block, which is what stands in a name before and with its last number.
+            score divided by the mean over all modules; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised
+            over the modules of its block, which is the part of the name up to the last number, such as blocks.0.
         budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters, so
-            that the total decay of all that is ranked is that of a uniform one.
-        control: What nobody would do but to compare with. None; "invert": the largest score gets the smallest
-            multiplier; "shuffle": multipliers are dealt to other modules, by one permutation for the whole run;
+            that the total decay of all scored modules equals the uniform one's.
+        control: An ablation that changes the assignment, for comparison only. None; "invert": the largest score gets
+            the smallest multiplier; "shuffle": other modules get the multipliers, by one permutation for the whole run;
             "by-type": each module gets the mean of its role.
-        seed: Of the permutation of "shuffle".
-        metric: What scores a module: "alpha", "alpha_hat", "spectral_norm", "largest_eigenvalue", "frobenius_norm",
+        seed: Seed of the permutation of "shuffle".
+        metric: The score of a module: "alpha", "alpha_hat", "spectral_norm", "largest_eigenvalue", "frobenius_norm",
             "squared_frobenius_norm", "stable_rank", "entropy", "grad_norm" or "grad_to_weight" (norm of the gradient /
             largest eigenvalue); see `SpectrumRecord`. Higher scores get more decay.
-        fit: How the tail is found. "median": from the middle of the spectrum on, as published; "paper": the paper's
-            formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest; "fix-finger": the
-            same near the peak of the histogram, as published; "fix-finger-corrected": without its error.
+        fit: How the tail is found. "median": from the middle of the spectrum on, as published; "paper": exactly the
+            paper's formula; "goodness-of-fit": where the KS distance of the fit is smallest; "fix-finger": the same
+            near the peak of the histogram, as published; "fix-finger-corrected": the same without the published error.
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
         window: None: spectra of whole matrices. "farms": alpha is of the pooled spectrum of evenly spaced square
             windows, so that it does not depend on the matrix' shape. (rows, columns): of windows of that shape.
-        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked; this
+        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, an option of the published program; the result
             depends on the weights' scale.
-        frozen: Keep the first assignment for ever.
+        frozen: Keep the first assignment for the whole run.
         lag: Steps between measuring and writing, below `interval`. 0: training waits while spectra are measured.
-            Above: before the step at which a refresh is due the weights are copied to CPU memory, a thread measures
-            the copies while training goes on, and its result holds from `lag` steps later on, whenever the thread
-            was done. The first refresh is always waited for. `state_dict()` of the optimizer waits for the thread.
-        exclude: Globs over module names that stay out and keep their base decay, such as "blocks.0.*".
-        include: Any of "stem", "head" and "frozen": they take part as well.
-        min_eigenvalues: Matrices with fewer eigenvalues stay out; at least 1.
-        ranking: "optimizer": matrices that this optimizer does not hold take no part. "model": they are measured, and
-            count among the others' scores, too: for models whose matrices are shared out to several optimizers.
+            Above 0: before the step at which a refresh is due, the weights are copied to CPU memory, and a thread
+            measures the copies in the background. Its result is written `lag` steps later, however long it took.
+            Training always waits for the first refresh. `state_dict()` of the optimizer waits for the thread.
+        exclude: Globs of modules to skip, such as "blocks.0.*"; they keep their base decay.
+        include: Any of "stem", "head" and "frozen": adapt these too.
+        min_eigenvalues: Skip matrices with fewer eigenvalues; at least 1.
+        ranking: "optimizer": skip matrices that this optimizer does not hold. "model": measure and score them too, for
+            a model whose matrices are divided among several optimizers.
         cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
             2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
             then have weight_decay 0, and the decay is applied after its step.
@@ -85,20 +85,19 @@ class AlphaDecay(DecaySchedule):
         process_group: Ranks that share the measuring, as in `analyze`; all ranks of a distributed run by default.
 
     Attributes:
-        multipliers: Module name -> the multiplier that holds now.
-        records: What the last refresh measured, one `SpectrumRecord` a matrix; prints as a table. Empty before it.
-        scores: Module name -> what the last refresh ranked it by.
+        multipliers: Module name -> its current multiplier.
+        records: What the last refresh measured, one `SpectrumRecord` per matrix; prints as a table. Empty before it.
+        scores: Module name -> its score at the last refresh.
         step: Optimizer steps taken so far.
-        next_refresh: Before which step, counted from 0, the next refresh is due; None: never.
+        next_refresh: The step, counted from 0, before which the next refresh is due; None: never.
         seconds: Wall-clock time that training waited for refreshes.
 
     Raises:
-        ValueError: For impossible values, a model in which no matrix takes part, an optimizer without weight
-            decay or on which another schedule acts, or groups that would have to be split under a learning-rate
-            scheduler.
+        ValueError: For impossible values, a model in which no matrix can be adapted, an optimizer without weight
+            decay or with another schedule, or groups that would have to be split under a learning-rate scheduler.
 
     Source: AlphaDecay (arXiv 2506.14562), algorithm 1, eq. 3 and appendix A.3. Unlike there, only the weight matrix of
-    a module is adapted, not its bias, and what takes no part keeps its own group's decay.
+    a module is adapted, not its bias, and skipped modules keep their own group's decay.
 
     Example:
         >>> import torch, alphadecay
@@ -106,7 +105,7 @@ class AlphaDecay(DecaySchedule):
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
         >>> decay = alphadecay.AlphaDecay(model, optimizer, interval=500)
         >>> model(torch.ones(8, 64)).square().mean().backward()
-        >>> optimizer.step()  # before this first step spectra are measured and decays written
+        >>> optimizer.step()  # measures spectra and writes decays before this first step
         >>> [round(multiplier, 2) for multiplier in (decay.multipliers["0"], max(decay.multipliers.values()))]
         [0.67, 3.0]
         >>> [record.name for record in decay.records]
@@ -168,7 +167,7 @@ class AlphaDecay(DecaySchedule):
 
     @property
     def next_refresh(self) -> int | None:
-        """Before which step, counted from 0, the next refresh is due by itself; None: never."""
+        """The step, counted from 0, before which the next automatic refresh is due; None: never."""
         return None if self.frozen and self._wrote_multipliers else super().next_refresh
 
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
@@ -178,17 +177,18 @@ class AlphaDecay(DecaySchedule):
         return records, multipliers
 
     def _measurement(self, copied: bool = False) -> Measurement:
-        self._membership.update()  # a weight that was tied or reshaped in place shows only when the model is searched
-        found = Measurement(self._membership.matrices, self.measuring, self.process_group, copied=copied)
+        self._membership.update()  # only a search of the model finds weights that were tied or reshaped in place
+        measurement = Measurement(self._membership.matrices, self.measuring, self.process_group, copied=copied)
         scale = getattr(self.optimizer, "grad_scale", None)
-        if scale is not None:  # gradients that GradScaler leaves to a fused kernel to unscale
-            found.gradient_norms = {name: norm / float(scale) for name, norm in found.gradient_norms.items()}
-        return found
+        if scale is not None:  # GradScaler has not unscaled the gradients: the optimizer's fused kernel will
+            norms = measurement.gradient_norms
+            measurement.gradient_norms = {name: norm / float(scale) for name, norm in norms.items()}
+        return measurement
 
     def _assigned(
         self, records: list[SpectrumRecord]
     ) -> tuple[list[SpectrumRecord], dict[str, float], dict[str, float]]:
-        """The records with notes on modules that keep their base decay, the multipliers of the others, the scores."""
+        """Records, with notes on modules that keep their base decay; multipliers of the other modules; scores."""
         scores = {r.name: score for r in records if not r.note and (score := SCORES[self.metric](r)) is not None}
         if not scores and any(not r.note for r in records):
             why = f"no {self.metric} to score by: it needs a gradient" if "grad" in self.metric else "no score"
@@ -222,25 +222,25 @@ class AlphaDecay(DecaySchedule):
             self._take_next()
 
     def refresh(self) -> None:
-        """Measure now and write the new decays; called by itself when due. What is under way is dropped."""
+        """Measure now and write the new decays; runs by itself when due. Drops a measurement in the background."""
         self._drop_measurement()
         super().refresh()
 
     def loaded(self) -> None:
-        """As every schedule; without `lag`, what a state with it would have taken next is dropped."""
+        """Take over the last refresh of a loaded state; without `lag`, drop what that state would have written next."""
         super().loaded()
         if self._background is None:
             self._drop_measurement()
 
     def _drop_measurement(self) -> None:
-        """Forget what was measured beside training and holds not yet."""
+        """Drop what was measured in the background and not written yet."""
         if self._background:
             self._background.forget()
         for group in self.optimizer.param_groups:
             group.pop("decay_next", None)
 
     def settle(self) -> None:
-        """Wait for the measurement under way, if any, and note in the groups what comes next."""
+        """Wait for the measurement in the background, if any, and note its multipliers in the groups."""
         super().settle()
         measured = self._background.result() if self._background else None
         if measured is None:
@@ -257,27 +257,27 @@ class AlphaDecay(DecaySchedule):
                 }  # fmt: skip
 
     def _take_next(self) -> None:
-        """Let what was measured `lag` steps ago hold from now on."""
+        """Write the multipliers that were measured `lag` steps ago."""
         began = time.perf_counter()
         self.settle()
         self.saved()
-        coming = {g["decay_name"]: g.pop("decay_next") for g in self.optimizer.param_groups if "decay_next" in g}
-        if not coming:  # a state that was saved with another lag
+        measured = {g["decay_name"]: g.pop("decay_next") for g in self.optimizer.param_groups if "decay_next" in g}
+        if not measured:  # the state was saved with another lag
             return
-        self.scores = {name: each["score"] for name, each in coming.items() if each["score"] is not None}
-        self.measured_at = next(iter(coming.values())).get("at", self.step - self.lag)
-        records = self._records({name: each["record"] for name, each in coming.items() if each["record"]})
-        self._took(records, {name: each["multiplier"] for name, each in coming.items()}, began)
+        self.scores = {name: values["score"] for name, values in measured.items() if values["score"] is not None}
+        self.measured_at = next(iter(measured.values())).get("at", self.step - self.lag)
+        records = self._records({name: values["record"] for name, values in measured.items() if values["record"]})
+        self._took(records, {name: values["multiplier"] for name, values in measured.items()}, began)
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """As every schedule; what is measured beside training is of the state before."""
+        """Refuse a state of other groups or another strategy; drop what was measured before it was loaded."""
         checked = super().check_state(state)
         if self._background:
             self._background.forget()
         return checked
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles; a process group has none."""
+        """State for copies and pickles; a process group cannot be copied."""
         if self._own_process_group is not None or (self._background and self._background.several):
             raise TypeError(
                 f"{type(self).__name__} with a process group of its own, or with lag in several processes, cannot be "
@@ -287,7 +287,7 @@ class AlphaDecay(DecaySchedule):
 
 
 def block_of(name: str) -> str:
-    """The block a module belongs to: its name up to the last number, such as blocks.0."""
+    """The block of a module: its name up to the last number, such as blocks.0; "" without a number."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1]) if numbers else ""

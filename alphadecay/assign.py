@@ -1,19 +1,17 @@
-"""From scores to multipliers of the base decay: a rule, then a control, then the budget."""
+"""Turn scores into multipliers of the base decay: a rule, then a control, then the budget."""
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 SIGMOID_STEEPNESS = 4.0  # beta of the paper's appendix A.3
-LARGEST_SCORE = 1e150  # the square of what is larger is not finite
-LARGEST_POWER = 700.0  # of e that is finite
+LARGEST_SCORE = 1e150  # squares of larger scores are not finite
+LARGEST_POWER = 700.0  # largest exponent for which exp is finite, about
 SIGMOID_EPS = 1e-8  # added to the standard deviation, as published
 
-RULE_MINIMA = {"sqrt": 0, "log2": 1}
-RULES = ("linear", *RULE_MINIMA, "sigmoid")
 CONTROLS = ("invert", "shuffle", "by-type")
 BUDGETS = ("free", "matched")
 
@@ -41,31 +39,31 @@ def assign(
         log2      m = log2(s) / mean of log2(s), over all modules
         sigmoid   m = 2 / (1 + exp(-4 z)), z = (s - mean) / (standard deviation + 1e-8), over the modules of its block
 
-    and with budget "matched" m / (sum of size x m / sum of sizes) last of all, so that the total decay is that of a
-    uniform one.
+    and at the end, with budget "matched", m / (sum of size x m / sum of sizes), so that the total decay equals the
+    uniform one's.
 
-    A single score and equal scores give 1 everywhere: there is nothing to rank (the published program gives
-    `high` to every module there).
+    A single score, or equal scores, give 1 to every module: there is nothing to rank (the published program then
+    gives `high` to every module).
 
     Args:
         scores: Module name -> score; higher gets more decay.
         rule: "linear", "sqrt", "log2" or "sigmoid". "sqrt" needs scores of at least 0, "log2" of at least 1.
-        low: Smallest multiplier of the linear rule, at least 0. The other rules do not read it.
-        high: Largest multiplier of the linear rule, at least `low`. The other rules do not read it.
+        low: Smallest multiplier of the linear rule, at least 0. The other rules ignore it.
+        high: Largest multiplier of the linear rule, at least `low`. The other rules ignore it.
         budget: "free": multipliers as the rule gives them. "matched": their mean, weighted by `sizes`, is 1.
-        control: None; "invert": s_min + s_max - s takes the place of s; "shuffle": the multipliers are dealt to other
-            modules, by one permutation drawn from `seed`; "by-type": each module gets the mean of its role.
+        control: None; "invert": s_min + s_max - s replaces s; "shuffle": other modules get the multipliers, by one
+            permutation drawn from `seed`; "by-type": each module gets the mean of its role.
         blocks: Module name -> block label, for rule "sigmoid".
         roles: Module name -> role, for control "by-type".
         sizes: Module name -> number of parameters, for budget "matched".
-        seed: Of the permutation of "shuffle".
+        seed: Seed of the permutation of "shuffle".
 
     Returns:
         Module name -> multiplier, at least 0, in the order of `scores`.
 
     Raises:
         ValueError: For no scores, a score that is not finite, low > high, an unknown name, a missing mapping,
-            or a score whose root or logarithm would be a negative decay; module and value are named.
+            or a score whose root or logarithm would be a negative decay; the message names module and value.
 
     Source: AlphaDecay (arXiv 2506.14562), eq. 3 and appendix A.3, divided by the base decay.
 
@@ -81,7 +79,7 @@ def assign(
 
 @dataclass(frozen=True)
 class Assignment:
-    """How decays are assigned; see `assign`. Impossible settings are refused when it is made."""
+    """Settings of `assign`. The constructor refuses impossible ones."""
 
     rule: str = "linear"
     low: float = 2 / 3
@@ -91,12 +89,12 @@ class Assignment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what, known in (("rule", RULES), ("budget", BUDGETS), ("control", (None, *CONTROLS))):
-            if (value := getattr(self, what)) not in known:
-                raise ValueError(f"{what}={value!r} is unknown; choose from {', '.join(map(str, known))}")
-        for what, bound in (("low", self.low), ("high", self.high)):
+        for option, known in (("rule", tuple(RULES)), ("budget", BUDGETS), ("control", (None, *CONTROLS))):
+            if (value := getattr(self, option)) not in known:
+                raise ValueError(f"{option}={value!r} is unknown; choose from {', '.join(map(str, known))}")
+        for option, bound in (("low", self.low), ("high", self.high)):
             if not isinstance(bound, int | float):
-                raise ValueError(f"{what} must be a number, got {bound!r}")
+                raise ValueError(f"{option} must be a number, got {bound!r}")
         if not 0 <= self.low <= self.high < math.inf:
             raise ValueError(f"need 0 <= low <= high, got low={self.low:g}, high={self.high:g}")
 
@@ -107,7 +105,7 @@ class Assignment:
         roles: Mapping[str, str] | None = None,
         sizes: Mapping[str, int] | None = None,
     ) -> dict[str, float]:
-        """What `assign` returns."""
+        """Module name -> multiplier; see `assign`."""
         scores = {name: float(score) for name, score in scores.items()}
         _check(scores)
         if len(set(scores.values())) == 1:
@@ -115,46 +113,36 @@ class Assignment:
         if self.control == "invert":
             ends = min(scores.values()) + max(scores.values())
             scores = {name: ends - score for name, score in scores.items()}
-        found = self._by_rule(scores, blocks)
+        rule, minimum = RULES[self.rule]
+        for name, score in scores.items():
+            if score < minimum:
+                raise ValueError(f"rule {self.rule!r} needs scores of at least {minimum}; that of {name} is {score:g}")
+        multipliers = rule(self, scores, blocks)
         if self.control == "shuffle":
-            found = shuffled(found, self.seed)
+            multipliers = shuffled(multipliers, self.seed)
         elif self.control == "by-type":
-            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
+            multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
         if self.budget == "matched":
-            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
-        return found
-
-    def _by_rule(self, scores: Scores, blocks: Mapping[str, str] | None) -> dict[str, float]:
-        if self.rule == "linear":
-            return linear(scores, self.low, self.high)
-        if self.rule == "sigmoid":
-            return sigmoid_in_blocks(scores, _mapping(blocks, scores, "blocks", "rule 'sigmoid'"))
-        return over_mean({name: _shaped(self.rule, name, score) for name, score in scores.items()})
+            multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+        return multipliers
 
 
 def linear(scores: Scores, low: float, high: float) -> dict[str, float]:
-    """Map scores linearly, the smallest onto `low` and the largest onto `high`."""
+    """Map scores linearly, the smallest to `low` and the largest to `high` (AlphaDecay, arXiv 2506.14562, eq. 3)."""
     smallest, largest = min(scores.values()), max(scores.values())
     shares = {name: (score - smallest) / (largest - smallest) for name, score in scores.items()}
     return {name: low * (1 - share) + high * share for name, share in shares.items()}
 
 
 def over_mean(values: Scores) -> dict[str, float]:
-    """Each value over the mean of all: the mean multiplier is 1."""
+    """Divide each value by the mean of all values, so that the mean multiplier is 1 (appendix A.3)."""
     mean = fmean(values.values())
     return {name: value / mean for name, value in values.items()}
 
 
-def _shaped(rule: str, name: str, score: float) -> float:
-    """Root or logarithm of a score; neither may be negative, or the decay would be."""
-    smallest = RULE_MINIMA[rule]
-    if score < smallest:
-        raise ValueError(f"rule {rule!r} needs scores of at least {smallest}; that of {name} is {score:g}")
-    return math.sqrt(score) if rule == "sqrt" else math.log2(score)
-
-
-def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str]) -> dict[str, float]:
-    """2 / (1 + exp(-4 z)) with z the score standardised inside its block: between 0 and 2."""
+def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str] | None) -> dict[str, float]:
+    """2 / (1 + exp(-4 z)) with z the score standardised within its block: between 0 and 2 (appendix A.3)."""
+    blocks = _mapping(blocks, scores, "blocks", "rule 'sigmoid'")
     members: dict[str, list[str]] = {}
     for name in scores:
         members.setdefault(blocks[name], []).append(name)
@@ -168,15 +156,24 @@ def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str]) -> dict[str, fl
     return {name: multipliers[name] for name in scores}
 
 
+Rule = Callable[[Assignment, Scores, Mapping[str, str] | None], dict[str, float]]
+RULES: dict[str, tuple[Rule, float]] = {  # rule -> function, and the smallest score whose multiplier is not negative
+    "linear": (lambda a, scores, _: linear(scores, a.low, a.high), -math.inf),
+    "sqrt": (lambda a, scores, _: over_mean({name: math.sqrt(s) for name, s in scores.items()}), 0),
+    "log2": (lambda a, scores, _: over_mean({name: math.log2(s) for name, s in scores.items()}), 1),
+    "sigmoid": (lambda _, scores, blocks: sigmoid_in_blocks(scores, blocks), -math.inf),
+}
+
+
 def shuffled(multipliers: Mapping[str, float], seed: int) -> dict[str, float]:
-    """The same multipliers dealt to other modules; one seed is one permutation for the whole run."""
+    """The same multipliers for other modules; a seed gives one permutation for the whole run."""
     values = list(multipliers.values())
     random.Random(seed).shuffle(values)
     return dict(zip(multipliers, values, strict=True))
 
 
 def role_means(multipliers: Mapping[str, float], roles: Mapping[str, str]) -> dict[str, float]:
-    """Every module gets the mean multiplier of its role."""
+    """Give every module the mean multiplier of its role."""
     members: dict[str, list[float]] = {}
     for name, multiplier in multipliers.items():
         members.setdefault(roles[name], []).append(multiplier)
@@ -184,7 +181,7 @@ def role_means(multipliers: Mapping[str, float], roles: Mapping[str, str]) -> di
 
 
 def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Divide by the mean weighted by size, so that the total decay is that of a uniform one."""
+    """Divide by the mean weighted by size, so that the total decay equals the uniform one's."""
     for name in multipliers:
         if not sizes[name] > 0:
             raise ValueError(f"the size of {name} is {sizes[name]}, not above 0")
@@ -195,7 +192,7 @@ def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[
 
 def _check(scores: Scores) -> None:
     if not scores:
-        raise ValueError("no scores to assign from: no module takes part")
+        raise ValueError("no scores to assign from: no module is adapted")
     for name, score in scores.items():
         if not math.isfinite(score):
             raise ValueError(f"the score of {name} is {score}, not a finite number")
@@ -204,6 +201,7 @@ def _check(scores: Scores) -> None:
 
 
 def _mapping(mapping: Mapping[str, Any] | None, scores: Scores, argument: str, user: str) -> Mapping[str, Any]:
+    """The mapping; ValueError, which names its user, if it is None or lacks a module of `scores`."""
     if mapping is None:
         raise ValueError(f"{user} needs {argument}: a mapping from every module name")
     missing = [name for name in scores if name not in mapping]

@@ -1,4 +1,4 @@
-"""Measuring in a thread while training goes on."""
+"""Measure spectra in a thread while training continues."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -9,7 +9,7 @@ from alphadecay.analysis import Measurement, SpectrumRecord
 
 
 class BackgroundMeasurement:
-    """Measures in a thread while training goes on; ranks exchange what they find in a group of their own.
+    """Measures in a thread while training continues; ranks exchange records over a process group of their own.
 
     Args:
         process_group: The ranks that share the work; None for one process.
@@ -25,27 +25,30 @@ class BackgroundMeasurement:
 
     @property
     def several(self) -> bool:
-        """Whether ranks exchange what they find."""
+        """Whether several ranks exchange records."""
         return self._results_group is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_job": None}  # nothing that is under way goes along
+        return {"_job": None}  # a running measurement is not copied
 
     def __setstate__(self, _: dict[str, Any]) -> None:
         self._thread, self._job, self._results_group = _one_thread(), None, None
 
     def start(self, measurement: Measurement) -> None:
-        """Begin; `measurement` holds copies of the weights."""
+        """Start a measurement; it holds copies of the weights."""
         self._job = self._thread.submit(measurement.run, self._results_group)
 
     def result(self) -> list[SpectrumRecord] | None:
-        """Wait for what was begun last and hand it out once, None if nothing was; raises what it raised, each time."""
-        found = None if self._job is None else self._job.result()
+        """Wait for the last measurement and return its records once; None if none was started.
+
+        If the measurement failed, each call raises its error.
+        """
+        records = None if self._job is None else self._job.result()
         self._job = None
-        return found
+        return records
 
     def forget(self) -> None:
-        """Drop what is under way."""
+        """Drop the running measurement."""
         self._job = None
 
 

@@ -47,18 +47,18 @@ FAULTS = [
         "budget_before_control",
         "alphadecay/assign.py",
         """        if self.control == "shuffle":
-            found = shuffled(found, self.seed)
+            multipliers = shuffled(multipliers, self.seed)
         elif self.control == "by-type":
-            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
+            multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
         if self.budget == "matched":
-            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+            multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
 """,
         """        if self.budget == "matched":
-            found = matched(found, _mapping(sizes, scores, "sizes", "budget 'matched'"))
+            multipliers = matched(multipliers, _mapping(sizes, scores, "sizes", "budget 'matched'"))
         if self.control == "shuffle":
-            found = shuffled(found, self.seed)
+            multipliers = shuffled(multipliers, self.seed)
         elif self.control == "by-type":
-            found = role_means(found, _mapping(roles, scores, "roles", "control 'by-type'"))
+            multipliers = role_means(multipliers, _mapping(roles, scores, "roles", "control 'by-type'"))
 """,
         "alphadecay/test_assign.py",
         "a control at a matched budget has another total decay",
@@ -237,16 +237,16 @@ FAULTS = [
     Fault(
         "average_of_awd_swapped",
         "alphadecay/baselines.py",
-        "last = KEPT * last + (1 - KEPT) * self.scale * ratio",
-        "last = (1 - KEPT) * last + KEPT * self.scale * ratio",
+        "multiplier = KEPT * multiplier + (1 - KEPT) * self.scale * ratio",
+        "multiplier = (1 - KEPT) * multiplier + KEPT * self.scale * ratio",
         "alphadecay/test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
         "the baseline is not the published one",
     ),
     Fault(
         "awd_without_root",
         "alphadecay/baselines.py",
-        "power_sums(held, 2).sum()]).sqrt()",
-        "power_sums(held, 2).sum()])",
+        "power_sums(trained, 2).sum()]).sqrt()",
+        "power_sums(trained, 2).sum()])",
         "alphadecay/test_baselines.py::test_awd_is_one_number_for_all_averaged_as_published",
         "the ratio is that of squared norms",
     ),

@@ -22,8 +22,8 @@ FAULTS = [
     Fault(
         "optimizer_of_the_fused",
         "alphadecay/build_order.py",
-        "        if issubclass(type(each), Optimizer):\n",
-        "        if type(each) is Optimizer:\n",
+        "        if issubclass(type(candidate), Optimizer):\n",
+        "        if type(candidate) is Optimizer:\n",
         "alphadecay/test_qkv_order.py::test_after_the_optimizer_is_too_late",
         "attention is not trained at all, without a word",
     ),
