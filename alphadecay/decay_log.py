@@ -1,4 +1,4 @@
-"""The decay log of a run: one row a module and refresh, and one a module and audit, as plain values."""
+"""The decay log of a run: one row per module and refresh, and one per module and audit, as plain values."""
 
 import json
 import os
@@ -21,12 +21,12 @@ Row = Mapping[str, Any]
 
 
 def refresh_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
-    """What each module's decay is from this refresh on, and the score behind it (None: the kind has none).
+    """One row per module with its decay from this refresh on, and its score (None: the strategy has no scores).
 
-    Keys: step (optimizer steps taken before), measured_step (those taken when the weights were measured), kind (of
-    decay), module, role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None: see
-    `audit_rows`), note (why a module keeps its base decay). A kind with one multiplier for all writes one row, for
-    "(all)".
+    Keys: step (optimizer steps taken before), measured_step (steps taken when the weights were measured), kind (the
+    strategy), module, role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None;
+    see `audit_rows`), note (why a module keeps its base decay). A strategy with one multiplier for all modules writes
+    one row, for "(all)".
     """
     records = {record.name: record for record in schedule.records}
     common = {"step": schedule.step, "measured_step": schedule.measured_at, "kind": schedule.strategy}
@@ -43,7 +43,7 @@ def refresh_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
 
 
 def _rows_of_members(schedule: DecayWriter, records: Mapping[str, SpectrumRecord]) -> list[dict[str, Any]]:
-    """Rows of modules that share a group."""
+    """The rows of modules that share a group."""
     weights = schedule.weights
     rows = []
     for group in schedule.optimizer.param_groups:
@@ -55,22 +55,22 @@ def _rows_of_members(schedule: DecayWriter, records: Mapping[str, SpectrumRecord
 
 
 class DecayLog:
-    """A file of lines of JSON to which each refresh of a schedule is added; only the first of several processes writes.
+    """A file of JSON lines to which each refresh of a schedule is appended; only the process with rank 0 writes.
 
     Args:
-        path: Of the file; folders on the way are made.
-        append: Go on with a file that is there. Its lines from the first refresh's step on are replaced.
+        path: Path of the file; missing folders are made.
+        append: Append to an existing file. The first refresh replaces lines of its own step and of later ones.
 
     Raises:
-        ValueError: If the file is there and `append` is not set, or it cannot be written.
+        ValueError: If the file exists and `append` is not set, or if it cannot be written.
     """
 
     def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
-        self.path, self._kept, self._begun = Path(path), dict[int, list[str]](), False
+        self.path, self._kept, self._started = Path(path), dict[int, list[str]](), False
         if not _writes_here():
             return
         if self.path.exists() and not append:
-            raise ValueError(f"{self.path} is there already: take another name, or append=True to go on with it")
+            raise ValueError(f"{self.path} exists already: take another name, or append=True to append to it")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+") as file:
@@ -78,52 +78,52 @@ class DecayLog:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-        whole = text[: text.rfind("\n") + 1]  # a last line may have been cut by a kill
-        for number, line in enumerate(whole.splitlines(), 1):
+        whole_lines = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+        for number, line in enumerate(whole_lines.splitlines(), 1):
             step = parsed_row(line, f"{self.path}, line {number}", {"step": int})["step"]
             self._kept.setdefault(step, []).append(line)
 
     def write(self, schedule: DecayWriter) -> None:
-        """Add the rows of a refresh; all ranks must call."""
+        """Append the rows of a refresh; all ranks must call this."""
         rows = refresh_rows(schedule)
         if not _writes_here():
             return
-        if not self._begun:
-            before = [line for step, lines in self._kept.items() if step < schedule.step for line in lines]
+        if not self._started:
+            earlier = [line for step, lines in self._kept.items() if step < schedule.step for line in lines]
             part = self.path.with_name(f".{self.path.name}.part")
-            part.write_text("".join(f"{line}\n" for line in before))
+            part.write_text("".join(f"{line}\n" for line in earlier))
             os.replace(part, self.path)
-            self._kept, self._begun = {}, True
+            self._kept, self._started = {}, True
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def parsed_row(line: str, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a decay log; ValueError, which names the place, unless it is JSON with these keys of these kinds."""
+def parsed_row(line: str, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse a line of a decay log; ValueError, which names `where`, unless it is JSON with these keys and types."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: no JSON ({error})") from error
-    for key, kind in kinds.items():
-        if not isinstance(row, dict) or not isinstance(row.get(key), kind) or isinstance(row[key], bool):
-            raise ValueError(f"{where}: no row of a decay log, it has no {key}")
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    for key, expected in types.items():
+        if not isinstance(row, dict) or not isinstance(row.get(key), expected) or isinstance(row[key], bool):
+            raise ValueError(f"{where}: not a row of a decay log: it has no {key}")
     return row
 
 
 def _writes_here() -> bool:
-    """Whether this process is the one that writes: the first of several."""
+    """Whether this process writes the file: it is the only one, or has rank 0."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_rank() != 0)
 
 
 def refreshes(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a decay log that say what decays were assigned: those of audits assign nothing."""
+    """The rows of a decay log without those of audits, which assign no decay."""
     return [row for row in rows if row.get("audit") is None]
 
 
 def row_of(
     group: Group, score: float | None, weight_norm: float | None, audit: Mapping[str, Any] | None, note: str
 ) -> dict[str, Any]:
-    """A module's row from its name on."""
+    """A module's row without the keys step, measured_step and kind."""
     return {
         "module": group["decay_name"],
         "role": role_of(group["decay_name"]),
@@ -137,6 +137,7 @@ def row_of(
 
 
 def _row_for_all(schedule: DecayWriter, groups: Sequence[Group]) -> dict[str, Any]:
+    """The row of a strategy with one multiplier for all modules."""
     decayed = next((group for group in groups if group["static_multiplier"]), groups[0])
     weights = [p.detach() for group in groups for p in group["params"] if not is_lazy(p)]
     sharded = any(is_sharded(weight) for weight in weights)
@@ -153,7 +154,10 @@ def _row_for_all(schedule: DecayWriter, groups: Sequence[Group]) -> dict[str, An
 
 
 def _norm(weight: Tensor, record: SpectrumRecord | None) -> float | None:
-    """The norm of a weight; of a sharded one as it was measured, as only some ranks may ask."""
+    """Frobenius norm of a weight of any shape; for a sharded weight the last measured norm.
+
+    Computing the norm of a sharded weight needs all ranks, but not all ranks call this function.
+    """
     if is_sharded(weight):
         return record.frobenius_norm if record else None
     return float(power_sums([weight], 2).sqrt())

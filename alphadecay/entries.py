@@ -1,4 +1,4 @@
-"""Decay that differs from entry to entry of a weight, applied beside an optimizer that is told to decay nothing."""
+"""Decay that differs between entries of a weight, applied after the step of an optimizer whose own decay is 0."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,31 +10,31 @@ from torch.optim import Optimizer
 from alphadecay.groups import Group, effective_decay
 from alphadecay.sharing import local_part, power_sums
 
-SHARPNESS = 4.0  # of AdaDecay's sigmoid
-LEAST_VARIANCE = 1e-5  # of the squared mean; less is rounding
+SHARPNESS = 4.0  # slope of AdaDecay's sigmoid
+LEAST_VARIANCE = 1e-5  # as a share of the squared mean; a smaller variance is rounding error
 
 
 class EntryDecay:
-    """Decays weights after each step by learning rate x decay x a factor of each entry x the weight before the step.
+    """Decays weights after each step by learning rate x decay x a factor per entry x the weight before the step.
 
-    Factors are 0 where `cautious` finds that the update pushes a weight away from zero (the update and the weight have
-    opposite signs), and AdaDecay's where `by_gradient` is set. All work is elementwise and in torch's
-    foreach kernels; `by_gradient` reads two norms a tensor on the host, at one synchronisation a step.
+    With `cautious`, the factor is 0 where the update pushes an entry away from zero (the update and the weight have
+    opposite signs). With `by_gradient`, factors are those of AdaDecay. All work is elementwise and uses torch's foreach
+    kernels; `by_gradient` reads two norms per tensor on the host, which costs one synchronisation per step.
 
-    Sources: cautious weight decay, arXiv 2510.12402; AdaDecay, arXiv 1907.08931. The update is what the optimizer
-    did to the weight as stored; one that was too small to change it counts as agreeing.
+    Sources: cautious weight decay, arXiv 2510.12402; AdaDecay, arXiv 1907.08931. The update is the change of the stored
+    weight; an update too small to change the stored weight counts as one towards zero.
     """
 
     def __init__(self, cautious: bool, by_gradient: bool) -> None:
         self.cautious, self.by_gradient = cautious, by_gradient
-        self._weights: list[Tensor] = []
-        self._gradients: list[Any] = []
-        self._rates: list[float] = []
-        self._before: list[Tensor] = []
+        self._weights: list[Tensor] = []  # this rank's parts of the weights, any shape
+        self._gradients: list[Any] = []  # gradients of the same weights
+        self._rates: list[float] = []  # learning rate x decay of each weight
+        self._before: list[Tensor] = []  # copies of the weights before the step
 
     @torch.no_grad()
     def remember(self, groups: Sequence[Group]) -> None:
-        """Keep the weights as they are before a step, and what each is to be decayed by."""
+        """Copy the weights before a step, and note learning rate x decay of each."""
         self._weights, self._gradients, self._rates = [], [], []
         for group in groups:
             rate = float(group["lr"]) * effective_decay(group)
@@ -50,7 +50,7 @@ class EntryDecay:
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer) -> None:
-        """Decay what was remembered; nothing if the optimizer was told on the device to skip the step."""
+        """Decay the remembered weights; does nothing if GradScaler made the optimizer skip the step (`found_inf`)."""
         weights, gradients, rates = self._weights, self._gradients, self._rates
         self._weights, self._gradients, self._rates = [], [], []
         if not weights:
@@ -70,45 +70,55 @@ class EntryDecay:
 
 
 def agreeing(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    """1 where a step moved an entry towards zero or not at all, 0 where it moved it away."""
-    found = list(torch._foreach_sub(before, after))
-    torch._foreach_sign_(found)
-    torch._foreach_mul_(found, list(torch._foreach_sign(before)))  # signs: products of small numbers could vanish
-    torch._foreach_add_(found, 1)
-    torch._foreach_clamp_max_(found, 1)
-    return found
+    """1 where a step moved an entry towards zero or not at all, 0 where it moved it away (arXiv 2510.12402).
+
+    Args:
+        before: Weights before the step, any shapes.
+        after: Weights after the step, same shapes.
+
+    Returns:
+        The masks, same shapes and dtypes.
+    """
+    masks = list(torch._foreach_sub(before, after))
+    torch._foreach_sign_(masks)
+    torch._foreach_mul_(masks, list(torch._foreach_sign(before)))  # signs: products of small numbers can underflow
+    torch._foreach_add_(masks, 1)
+    torch._foreach_clamp_max_(masks, 1)
+    return masks
 
 
 def adadecay_factors(gradients: Sequence[Tensor], skipped: Tensor | None = None) -> list[Tensor] | None:
-    """2 / (1 + exp(-4 z)) of each entry, where z is its gradient's magnitude, standardised over its tensor.
+    """2 / (1 + exp(-4 z)) per entry, where z is its gradient's magnitude standardised over its tensor.
 
     Args:
-        gradients: Of whole tensors, or DTensors.
-        skipped: Above 0 where the step was skipped, or None.
+        gradients: Tensors or DTensors, any shapes.
+        skipped: Scalar, or one entry, above 0 if the optimizer skips the step; None: it does not.
 
     Returns:
-        Factors between 0 and 2 of the entries (of a DTensor's local ones), 1 where all magnitudes are equal; None
-        if the step was skipped.
+        Factors between 0 and 2, in the shapes of the local gradients and at least float32; 1 where all magnitudes are
+        equal. None if the step was skipped.
+
+    Source: AdaDecay, Nakamura and Hong (arXiv 1907.08931).
     """
     local = [_precise(local_part(gradient)) for gradient in gradients]
-    sums = torch.stack([power_sums(gradients, 1), power_sums(gradients, 2)])
-    flag = sums.new_zeros(1) if skipped is None else skipped.reshape(1).to(sums)
+    sums = torch.stack([power_sums(gradients, 1), power_sums(gradients, 2)])  # shape (2, number of tensors)
+    flag = sums.new_zeros(1) if skipped is None else skipped.reshape(1).to(sums)  # shape (1,)
     *numbers, was_skipped = torch.cat([sums.flatten(), flag]).tolist()
     if was_skipped:
         return None
     sizes = [g.numel() for g in gradients]
     means = [total / size for total, size in zip(numbers, sizes, strict=False)]
     variances = [square / n - mean**2 for square, n, mean in zip(numbers[len(sizes) :], sizes, means, strict=True)]
-    found = list(torch._foreach_abs(local))
-    torch._foreach_sub_(found, means)
-    spread = [v > LEAST_VARIANCE * mean**2 for v, mean in zip(variances, means, strict=True)]
-    torch._foreach_mul_(found, [SHARPNESS * v**-0.5 if s else 0.0 for v, s in zip(variances, spread, strict=True)])
-    torch._foreach_sigmoid_(found)
-    torch._foreach_mul_(found, 2.0)
-    return found
+    factors = list(torch._foreach_abs(local))
+    torch._foreach_sub_(factors, means)
+    varied = [v > LEAST_VARIANCE * mean**2 for v, mean in zip(variances, means, strict=True)]
+    torch._foreach_mul_(factors, [SHARPNESS * v**-0.5 if s else 0.0 for v, s in zip(variances, varied, strict=True)])
+    torch._foreach_sigmoid_(factors)
+    torch._foreach_mul_(factors, 2.0)
+    return factors
 
 
 def _precise(gradient: Tensor) -> Tensor:
-    """Dense, and in at least float32: 4 / standard deviation of small gradients is too large for float16."""
+    """A gradient of any shape, dense and at least float32: 4 / its standard deviation can be too large for float16."""
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     return dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense

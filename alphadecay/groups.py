@@ -1,19 +1,20 @@
-"""Parameter groups that carry their own decay: made for a model, or split from an optimizer's.
+"""Parameter groups that carry their own decay: made for a model, or split from an optimizer's groups.
 
 Every group holds plain values, so that `optimizer.state_dict()` alone carries the decay:
 
-    decay_name          module whose weight it is, or a label for the rest
-    decay_group         what it holds: "module" (the weight of that module alone), "no decay" (what is excluded from
-                        decay), "added" (what came later, by add_param_group) or "rest"
-    base_weight_decay   what decay schedules write
-    static_multiplier   1, or 0 for what is excluded from decay
-    decay_multiplier    what an adaptive kind writes
+    decay_name          module whose weight the group holds, or a label for other groups
+    decay_group         "module" (the weight of that module alone), "no decay" (parameters excluded from decay),
+                        "added" (parameters added later, by add_param_group) or "rest"
+    base_weight_decay   the base decay; a schedule of the weight decay writes it
+    static_multiplier   1, or 0 for parameters excluded from decay
+    decay_multiplier    the multiplier of the strategy
     decay_step          optimizer steps taken
-    decay_as            only where it is: module whose multiplier holds here too
-    decay_members       only where it is: modules that share the group, which has the mean of their multipliers
-    decay_kind          the kind of decay that wrote the multiplier; empty before its first refresh
+    decay_as            in some groups: the module whose multiplier this group has too
+    decay_members       in some groups: modules that share the group, which has the mean of their multipliers
+    decay_kind          the strategy that wrote the multiplier; empty before its first refresh
+    decay_next          with lag: a multiplier that is measured and not written yet, its score and measures
     decay_measured      only in saved states: score and measures of the last refresh, as plain values
-    weight_decay        base x static x adaptive; written by `alphadecay.schedule` alone
+    weight_decay        base x static x adaptive multiplier; only `alphadecay.writer` writes it
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from alphadecay.matrices import LAZY, MIN_EIGENVALUES, Matrix, find_matrices, pl
 Group = dict[str, Any]
 
 MODULE, REST, NO_DECAY, ADDED = "module", "rest", "no decay", "added"  # values of decay_group
-ALL = "(all)"  # the name of what holds for every module alike
+ALL = "(all)"  # stands for all modules where they have one multiplier
 POSITION_PARTS = ("pos_embed", "position_embed", "absolute_pos", "relative_position", "rel_pos", "wpe", "pos_emb")
 TOKEN_ENDINGS = ("_token", "_tokens")
 
@@ -42,29 +43,29 @@ def param_groups(
     include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
 ) -> list[Group]:
-    """Groups for any torch optimizer, every trainable parameter in exactly one.
+    """Groups for any torch optimizer, with every trainable parameter in exactly one group.
 
-    Each weight matrix that takes part (see `alphadecay.analyze`) has a group of its own; the other decayed
-    parameters share one, and those without decay (norms, biases, position and class tokens, what the model's
-    `no_weight_decay()` names) another.
+    Each weight matrix that `alphadecay.analyze` does not skip has a group of its own. The other decayed parameters
+    share one group, and parameters without decay (norms, biases, position and class tokens, and names in the model's
+    `no_weight_decay()`) share another.
 
     Args:
         model: Any module, wrapped or not.
         weight_decay: The base decay, at least 0.
         norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
-        batchnorm: With `norm_bias`, decay a BatchNorm2d as the convolution whose name has "conv" for its "bn", as the
-            published program does.
-        exclude: Globs over module names that get no group of their own, such as "blocks.0.*".
-        include: Any of "stem", "head" and "frozen": they get groups of their own as well.
+        batchnorm: With `norm_bias`, give a BatchNorm2d the multiplier of the convolution whose name has "conv" in place
+            of its "bn", as the published program does.
+        exclude: Globs of modules that get no group of their own, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": these get groups of their own too.
         min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
 
     Returns:
-        Plain dicts: params, weight_decay, decay_name (the module, or a label in parentheses) and what else
-        `alphadecay.groups` describes; matrices first, in the model's order. Options such as lr may be added.
+        Plain dicts with params, weight_decay, decay_name (the module, or a label in parentheses) and the other keys
+        that `alphadecay.groups` describes; matrices first, in the model's order. Options such as lr may be added.
 
     Raises:
-        ValueError: If the decay is negative or not finite, or the model has nothing to train; or as `analyze` for
-            what it selects by.
+        ValueError: If the decay is negative or not finite, if the model has no trainable parameter, or if `analyze`
+            refuses `exclude`, `include` or `min_eigenvalues`.
 
     Example:
         >>> import torch, alphadecay
@@ -81,9 +82,9 @@ def param_groups(
     members = _members(unwrap(model), own, norm_bias, batchnorm)
     groups = []
     for place in sorted(filter(members.get, members), key=lambda place: (MODULE, REST, NO_DECAY).index(place[0])):
-        holds, name, follows = place
+        holds, name, decay_as = place
         group = new_group(members[place], name, holds, weight_decay, 0.0 if holds == NO_DECAY else 1.0)
-        groups.append(group | {"decay_as": follows} if follows else group)
+        groups.append(group | {"decay_as": decay_as} if decay_as else group)
     return groups
 
 
@@ -93,7 +94,7 @@ Place = tuple[str, str, str]  # of a parameter: decay_group, decay_name, and dec
 def _members(
     model: nn.Module, own: Mapping[int, str], norm_bias: bool, batchnorm: bool
 ) -> dict[Place, list[nn.Parameter]]:
-    """The trainable parameters by place; those of matrices come first, in their order."""
+    """The trainable parameters by place; those of `own` come first, in its order."""
     undecayed = set() if norm_bias else _undecayed_names(model)
     pairs = _batchnorm_pairs(model) if norm_bias and batchnorm else {}
     members: dict[Place, list[nn.Parameter]] = {(MODULE, name, ""): [] for name in own.values()}
@@ -107,7 +108,7 @@ def _members(
 
 
 def _place(name: str, parameter: nn.Parameter, own: Mapping[int, str], pairs: Mapping[str, str]) -> Place:
-    """Where a parameter that is decayed belongs."""
+    """The place of a decayed parameter."""
     if id(parameter) in own:
         return MODULE, own[id(parameter)], ""
     if (conv := pairs.get(name, "")) in own.values():
@@ -118,7 +119,7 @@ def _place(name: str, parameter: nn.Parameter, own: Mapping[int, str], pairs: Ma
 def new_group(
     parameters: list[nn.Parameter], name: str, holds: str, base: float, static_multiplier: float = 1.0
 ) -> Group:
-    """A group before any refresh; `name` and `holds` are its decay_name and decay_group."""
+    """A group before any refresh; `name` and `holds` become its decay_name and decay_group."""
     return {
         "params": parameters,
         "weight_decay": base * static_multiplier,
@@ -133,18 +134,18 @@ def new_group(
 
 
 def _batchnorm_pairs(model: nn.Module) -> dict[str, str]:
-    """Parameters of batch norms, and the name of the convolution of like name that each belongs to."""
+    """Names of batch norms' parameters -> name of the convolution: the same name with "conv" in place of "bn"."""
     modules = dict(model.named_modules())
     pairs: dict[str, str] = {}
     for name, module in modules.items():
-        head, _, leaf = name.rpartition(".")
-        conv = f"{head}.{leaf.replace('bn', 'conv')}".lstrip(".")
+        parent, _, own_name = name.rpartition(".")
+        conv = f"{parent}.{own_name.replace('bn', 'conv')}".lstrip(".")
         if isinstance(module, nn.BatchNorm2d) and conv != name and isinstance(modules.get(conv), nn.Conv2d):
-            pairs |= {f"{name}.{each}": plain_name(conv) for each, _ in module.named_parameters(recurse=False)}
+            pairs |= {f"{name}.{leaf}": plain_name(conv) for leaf, _ in module.named_parameters(recurse=False)}
     return pairs
 
 
-OWN_KEYS = frozenset(new_group([], "", REST, 0.0))  # of a group of this module
+OWN_KEYS = frozenset(new_group([], "", REST, 0.0))  # keys of every group
 
 
 def is_module(group: Group) -> bool:
@@ -153,29 +154,29 @@ def is_module(group: Group) -> bool:
 
 
 def effective_decay(group: Group) -> float:
-    """The composition rule: base x static multiplier x adaptive multiplier."""
+    """The decay of a group: base decay x static multiplier x adaptive multiplier."""
     return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
 
 
 def multiplier_of(group: Group, multipliers: Mapping[str, float], matrices: Iterable[Matrix]) -> float:
-    """The multiplier of a group: its module's, or the mean of those that share it, weighted by parameters."""
+    """The multiplier of a group: its module's, or the mean over its member modules, weighted by parameters."""
     members = group.get("decay_members")
     if not members or group["decay_name"] in multipliers:
         return multipliers.get(group["decay_as"] if "decay_as" in group else group["decay_name"], 1.0)
     sizes = {m.name: m.weight.numel() for m in matrices if m.name in members and not m.reason}
     total = sum(sizes.values())
-    if len(each := {multipliers.get(name, 1.0) for name in sizes}) == 1:
-        return each.pop()
+    if len(distinct := {multipliers.get(name, 1.0) for name in sizes}) == 1:
+        return distinct.pop()
     return sum(size * multipliers.get(name, 1.0) for name, size in sizes.items()) / total if total else 1.0
 
 
 def shared_multipliers(groups: Iterable[Group]) -> dict[str, float]:
-    """The multipliers of modules that share a group, by name."""
+    """Module name -> multiplier, of modules that share a group."""
     return {name: group["decay_multiplier"] for group in groups for name in group.get("decay_members", ())}
 
 
 def _undecayed_names(model: nn.Module) -> set[str]:
-    """Names of norms, biases, position and class tokens, and what the model's `no_weight_decay()` lists."""
+    """Names of norms, biases, position and class tokens, and of parameters in the model's `no_weight_decay()`."""
     declared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     names = set()
     for module_name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Find the weight matrices of a model: their names, their roles, and why some of them take no part."""
+"""Find the weight matrices of a model: their names, their roles, and why some of them are skipped."""
 
 import operator
 from collections.abc import Collection, Iterator, Sequence
@@ -12,28 +12,28 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from alphadecay.roles import role_of
 
-MIN_EIGENVALUES = 50  # published threshold: shorter spectra give no usable tail
+MIN_EIGENVALUES = 50  # published threshold: shorter spectra have no usable tail
 INCLUDABLE = ("stem", "head", "frozen")
-FROZEN, LAZY = "frozen", "not initialised yet (lazy)"  # reasons that training may take away
+FROZEN, LAZY = "frozen", "not initialised yet (lazy)"  # reasons that may no longer apply later in training
 
-# Names by which models that declare nothing about themselves call their input and output layers.
+# Usual names of input and output layers, for models that do not declare these layers.
 STEM_NAMES = frozenset({"patch_embed", "patch_embedding", "conv_stem", "stem"})
 HEAD_NAMES = frozenset({"head", "head_dist", "lm_head", "embed_out", "classifier", "score"})
-# Parts that wrappers put into names; the plain model does not have them.
+# Parts of names that wrappers add; the plain model does not have them.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight of two or more dimensions, and whether its spectrum steers its decay."""
+    """One weight of two or more dimensions, and whether its decay is adapted."""
 
-    name: str  # of its module in the plain model, such as blocks.0.attn.qkv
-    role: str  # what it does in its block, such as attn.qkv
-    weight: Tensor  # the parameter, or its whole value where that is sharded over ranks
-    reason: str  # why it takes no part; empty when it does
+    name: str  # name of its module in the plain model, such as blocks.0.attn.qkv
+    role: str  # what the module does in its block, such as attn.qkv
+    weight: Tensor  # shape (rows, columns), or (rows, columns, height, width); if sharded, a DTensor or its whole value
+    reason: str  # why it is skipped; empty if it is adapted
     kind: str  # "linear", "conv2d" or "other"
-    groups: int = 1  # of a grouped convolution: as many matrices a kernel position
-    place: tuple[nn.Module, str] | None = None  # the module that holds the weight, and under which name
+    groups: int = 1  # groups of a convolution: each kernel position has one matrix per group
+    place: tuple[nn.Module, str] | None = None  # the module that holds the weight, and the weight's name in it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Matrix:
 
     @property
     def form(self) -> tuple[int, int, int]:
-        """Number, rows and columns of the matrices of which the weight consists."""
+        """(number, rows, columns) of the matrices in the weight; zeros if the kind is "other"."""
         if self.kind == "other" or not self.shape:
             return 0, 0, 0
         rows, columns, *kernel = self.shape
@@ -51,13 +51,13 @@ class Matrix:
 
     @property
     def eigenvalue_count(self) -> int:
-        """Length of the spectrum: the smaller side, times the kernel positions and groups of a convolution."""
+        """Length of the spectrum: the smaller side, times kernel positions and groups of a convolution."""
         count, rows, columns = self.form
         return count * min(rows, columns)
 
     @property
-    def may_take_part(self) -> bool:
-        """Whether it takes part, or will once it is trained or initialised."""
+    def may_be_adapted(self) -> bool:
+        """Whether it is adapted, or will be once it is trained or initialised."""
         return self.reason in ("", FROZEN, LAZY)
 
 
@@ -80,17 +80,17 @@ def plain_name(name: str) -> str:
 def find_matrices(
     model: nn.Module, exclude: Sequence[str] = (), min_eigenvalues: int = MIN_EIGENVALUES, include: Sequence[str] = ()
 ) -> list[Matrix]:
-    """Every weight of two or more dimensions in the order of the model, each with the reason if it stays out.
+    """Every weight of two or more dimensions, in the order of the model; each skipped one has a reason.
 
-    A Linear, a transformers Conv1D or a Conv2d takes part unless it is the model's stem or head, tied, frozen, not yet
-    initialised, depthwise, has fewer than `min_eigenvalues` eigenvalues, or matches a glob of `exclude`. "stem", "head"
-    or "frozen" in `include` lets those take part as well. A fused qkv is one matrix, unless `split_qkv` made it three.
-    All other weights of two or more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...) are listed with
-    the reason.
+    The weight of a Linear, a transformers Conv1D or a Conv2d is adapted unless it is the model's stem or head, tied,
+    frozen, not yet initialised, depthwise, has fewer than `min_eigenvalues` eigenvalues, or matches a glob of
+    `exclude`. "stem", "head" or "frozen" in `include` adapts these too. A fused qkv is one matrix, unless `split_qkv`
+    made it three. All other weights of two or more dimensions (embeddings, 3-D expert weights, in_proj_weight, ...)
+    are skipped.
 
     Raises:
-        ValueError: If `exclude` or `include` is no list of names, `include` holds an unknown one, a glob in `exclude`
-            matches no module of the model, or `min_eigenvalues` is no whole number of at least 1.
+        ValueError: If `exclude` or `include` is not a list of names, `include` holds an unknown name, a glob in
+            `exclude` matches no module of the model, or `min_eigenvalues` is not a whole number of at least 1.
     """
     _check_selection(exclude, include, min_eigenvalues)
     model = unwrap(require_model(model))
@@ -115,6 +115,7 @@ def find_matrices(
 
 
 def _check_selection(exclude: Sequence[str], include: Sequence[str], min_eigenvalues: int) -> None:
+    """Raise ValueError for arguments of `find_matrices` of a wrong type or value."""
     for argument, names in (("exclude", exclude), ("include", include)):
         if isinstance(names, str):
             raise ValueError(f"{argument}={names!r}: give a list of names, such as [{names!r}]")
@@ -127,7 +128,7 @@ def _check_selection(exclude: Sequence[str], include: Sequence[str], min_eigenva
 
 
 def require_model(model: nn.Module) -> nn.Module:
-    """The model; TypeError if it is none."""
+    """The model; TypeError if it is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module, got {type(model).__name__}; files of weights are analysed by "
@@ -137,14 +138,14 @@ def require_model(model: nn.Module) -> nn.Module:
 
 
 def whole_number(argument: str, value: Any, unit: str) -> int:
-    """The value as an int; ValueError, which names the argument, unless it is a whole number of at least 1."""
+    """The value as an int; ValueError, which names the argument, if it is not a whole number of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{argument} must be a whole number of {unit}, at least 1; got {value!r}")
     return operator.index(value)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Parameter]]:
-    """(name, parameter name, module, weight) of each weight once, biases and norms left out."""
+    """Each weight once, without biases and norms: (name, parameter name, module, weight)."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, weight in module.named_parameters(recurse=False):
@@ -157,24 +158,27 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Paramet
 
 
 def _name(module_name: str, parameter_name: str, module: nn.Module) -> str | None:
-    """The name of the module whose weight a parameter is, or of the parameter; None of a mere scale of a weight."""
+    """The module's name if the parameter is its weight, else the parameter's name.
+
+    None if the parameter is only a scale (weight_norm's g).
+    """
     if parts := part_names(module):
         return part_name(module_name, parameter_name, parts)
     if isinstance(module, ParametrizationList):
-        sizes = {name: each.numel() for name, each in module.named_parameters(recurse=False)}
-        owner, _, of = module_name.rpartition(".parametrizations.")
+        sizes = {name: original.numel() for name, original in module.named_parameters(recurse=False)}
+        owner, _, computed = module_name.rpartition(".parametrizations.")
         largest = sizes[parameter_name] == max(sizes.values())
-        return (owner if of == "weight" else f"{owner}.{of}".lstrip(".")) if largest else None
+        return (owner if computed == "weight" else f"{owner}.{computed}".lstrip(".")) if largest else None
     if parameter_name == "weight_g" and "weight_v" in module._parameters:
         return None
-    of_module = parameter_name in ("weight", "weight_orig", "weight_v")
-    return module_name if of_module and _takes_products(module) else f"{module_name}.{parameter_name}".lstrip(".")
+    is_weight = parameter_name in ("weight", "weight_orig", "weight_v")
+    return module_name if is_weight and _has_matrix(module) else f"{module_name}.{parameter_name}".lstrip(".")
 
 
 def part_names(module: nn.Module) -> tuple[str, ...]:
-    """What the weights in the list of a parametrization are called that has matrices of their own; else empty.
+    """Names of the matrices that one parametrization computes a weight from; empty if its parts are not matrices.
 
-    Such a one says so in `part_names`: `split_qkv`'s, whose q, k and v together are the fused weight.
+    The parametrization lists them in its attribute `part_names`; that of `split_qkv` has q, k and v.
     """
     if not (isinstance(module, ParametrizationList) and len(module) == 1):
         return ()
@@ -183,36 +187,38 @@ def part_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def part_name(list_name: str, parameter_name: str, parts: Sequence[str]) -> str:
-    """blocks.0.attn.q for original0 in blocks.0.attn.qkv.parametrizations.weight."""
+    """The name of such a part: blocks.0.attn.q for original0 in blocks.0.attn.qkv.parametrizations.weight."""
     owner = list_name.removesuffix(".parametrizations.weight").rpartition(".")[0]
     return f"{owner}.{parts[int(parameter_name[-1])]}".lstrip(".")
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """The names under which each parameter stands in the model; more than one where it is tied."""
+    """All names of each parameter in the model, by its id; more than one if it is tied."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(plain_name(name))
     return owners
 
 
-def _takes_products(module: nn.Module) -> bool:
-    """Whether it is a Linear, transformers' transposed one or a Conv2d."""
-    kinds = {kind.__name__ for kind in type(module).__mro__}  # FSDP2 makes a class of its own of each
-    return isinstance(module, nn.Linear | nn.Conv2d) or "Conv1D" in kinds
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether it is a Linear, a transformers Conv1D (a transposed Linear) or a Conv2d."""
+    classes = {base.__name__ for base in type(module).__mro__}  # FSDP2 derives a class from each module's class
+    return isinstance(module, nn.Linear | nn.Conv2d) or "Conv1D" in classes
 
 
 def _kind(module: nn.Module, parameter_name: str) -> str:
+    """The `kind` of a `Matrix`."""
     if part_names(module):
         return "linear"
-    if parameter_name != "weight" or not _takes_products(module):
+    if parameter_name != "weight" or not _has_matrix(module):
         return "other"
     return "conv2d" if isinstance(module, nn.Conv2d) else "linear"
 
 
 def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
+    """Why this type of module or weight is skipped, or ""."""
     if is_lazy(matrix.weight):
-        return LAZY if _takes_products(module) else f"of {_article(module)}"
+        return LAZY if _has_matrix(module) else f"of {_article(module)}"
     if isinstance(module, nn.Embedding):
         return "embedding"
     if parameter_name == "in_proj_weight":
@@ -222,26 +228,27 @@ def _reason_by_type(matrix: Matrix, module: nn.Module, parameter_name: str) -> s
     if matrix.kind == "other":
         return _reason_of_other(matrix, module, parameter_name)
     if not (matrix.weight.is_floating_point() or matrix.weight.is_complex()):
-        return f"{str(matrix.weight.dtype).removeprefix('torch.')}: no floating-point weight"
+        return f"{str(matrix.weight.dtype).removeprefix('torch.')}: not a floating-point weight"
     if matrix.groups > 1 and min(matrix.form[1:]) == 1:
         return f"depthwise convolution: {matrix.groups} groups of one channel have no spectrum"
     return ""
 
 
 def _reason_of_other(matrix: Matrix, module: nn.Module, parameter_name: str) -> str:
+    """Why a matrix of kind "other" is skipped."""
     if len(matrix.shape) == 3 and matrix.shape[0] > 1 and parameter_name != "weight":
         return "3-D weight (experts?)"
     if parameter_name != "weight":
         return "no weight of a Linear, Conv1D or Conv2d"
-    if said := getattr(module, "why_not_measured", ""):  # a stand-in for a module of a file
-        return str(said)
-    return f"of {_article(module)}; measured are Linear, transformers' Conv1D and Conv2d"
+    if reason := getattr(module, "why_not_measured", ""):  # a skeleton, which stands for a module in a file
+        return str(reason)
+    return f"of {_article(module)}; only those of Linear, transformers' Conv1D and Conv2d are measured"
 
 
 def _how_computed(module: nn.Module, parameter_name: str) -> str | None:
-    """What the module's weight is computed from where it is no parameter itself; None where it is one."""
+    """How the module computes its weight, if the weight is not a parameter itself; else None."""
     if isinstance(module, ParametrizationList) and not part_names(module):
-        return f"computed by a parametrization ({', '.join(type(each).__name__.lstrip('_') for each in module)})"
+        return f"computed by a parametrization ({', '.join(type(step).__name__.lstrip('_') for step in module)})"
     base, _, suffix = parameter_name.rpartition("_")
     if suffix == "orig" and f"{base}_mask" in module._buffers:
         return f"pruned: the {base} is {base}_orig x {base}_mask"
@@ -253,28 +260,30 @@ def _how_computed(module: nn.Module, parameter_name: str) -> str | None:
 
 
 def _article(module: nn.Module) -> str:
-    kind = type(module).__name__.removeprefix("FSDP")
-    return f"{'an' if kind[:1] in 'AEIOU' else 'a'} {kind}"
+    """The name of its class with an article, such as "an LSTM"."""
+    name = type(module).__name__.removeprefix("FSDP")
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
 
 
 def _reason_by_place(
     name: str, stems: frozenset[str] | None, heads: frozenset[str] | None, include: Sequence[str]
 ) -> str:
-    """Stem and head as the model declares them (None: it declares nothing), else by their usual names."""
+    """Return "stem", "head" or "": by the model's declaration (None: it has none), else by usual names."""
     for reason, declared, usual in (("stem", stems, STEM_NAMES), ("head", heads, HEAD_NAMES)):
         if reason in include:
             continue
         if declared is None:
-            parts = name.split(".")  # heads are torchvision's head at the top of a model, and elsewhere attention's
+            parts = name.split(".")  # "heads" is torchvision's head at the top of a model, else attention heads
             belongs = bool(set(parts) & usual) or (reason == "head" and parts[0] == "heads")
-        else:
-            belongs = any(name == each or name.startswith(f"{each}.") for each in declared)  # with what adapters add
+        else:  # the module, or what an adapter (PEFT) put into it
+            belongs = any(name == end or name.startswith(f"{end}.") for end in declared)
         if belongs:
             return reason
     return ""
 
 
 def _reason_by_weight(matrix: Matrix, names: list[str], min_eigenvalues: int, include: Sequence[str]) -> str:
+    """Why a weight with these names is skipped (tied, small or frozen), or ""."""
     if len(names) > 1:
         return f"tied: {' = '.join(names)}"
     if matrix.eigenvalue_count < min_eigenvalues:
@@ -283,13 +292,13 @@ def _reason_by_weight(matrix: Matrix, names: list[str], min_eigenvalues: int, in
 
 
 def _declared_ends(model: nn.Module) -> tuple[frozenset[str] | None, frozenset[str] | None]:
-    """Names of stem and head modules as timm (pretrained_cfg) and transformers (get_output_embeddings) give them."""
-    for prefix, module in model.named_modules():  # adapters (PEFT) put a timm model a few levels down
+    """Names of stem and head modules as timm (pretrained_cfg) and transformers (get_output_embeddings) declare them."""
+    for prefix, module in model.named_modules():  # adapters (PEFT) wrap a timm model in several modules
         config = vars(module).get("pretrained_cfg") or vars(module).get("default_cfg")
         if isinstance(config, dict) and "first_conv" in config and "classifier" in config:
             names = (config["first_conv"], config["classifier"])
             ends = [() if not n else ((n,) if isinstance(n, str) else tuple(n)) for n in names]
-            stem, head = (frozenset(plain_name(f"{prefix}.{n}".lstrip(".")) for n in each) for each in ends)
+            stem, head = (frozenset(plain_name(f"{prefix}.{n}".lstrip(".")) for n in end) for end in ends)
             return stem, head
     if hasattr(model, "get_output_embeddings"):
         head_module = model.get_output_embeddings()  # type: ignore[operator]

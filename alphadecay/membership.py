@@ -1,4 +1,4 @@
-"""Which weight matrices an optimizer steers: found when it is attached, and again when model or groups have changed."""
+"""Which weight matrices a schedule adapts: found when it is attached, and again when model or groups have changed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,20 +18,20 @@ RANKINGS = ("optimizer", "model")
 
 
 class Membership:
-    """The matrices of a model, and the group of an optimizer that holds each.
+    """The matrices of a model, and the optimizer group that holds each.
 
     Args:
-        model: The model the optimizer trains, wrapped or not.
+        model: The model that the optimizer trains, wrapped or not.
         optimizer: Its groups are split where needed.
         selection: `exclude`, `include` and `min_eigenvalues` of `find_matrices`.
-        ranking: "optimizer": matrices that it does not hold take no part; "model": they are measured and ranked too.
+        ranking: "optimizer": skip matrices that the optimizer does not hold; "model": measure and score them too.
 
     Attributes:
-        matrices: Every weight matrix of the model, those that stay out with the reason.
-        elsewhere: Names of those that take part and are in no group of the optimizer.
+        matrices: Every weight matrix of the model; skipped ones have a reason.
+        elsewhere: Names of matrices that `find_matrices` adapts and that are in no group of the optimizer.
 
     Raises:
-        ValueError: As `find_matrices` and `split_groups`, or if none takes part or ever can.
+        ValueError: For what `find_matrices` or `split_groups` refuse, or if no matrix can be adapted, now or later.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Membership:
         self.model, self.optimizer, self.selection, self.ranking = model, optimizer, dict(selection), ranking
         self._homes: dict[str, tuple[nn.Module, str] | None] = {}
         matrices = find_matrices(model, **self.selection)
-        if not any(m.may_take_part for m in matrices):
+        if not any(m.may_be_adapted for m in matrices):
             listed = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:5]) or "it has no weight matrix"
-            raise ValueError(f"no weight matrix of {type(model).__name__} takes part ({listed})")
+            raise ValueError(f"no weight matrix of {type(model).__name__} can be adapted ({listed})")
         count = len(optimizer.param_groups)
         origins = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         note_old_groups(optimizer.param_groups)
@@ -53,33 +53,36 @@ class Membership:
         self._note(matrices)
 
     def _note(self, matrices: Sequence[Matrix]) -> None:
+        """Set `matrices` and `elsewhere`, and remember what `changed` compares with."""
         groups = self.optimizer.param_groups
         held = {id(p) for group in groups for p in group["params"]}
         sharded = {group["decay_name"] for group in groups if any(is_sharded(p) for p in group["params"])}
         for m in matrices:
             if id(m.weight) in held:
                 self._homes[m.name] = m.place
-        # FSDP2 puts the whole weight in the place of the sharded one that the optimizer holds.
-        ours = [m for m in matrices if id(m.weight) in held or (m.name in sharded and self._is_home(m))]
-        placed = {m.name for m in ours} & ({group["decay_name"] for group in groups} | _members(groups))
-        self.elsewhere = {m.name for m in matrices if not m.reason} - placed
-        out = self.elsewhere if self.ranking == "optimizer" else set()
-        self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in out else m for m in matrices]
+        # FSDP2 temporarily replaces the sharded weight, which the optimizer holds, by the whole weight.
+        own = [m for m in matrices if id(m.weight) in held or (m.name in sharded and self._is_home(m))]
+        grouped = {m.name for m in own} & ({group["decay_name"] for group in groups} | _members(groups))
+        self.elsewhere = {m.name for m in matrices if not m.reason} - grouped
+        skipped = self.elsewhere if self.ranking == "optimizer" else set()
+        self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in skipped else m for m in matrices]
         self._slots, self._links = _slots(unwrap(self.model))
         self._sizes = [len(group["params"]) for group in groups]
 
     def _is_home(self, matrix: Matrix) -> bool:
+        """Whether the matrix is in the module in which the optimizer's weight of that name was."""
         home = self._homes.get(matrix.name)
         return home is not None and matrix.place is not None and home[0] is matrix.place[0]
 
     def _why_elsewhere(self, matrix: Matrix) -> str:
+        """Why a matrix has no group of its own in the optimizer."""
         for group in self.optimizer.param_groups:
             if any(p is matrix.weight for p in group["params"]):
                 return f"in {group['decay_name']}, which cannot be split under a learning-rate scheduler"
         return ELSEWHERE
 
     def changed(self) -> bool:
-        """Whether groups came or went, or a known weight was frozen, unfrozen, initialised, pruned or replaced."""
+        """Whether groups were added or removed, or a weight was frozen, unfrozen, initialised, pruned or replaced."""
         groups = self.optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._sizes:
             return True
@@ -93,8 +96,8 @@ class Membership:
         )
 
     def update(self) -> bool:
-        """Find the matrices again and give new groups their place; returns whether other ones take part than before."""
-        before = self._taking_part()
+        """Find the matrices again and label new groups; returns whether the adapted matrices have changed."""
+        before = self._adapted()
         groups = self.optimizer.param_groups
         steps = max(group.get("decay_step", 0) for group in groups)
         matrices = find_matrices(self.model, **self.selection)
@@ -107,17 +110,18 @@ class Membership:
         for group in groups:
             group["decay_step"] = steps
         self._note(matrices)
-        return self._taking_part() != before
+        return self._adapted() != before
 
-    def _taking_part(self) -> tuple[set[str], set[str]]:
+    def _adapted(self) -> tuple[set[str], set[str]]:
+        """Names of adapted matrices, and of those among them that the optimizer does not hold."""
         return {m.name for m in self.matrices if not m.reason}, self.elsewhere
 
     def rate_set_alone(self) -> str:
-        """A sentence if the learning rate of one part of a group was changed since the last call, and of no other."""
+        """A warning if the learning rate of only one part of a split group was changed since the last call, else ""."""
         return self._rates.set_alone(self.optimizer.param_groups)
 
     def notes(self) -> dict[str, str]:
-        """Why modules have another decay than their score says, by name."""
+        """Why a module's decay does not follow from its score, by module name."""
         notes = dict.fromkeys(self.elsewhere if self.ranking == "model" else (), f"{ELSEWHERE}, but in its ranking")
         for group in self.optimizer.param_groups:
             for name in group.get("decay_members", ()):
@@ -128,11 +132,12 @@ class Membership:
 
 
 def _members(groups: Iterable[Group]) -> set[str]:
+    """Names of the modules that share a group."""
     return {name for group in groups for name in group.get("decay_members", ())}
 
 
 class _Rates:
-    """The learning rates of the groups that one group was split into, which a loop may believe to be one still."""
+    """Tracks learning rates of split groups, to warn when a training loop sets only one of them."""
 
     def __init__(self, optimizer: Optimizer, origins: Mapping[int, int], count: int) -> None:
         groups = optimizer.param_groups
@@ -145,9 +150,11 @@ class _Rates:
 
     @staticmethod
     def _of(groups: Sequence[Group]) -> dict[str, Any]:
+        """Learning rates by group name, without tensors: comparing these would synchronise with the device."""
         return {group["decay_name"]: lr for group in groups if not isinstance(lr := group.get("lr"), Tensor)}
 
     def set_alone(self, groups: Sequence[Group]) -> str:
+        """See `Membership.rate_set_alone`."""
         last, now = self._last, self._of(groups)
         if now == last:
             return ""
@@ -157,8 +164,8 @@ class _Rates:
                 continue
             if all(last.get(name) == now.get(name) == last[first] for name in others):
                 return (
-                    f"the learning rate of group {first} was set to {now[first]} alone, and {len(others)} other groups "
-                    f"stay at {last[first]}: the group that they were is split, so set it for every group"
+                    f"the learning rate of only group {first} was set to {now[first]}, and {len(others)} other groups keep "
+                    f"{last[first]}: these groups were one and have been split, so set the rate in every group"
                 )
         return ""
 
@@ -168,7 +175,7 @@ Link = tuple[Mapping[str, Any], str, nn.Module]
 
 
 def _slots(module: nn.Module) -> tuple[list[Slot], list[Link]]:
-    """The places of weights in their modules, with what each is now; and of these modules in their parents."""
+    """Where weights are in their modules, with their current values; and where these modules are in their parents."""
     slots: list[Slot] = [
         (module._parameters, name, p, p.requires_grad, type(p))
         for name, p in module._parameters.items()

@@ -28,7 +28,7 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
             Nothing is changed then.
     """
     matrices = list(matrices)
-    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    by_id = {id(m.weight): m for m in matrices if m.may_be_adapted}
     _check_holds_some(optimizer, matrices)
     _check_holds_no_other(optimizer, matrices)
     if any("weight_decay" not in group for group in optimizer.param_groups):
@@ -57,7 +57,7 @@ def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None
 
     One that holds more than a matrix lists the matrices in it as its members.
     """
-    by_id = {id(m.weight): m for m in matrices if m.may_take_part}
+    by_id = {id(m.weight): m for m in matrices if m.may_be_adapted}
     for group, rest in zip(optimizer.param_groups, _rest_labels(optimizer), strict=True):
         if "decay_name" in group:
             continue
@@ -163,9 +163,9 @@ def _labelled(group: Group, name: str, holds: str) -> Group:
 
 def _check_holds_some(optimizer: Optimizer, matrices: list[Matrix]) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    taking_part = [m for m in matrices if not m.reason]
-    if taking_part and not any(id(m.weight) in held for m in matrices if m.may_take_part):
-        raise ValueError(f"the optimizer holds none of the model's weight matrices ({taking_part[0].name}, ...)")
+    adapted = [m for m in matrices if not m.reason]
+    if adapted and not any(id(m.weight) in held for m in matrices if m.may_be_adapted):
+        raise ValueError(f"the optimizer holds none of the model's weight matrices ({adapted[0].name}, ...)")
 
 
 def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:

@@ -51,9 +51,9 @@ class DecayWriter(ABC):
         self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
         wrappers = [each for each in chain_of(optimizer) if each is not self.optimizer]
         self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
-        waiting = [m for m in self._membership.matrices if m.may_take_part]
+        waiting = [m for m in self._membership.matrices if m.may_be_adapted]
         if all(m.reason for m in waiting):
-            self._warn_once("none yet", f"no weight matrix takes part yet ({waiting[0].name}: {waiting[0].reason})")
+            self._warn_once("none yet", f"no weight matrix can be adapted yet ({waiting[0].name}: {waiting[0].reason})")
 
     @abstractmethod
     def _check_optimizer(self) -> None:

@@ -66,11 +66,11 @@ def test_a_log_that_is_there_is_not_written_over(tmp_path):
     path = tmp_path / "decay.jsonl"
     path.write_text("mine\n")
     _, _, decay = setup()
-    with pytest.raises(ValueError, match=r"decay.jsonl is there already: take another name, or append=True"):
+    with pytest.raises(ValueError, match=r"decay.jsonl exists already: take another name, or append=True"):
         decay.log_to(path)
     with pytest.raises(ValueError, match="below cannot be written: "):
         decay.log_to(path / "below")
-    with pytest.raises(ValueError, match=r"decay.jsonl, line 1: no JSON"):
+    with pytest.raises(ValueError, match=r"decay.jsonl, line 1: not JSON"):
         decay.log_to(path, append=True)
     assert path.read_text() == "mine\n"
 

@@ -64,7 +64,7 @@ def test_every_weight_is_listed_with_the_reason_it_stays_out():
         "attention.in_proj_weight": "in_proj_weight holds q, k and v in one parameter",
         "attention.out_proj": "excluded by 'attention.out*'",
         "experts": "3-D weight (experts?)",
-        "sequence.weight": "of a Conv1d; measured are Linear, transformers' Conv1D and Conv2d",
+        "sequence.weight": "of a Conv1d; only those of Linear, transformers' Conv1D and Conv2d are measured",
         "small": "49 eigenvalues, fewer than 50",
         "frozen": "frozen",
         "body": "",

@@ -82,16 +82,16 @@ def test_beyond_its_end_a_ledger_holds(tmp_path):
 GOOD = {"step": 0, "module": "blocks.0.proj", "multiplier": 1.0}
 BROKEN = {
     "empty": ("", "is empty"),
-    "no JSON": ("{]\n", "line 1: no JSON"),
-    "a list": ("[1]\n", "line 1: no row of a ledger, it has no step"),
+    "not JSON": ("{]\n", "line 1: not JSON"),
+    "a list": ("[1]\n", "line 1: not a row of a decay log: it has no step"),
     "no multiplier": (
         json.dumps(GOOD | {"multiplier": None}) + "\n",
-        "line 1: no row of a ledger, it has no multiplier",
+        "line 1: not a row of a decay log: it has no multiplier",
     ),
     "below 0": (json.dumps(GOOD | {"multiplier": -1}) + "\n", "line 1: multiplier -1 at step 0 is impossible"),
     "nan": (json.dumps(GOOD | {"multiplier": float("nan")}) + "\n", "line 1: multiplier nan at step 0 is impossible"),
     "late": (json.dumps(GOOD | {"step": 5}) + "\n", "begins at step 5, not at 0"),
-    "other kind": (json.dumps(GOOD | {"kind": "adadecay per entry"}) + "\n", "which no ledger holds"),
+    "other kind": (json.dumps(GOOD | {"kind": "adadecay per entry"}) + "\n", "which a decay log cannot hold"),
     "too few modules": (json.dumps(GOOD) + "\n", "another model or selection: it has no row for blocks.0.fc1"),
     "binary": (b"\xff\xfe\x00", "can't decode"),
 }

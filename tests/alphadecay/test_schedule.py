@@ -221,7 +221,7 @@ def test_impossible_settings_are_refused_at_once(options, culprit):
 
 def test_a_model_in_which_nothing_takes_part_is_refused_with_reasons():
     model = nn.Sequential(nn.Linear(10, 10))
-    with pytest.raises(ValueError, match=r"no weight matrix of Sequential takes part \(0: 10 eigenvalues"):
+    with pytest.raises(ValueError, match=r"no weight matrix of Sequential can be adapted \(0: 10 eigenvalues"):
         alphadecay.AlphaDecay(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 

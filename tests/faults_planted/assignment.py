@@ -261,8 +261,8 @@ FAULTS = [
     Fault(
         "caution_the_other_way",
         "alphadecay/entries.py",
-        "found = list(torch._foreach_sub(before, after))",
-        "found = list(torch._foreach_sub(after, before))",
+        "masks = list(torch._foreach_sub(before, after))",
+        "masks = list(torch._foreach_sub(after, before))",
         "alphadecay/test_baselines.py::test_entries_are_decayed_as_a_slow_twin_decays_them",
         "entries are decayed where they should be spared",
     ),

@@ -68,7 +68,7 @@ CASES = {
     ),
     "a ledger that is none": (
         ["--decay", "replay", "--decay_ledger", "README.md"],
-        "--decay replay: README.md, line 1: no JSON",
+        "--decay replay: README.md, line 1: not JSON",
     ),
     "a ledger that nobody reads": (
         ["--decay_ledger", "x"],
