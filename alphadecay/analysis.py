@@ -1,4 +1,4 @@
-"""From a model to one record a weight matrix."""
+"""Measure the weight matrices of a model: one record per matrix."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +16,7 @@ from alphadecay.records import SpectrumRecord as SpectrumRecord
 from alphadecay.sharing import Snapshots, assign_to_ranks, gather_records, gradient_norms, whole
 from alphadecay.spectra import NonFiniteWeight, WindowShape, eigenvalues, farms_window, quick_eigenvalues
 
-# Scores that an adaptive decay can be steered by. The squares are what the published program calls fnorm and
-# spectral_norm.
+# Metrics by which modules can be scored. The published program calls the two squares fnorm and spectral_norm.
 SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
     "alpha": lambda record: record.alpha,
     "alpha_hat": lambda record: record.alpha_hat,
@@ -36,14 +35,14 @@ SCORES: dict[str, Callable[[SpectrumRecord], float | None]] = {
 }
 OnRecord = Callable[[SpectrumRecord, Eigenvalues], object]
 FLOAT64_BELOW = 1e-3  # a tail that begins below this share of the largest eigenvalue needs float64
-SENSITIVE = 500.0  # (alpha - 1) x largest eigenvalue / xmin: times 1.2e-7 the error that float32 can make in alpha
-CLEAR_MARGIN = 1e-4  # of KS distance: a search that is decided by less is repeated in float64
-FILTERED = 1e-5  # eigenvalues up to here are dropped by the published filter_zeros
+SENSITIVE = 500.0  # of (alpha - 1) x largest eigenvalue / xmin; this x 1.2e-7 is the error of alpha in float32
+CLEAR_MARGIN = 1e-4  # KS distance; if the best tail is better by less, the search is repeated in float64
+FILTERED = 1e-5  # the published filter_zeros drops eigenvalues up to this
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How spectra are measured; see `analyze`."""
+    """Settings of a measurement; see `analyze`. The constructor refuses impossible ones."""
 
     fit: str = "median"
     xmin_pos: float = 2.0
@@ -56,12 +55,12 @@ class Measuring:
         if not isinstance(self.xmin_pos, int | float) or not self.xmin_pos > 1:
             raise ValueError(f"xmin_pos must be above 1, got {self.xmin_pos!r}")
         sides = self.window if isinstance(self.window, tuple) else ()
-        shape = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
-        if self.window not in (None, "farms") and not shape:
+        is_shape = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+        if self.window not in (None, "farms") and not is_shape:
             raise ValueError(f"window={self.window!r} is unknown; choose None, 'farms' or (rows, columns)")
 
     def window_of(self, matrix: Matrix) -> WindowShape | None:
-        """The shape of a matrix' windows; None where it is measured as a whole."""
+        """The shape of a matrix' windows; None if it is measured as a whole."""
         return farms_window(*matrix.form[1:]) if isinstance(self.window, str) else self.window
 
 
@@ -82,42 +81,41 @@ def analyze(
 
     The spectrum of W holds the eigenvalues x of W W^T (or W^T W, if that is smaller). A power law p(x) ~ x^-alpha is
     fitted to its upper part, by default to its upper half: alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues
-    from xmin on. A smaller alpha means a heavier tail. At initialisation it says what shape the matrix has (about 2.1
-    for a square one, 3.5 for 4:1), unless `window` is "farms".
+    from xmin on. A smaller alpha means a heavier tail. At initialisation alpha depends on the shape of the matrix
+    (about 2.1 for a square one, 3.5 for 4:1), unless `window` is "farms".
 
-    Matrices that stay out (stem, head, embeddings, tied, frozen, short spectra ...) come with the reason in
-    `note` and no measures. A spectrum of which half is zero comes with its measures and a note.
+    Skipped matrices (stem, head, embeddings, tied, frozen, short spectra ...) have records with the reason in `note`
+    and no measures. If at least half of a spectrum is zero, its record has measures and a note.
 
     Args:
         model: Any module, also inside DistributedDataParallel or torch.compile.
         fit: How the tail is found. "median": from the middle of the spectrum on, as published with AlphaDecay; "paper":
-            its formula to the letter; "goodness-of-fit": where the KS distance of the fit is smallest;
-            "fix-finger": the same near the peak of the histogram, as published; "fix-finger-corrected": without its
-            error.
+            exactly its formula; "goodness-of-fit": where the KS distance of the fit is smallest; "fix-finger": the same
+            near the peak of the histogram, as published; "fix-finger-corrected": the same without the published error.
         xmin_pos: For `median`: the tail begins at index int(n / xmin_pos) of the ascending spectrum. Above 1.
         window: None: the whole matrix. "farms": alpha, its error, KS distance and xmin are of the pooled spectrum
             of evenly spaced square windows, so that they do not depend on the matrix' shape. (rows, columns):
-            of windows of that shape. All other measures are always the whole matrix'.
-        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, as the published program does when asked;
-            this depends on the weights' scale.
-        exclude: Globs over module names that stay out, such as "blocks.0.*".
-        include: Any of "stem", "head" and "frozen": they take part as well. A model of which nothing is trained is
-            analysed as if "frozen" was given.
-        min_eigenvalues: Matrices with fewer stay out; at least 1.
-        process_group: Ranks that share the work; all of them must call, and all get the same records. They may hold
-            the same model, shards of its weights (FSDP2), or other parts of it (pipeline parallel): the records
-            are those of all. None: this process does everything.
+            of windows of that shape. All other measures are always of the whole matrix.
+        filter_zeros: Drop eigenvalues of at most 1e-5 before the fit, an option of the published program; the result
+            depends on the weights' scale.
+        exclude: Globs of modules to skip, such as "blocks.0.*".
+        include: Any of "stem", "head" and "frozen": measure these too. If no parameter of the model is trained,
+            "frozen" is always included.
+        min_eigenvalues: Skip matrices with fewer eigenvalues; at least 1.
+        process_group: Ranks that share the work; all of them must call this function and get the same records. They may
+            hold the same model, shards of its weights (FSDP2), or different parts of it (pipeline parallel); the
+            records are of all parts. None: this process measures everything.
         on_record: Called after each matrix, by the process that measured it, with its record and the eigenvalues
-            to which the tail was fitted (shape (n,), float64, ascending): for progress, and for drawing spectra.
+            to which the tail was fitted (shape (n,), float64, ascending): to show progress or draw spectra.
 
     Returns:
-        One `SpectrumRecord` a weight of two or more dimensions, in a list that prints as a table, has figures (`plot`)
-        and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`).
+        One `SpectrumRecord` per weight of two or more dimensions, in a list that prints as a table, has figures
+        (`plot`) and a DataFrame (`to_pandas`), and keeps the eigenvalues that this process measured (`spectra`).
 
     Raises:
-        TypeError: If `model` is no module.
+        TypeError: If `model` is not a module.
         ValueError: For an unknown fit, window or name in `include`, a string where a list is expected, a glob that
-            matches nothing, or a weight that is not finite or on the meta device (named).
+            matches nothing, or a weight that is not finite or on the meta device; the message names it.
 
     Source: AlphaDecay (arXiv 2506.14562), eq. 2, a Hill (1975) estimator; "goodness-of-fit" is from Clauset, Shalizi
     and Newman (2009), "farms" from arXiv 2506.06280.
@@ -141,7 +139,7 @@ def analyze(
 def records_of(
     matrices: Sequence[Matrix], measuring: Measuring, process_group: Any = None, on_record: OnRecord | None = None
 ) -> SpectrumRecords:
-    """What `analyze` returns, of the matrices of a model that were found before."""
+    """Measure matrices that `find_matrices` returned; see `analyze`."""
     measurement = Measurement(matrices, measuring, process_group)
     spectra: dict[str, Eigenvalues] = {}
 
@@ -154,13 +152,13 @@ def records_of(
 
 
 class Measurement:
-    """What `analyze` does in two parts: what needs the model as it is now, and the rest, which takes the time.
+    """The work of `analyze` in two parts: the constructor reads the model, and `run` measures, which takes long.
 
     Args:
-        matrices: Those of the model; measured are the ones that take part.
-        measuring: How.
+        matrices: Matrices of the model; those without a reason to be skipped are measured.
+        measuring: Settings of the measurement.
         process_group: As in `analyze`.
-        copied: Copy the weights that this rank measures to CPU memory, so that `run` may come later, in a thread.
+        copied: Copy the weights that this rank measures to CPU memory, so that `run` can run later, in a thread.
 
     Raises:
         ValueError: If a weight is on the meta device.
@@ -170,55 +168,55 @@ class Measurement:
         self, matrices: Sequence[Matrix], measuring: Measuring, process_group: Any = None, *, copied: bool = False
     ) -> None:
         self.measuring, self.matrices = measuring, matrices
-        taking_part = [m for m in matrices if not m.reason]
-        for m in taking_part:
+        adapted = [m for m in matrices if not m.reason]
+        for m in adapted:
             if m.weight.is_meta:
                 raise ValueError(f"{m.name} {m.shape}: its weight is on the meta device, which holds no values")
         self.group = process_group if process_group and dist.get_world_size(process_group) > 1 else None
-        self.gradient_norms = gradient_norms(taking_part)
-        mine = taking_part if self.group is None else assign_to_ranks(taking_part, self.group)
-        self._snapshots = Snapshots(mine) if copied else None
-        self._mine = self._snapshots.matrices if self._snapshots else mine
+        self.gradient_norms = gradient_norms(adapted)
+        share = adapted if self.group is None else assign_to_ranks(adapted, self.group)
+        self._snapshots = Snapshots(share) if copied else None
+        self._share = self._snapshots.matrices if self._snapshots else share
 
     def run(self, results_group: Any = None, on_record: OnRecord | None = None) -> list[SpectrumRecord]:
-        """The records; all ranks must come here.
+        """Measure, and return the records of all ranks; all ranks must call this.
 
         Args:
-            results_group: The same ranks in a group of their own, for results that are exchanged in a thread.
+            results_group: Another process group of the same ranks, to exchange records in a thread.
             on_record: As in `analyze`.
         """
         if self._snapshots:
             self._snapshots.wait()
-        found = self._measured(on_record)
+        measured = self._measured(on_record)
         if self.group is not None:
-            found = gather_records(found, results_group or self.group)
-        if isinstance(found, ValueError):
-            raise found
-        own = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}
-        names = dict.fromkeys([*(m.name for m in self.matrices), *found])
-        return [own.get(name) or found[name] for name in names]
+            measured = gather_records(measured, results_group or self.group)
+        if isinstance(measured, ValueError):
+            raise measured
+        skipped = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}
+        names = dict.fromkeys([*(m.name for m in self.matrices), *measured])
+        return [skipped.get(name) or measured[name] for name in names]
 
     def _measured(self, on_record: OnRecord | None) -> dict[str, SpectrumRecord] | ValueError:
-        """This rank's share, or what one matrix raised: the other ranks must hear of it before they wait for ever."""
-        found, error = {}, None
-        for matrix in self._mine:
+        """This rank's records by name, or the first error: the caller sends it to the ranks that wait for records."""
+        records, first_error = {}, None
+        for matrix in self._share:
             try:
                 record, eigs = measure(matrix, self.measuring)
             except ValueError as raised:
-                error = error or raised
+                first_error = first_error or raised
                 continue
             record = replace(record, grad_norm=self.gradient_norms.get(matrix.name))
             if on_record is not None:
                 on_record(record, eigs)
-            found[matrix.name] = record
-        return error or found
+            records[matrix.name] = record
+        return first_error or records
 
 
 def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.ndarray]:
-    """The record of one matrix that takes part, but for its gradient; and the eigenvalues that were fitted.
+    """Measure one matrix: its record without grad_norm, and the eigenvalues to which the tail was fitted, shape (n,).
 
     Raises:
-        NonFiniteWeight: If the weight is not finite, with the matrix named.
+        NonFiniteWeight: If the weight is not finite; the message names the matrix.
     """
     window, weight = measuring.window_of(matrix), whole(matrix.weight)
     try:
@@ -230,7 +228,7 @@ def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.nd
     except NonFiniteWeight as error:
         raise NonFiniteWeight(f"{matrix.name} {tuple(matrix.weight.shape)}: {error}") from error
     zeros = tails.count_zeros(eigs)
-    if not note and 2 * zeros >= len(eigs):  # a fit can just exist, but it is one to half a spectrum
+    if not note and 2 * zeros >= len(eigs):  # a fit may succeed, but it would use only half of the spectrum
         note = f"{zeros} of {len(eigs)} eigenvalues are zero"
     zero = eigs[-1] == 0
     record = replace(
@@ -251,7 +249,17 @@ def measure(matrix: Matrix, measuring: Measuring) -> tuple[SpectrumRecord, np.nd
 def fitted_spectrum(
     weight: Tensor, measuring: Measuring, window: WindowShape | None, groups: int = 1
 ) -> tuple[np.ndarray, tails.TailFit | None, str]:
-    """Eigenvalues, the fit to their tail or None, and why there is none; in float32 where that is accurate enough."""
+    """Eigenvalues, and the fit to their tail or None and why; computed in float32 if that is accurate enough.
+
+    Args:
+        weight: Shape (rows, columns), or (rows, columns, height, width) of a Conv2d's kernel.
+        measuring: Settings of the measurement.
+        window: Shape (rows, columns) of windows; None: the whole matrix.
+        groups: Groups of a Conv2d.
+
+    Returns:
+        Eigenvalues of shape (n,), float64, ascending; the fit or None; "" or why there is no fit.
+    """
     quick = None if measuring.fit in tails.LOOK_AT_SMALLEST else quick_eigenvalues(weight, window, groups)
     if quick is not None:
         tail, _ = fit_tail(quick, measuring)
@@ -262,7 +270,7 @@ def fitted_spectrum(
 
 
 def fit_tail(eigs: np.ndarray, measuring: Measuring) -> tuple[tails.TailFit | None, str]:
-    """The fit to a spectrum's tail, or None and the reason."""
+    """The fit to the tail of a spectrum of shape (n,) and "", or None and the reason."""
     kept = eigs[eigs > FILTERED] if measuring.filter_zeros else eigs
     try:
         return tails.FITS[measuring.fit](kept if len(kept) else eigs, measuring.xmin_pos), ""
@@ -271,7 +279,7 @@ def fit_tail(eigs: np.ndarray, measuring: Measuring) -> tuple[tails.TailFit | No
 
 
 def _accurate(eigs: np.ndarray, tail: tails.TailFit) -> bool:
-    """Whether float32 can tell the tail, which was clearly the best, and whether half of the eigenvalues are zero."""
+    """Whether float32 eigenvalues, shape (n,), are accurate enough for this fit and to count how many are zero."""
     noise = len(eigs) * np.finfo(np.float32).eps * eigs[-1]
     begins_high = tail.xmin >= FLOAT64_BELOW * eigs[-1] and tail.margin > CLEAR_MARGIN
     certain = (tail.alpha - 1) * eigs[-1] < SENSITIVE * tail.xmin
@@ -279,6 +287,6 @@ def _accurate(eigs: np.ndarray, tail: tails.TailFit) -> bool:
 
 
 def record_without_measures(matrix: Matrix, note: str) -> SpectrumRecord:
-    """A record that only says what the matrix is, and why nothing was measured."""
+    """A record with name, role and shape of a matrix and a note, but no measures."""
     parameters = math.prod(matrix.shape) if matrix.shape else 0
     return SpectrumRecord(matrix.name, matrix.role, matrix.shape, parameters, matrix.eigenvalue_count, note=note)

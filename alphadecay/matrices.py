@@ -29,7 +29,7 @@ class Matrix:
 
     name: str  # name of its module in the plain model, such as blocks.0.attn.qkv
     role: str  # what the module does in its block, such as attn.qkv
-    weight: Tensor  # shape (rows, columns), or (rows, columns, height, width); if sharded, a DTensor or its whole value
+    weight: Tensor  # the parameter, shape (rows, columns, *kernel); of a sharded one, the whole value once gathered
     reason: str  # why it is skipped; empty if it is adapted
     kind: str  # "linear", "conv2d" or "other"
     groups: int = 1  # groups of a convolution: each kernel position has one matrix per group

@@ -150,7 +150,7 @@ class _Rates:
 
     @staticmethod
     def _of(groups: Sequence[Group]) -> dict[str, Any]:
-        """Learning rates by group name, without tensors: comparing these would synchronise with the device."""
+        """Learning rates by group name, without those that are tensors."""
         return {group["decay_name"]: lr for group in groups if not isinstance(lr := group.get("lr"), Tensor)}
 
     def set_alone(self, groups: Sequence[Group]) -> str:
@@ -164,8 +164,8 @@ class _Rates:
                 continue
             if all(last.get(name) == now.get(name) == last[first] for name in others):
                 return (
-                    f"the learning rate of only group {first} was set to {now[first]}, and {len(others)} other groups keep "
-                    f"{last[first]}: these groups were one and have been split, so set the rate in every group"
+                    f"the learning rate of only group {first} was set to {now[first]}, and {len(others)} other groups "
+                    f"keep {last[first]}: these groups were one and have been split, so set the rate in every group"
                 )
         return ""
 

@@ -1,4 +1,4 @@
-"""Copies of an optimizer, to see what a step would do without taking it."""
+"""Copies of an optimizer, to try a step without taking it."""
 
 import copy
 from collections import OrderedDict, defaultdict
@@ -14,23 +14,23 @@ from torch.optim import Optimizer
 from alphadecay.groups import OWN_KEYS, Group
 
 TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
-TOLERANCE = 0.05  # of the decay of a trial's last step: orders of decay and update differ by less
-UNTRIED = Exception  # optimizers that cannot step on a copy raise all kinds
+TOLERANCE = 0.05  # relative, for a trial's last decay; whether decay comes before or after the update changes it less
+UNTRIED = Exception  # an optimizer that cannot step on a copy may raise any exception
 VARYING = OWN_KEYS | {
     "param_names", "lr", "initial_lr", "lr_scale", "name", "decay_next", "decay_members", "decay_measured",
 }  # fmt: skip
 
 
 def twin_of(optimizer: Optimizer) -> Optimizer:
-    """A copy with weights, gradients and state of its own and without hooks; its step is the optimizer's next one.
+    """A copy with its own weights, gradients and state and without hooks; its step equals the optimizer's next step.
 
-    Random generators are copied as they stand, so that the optimizer's own draws stay what they are; where a step
-    draws from torch's global ones, take it within `own_randomness`.
+    Random generators are copied with their states, so the copy does not change what the optimizer draws. If a step
+    draws from torch's global generators, take it within `own_randomness`.
     """
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if is_lazy(p):  # no optimizer touches it yet
+            if is_lazy(p):  # optimizers skip it until it is initialised
                 memo[id(p)] = p
                 continue
             memo[id(p)] = nn.Parameter(p.detach().clone(), p.requires_grad)
@@ -41,14 +41,14 @@ def twin_of(optimizer: Optimizer) -> Optimizer:
 
 @contextmanager
 def own_randomness(optimizer: Optimizer) -> Iterator[None]:
-    """Let what is random here draw what it would draw next, and leave torch's global generators as they were."""
+    """Draw the next numbers of torch's global generators in this context, and restore the generators after it."""
     devices = {p.device for group in optimizer.param_groups for p in group["params"]}
-    kinds = {device.type for device in devices if device.type != "cpu"}
+    device_types = {device.type for device in devices if device.type != "cpu"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            indices = [device.index or 0 for device in devices if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+        for device_type in device_types:
+            indices = [device.index or 0 for device in devices if device.type == device_type]
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=device_type))
         yield
 
 
@@ -56,7 +56,7 @@ def without_decay(optimizer: Optimizer) -> Optimizer:
     """A copy that has taken the next step with all decays 0.
 
     Raises:
-        ValueError: If the optimizer can take no step on a copy: it needs a closure, or second derivatives.
+        ValueError: If the optimizer cannot take a step on a copy: it needs a closure, or second derivatives.
     """
     twin = twin_of(optimizer)
     for group in twin.param_groups:
@@ -71,32 +71,32 @@ def without_decay(optimizer: Optimizer) -> Optimizer:
 
 
 def unrounded_decay(optimizer: Optimizer, group: Group, decay: float) -> Tensor:
-    """What a decay would change in the next step if nothing was rounded, from two steps in float64.
+    """The change that decay would make in the next step without rounding: the difference of two steps in float64.
 
     Args:
-        optimizer: As it is before the step.
+        optimizer: The optimizer before the step.
         group: One of its groups, with one parameter that has a gradient.
         decay: The group's weight_decay for that step.
 
     Returns:
-        The change, as the parameter is shaped and sharded, in float64. Of an optimizer that cannot step in float64:
-        - learning rate x decay x weight.
+        The change, float64, in the parameter's shape and sharding. If the optimizer cannot step in float64:
+        -learning rate x decay x weight.
     """
     p = group["params"][0]
-    found = []
+    weights = []
     try:
-        for each in (decay, 0.0):
-            twin, own = _alone_in_float64(optimizer, group, each)
+        for trial_decay in (decay, 0.0):
+            twin, own = _alone_in_float64(optimizer, group, trial_decay)
             with own_randomness(optimizer):
                 twin.step()
-            found.append(own.detach())
+            weights.append(own.detach())
     except UNTRIED:
         return p.detach().to(torch.float64).mul_(-float(group["lr"]) * decay)
-    return found[0] - found[1]
+    return weights[0] - weights[1]
 
 
 def _alone_in_float64(optimizer: Optimizer, group: Group, decay: float) -> tuple[Optimizer, nn.Parameter]:
-    """A copy of an optimizer that holds one parameter of it, whose tensors of several entries are in float64."""
+    """A copy of an optimizer with only this group's parameter; the weight and its state, but no scalars, in float64."""
     p = group["params"][0]
     own = nn.Parameter(p.detach().to(torch.float64, copy=True))
     own.grad = p.grad.detach().to(torch.float64, copy=True)
@@ -110,34 +110,35 @@ def _alone_in_float64(optimizer: Optimizer, group: Group, decay: float) -> tuple
 
 
 def why_coupled(optimizer: Optimizer) -> str:
-    """Empty if each of the optimizer's groups decays weights by learning rate x decay x weight, and by nothing else.
+    """Empty if every group decays weights by learning rate x decay x weight alone; else a predicate: "does not ...".
 
-    Tried out: three steps on a small random matrix with and without decay, in copies. An optimizer that cannot be
-    tried like that (it needs a closure, or second derivatives) counts as one that does not; the text says why.
+    Tests copies of the optimizer: three steps on a small random matrix, with and without decay. An optimizer that
+    cannot step on a copy (it needs a closure, or second derivatives) is not accepted; the predicate holds its error.
     """
-    seen: list[Group] = []
+    tried: list[Group] = []
     for group in optimizer.param_groups:
         options = {key: value for key, value in group.items() if key not in VARYING}
-        if options not in seen:
-            seen.append(options)
+        if options not in tried:
+            tried.append(options)
             try:
                 with own_randomness(optimizer):
                     decoupled = _decouples(optimizer, group)
             except UNTRIED as error:
-                return f"takes no step on a copy: {' '.join(str(error).split())}"
+                return f"cannot take a step on a copy: {' '.join(str(error).split())}"
             if not decoupled:
                 return "does not (with these options)"
     return ""
 
 
 def _decouples(optimizer: Optimizer, group: Group) -> bool:
+    """Whether a group with these options decays a small random matrix by learning rate x decay x weight."""
     generator = torch.Generator().manual_seed(0)
     weight, *gradients = (
         torch.randn(8, 6, generator=generator, dtype=torch.float32, device="cpu") for _ in range(TRIAL_STEPS + 1)
     )
     like = group["params"][0]
-    path: dict[float, list[Tensor]] = {TRIAL_DECAY: [], 0.0: []}
-    for decay, weights in path.items():
+    trials: dict[float, list[Tensor]] = {TRIAL_DECAY: [], 0.0: []}  # decay -> the weight after each step
+    for decay, weights in trials.items():
         p = nn.Parameter(weight.to(like.device, torch.float32, copy=True))
         lr = torch.full_like(group["lr"], TRIAL_LR) if isinstance(group["lr"], Tensor) else TRIAL_LR
         names = {"param_names": ["trial"]} if "param_names" in group else {}
@@ -148,14 +149,14 @@ def _decouples(optimizer: Optimizer, group: Group) -> bool:
             p.grad = gradient.to(like.device, copy=True)
             trial.step()
             weights.append(p.detach().clone())
-    with_decay, without = path[TRIAL_DECAY], path[0.0]
+    with_decay, without = trials[TRIAL_DECAY], trials[0.0]
     decayed = (with_decay[-1] - without[-1]) - (with_decay[-2] - without[-2])
     expected = -TRIAL_LR * TRIAL_DECAY * with_decay[-2]
     return bool((decayed - expected).norm() <= TOLERANCE * expected.norm())
 
 
 def _copied(optimizer: Optimizer, attributes: dict[str, Any], memo: dict[int, Any]) -> Optimizer:
-    """An optimizer of the same class with copies of attributes; hooks and a wrapped `step` stay behind."""
+    """An optimizer of the same class with copies of the attributes, but without hooks and a wrapped `step`."""
     twin = object.__new__(type(optimizer))
     for name, value in attributes.items():
         if name in ("step", "__getstate__", "found_inf", "grad_scale"):
@@ -167,7 +168,7 @@ def _copied(optimizer: Optimizer, attributes: dict[str, Any], memo: dict[int, An
             generator.set_state(value.get_state())
             memo[id(value)] = generator
         vars(twin)[name] = copy.deepcopy(value, memo)
-    for name in ("found_inf", "grad_scale"):  # of a GradScaler; read, not written
+    for name in ("found_inf", "grad_scale"):  # GradScaler's; a step reads them and does not write
         if name in attributes:
             vars(twin)[name] = attributes[name]
     return twin

@@ -1,44 +1,43 @@
-"""What was measured of one weight matrix."""
+"""The measures of one weight matrix."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-Eigenvalues = npt.NDArray[np.float64]  # ascending, none negative
+Eigenvalues = npt.NDArray[np.float64]  # shape (n,), ascending, none negative
 
 
 @dataclass(frozen=True)
 class SpectrumRecord:
-    """What the spectrum of one weight matrix says. Measures are None where nothing was measured; `note` says why.
+    """The measures of one weight matrix and its spectrum. They are None if it was not measured; `note` says why.
 
     The spectrum holds the eigenvalues of W W^T or W^T W, whichever is smaller: the squares of the weight's singular
-    values. Those of a Conv2d are of all its kernel positions together, times 0.5, as published; so its norms are
-    those of the weight x sqrt(0.5).
+    values. For a Conv2d it holds those of all kernel positions, times 0.5, as published; so its norms are those of the
+    weight x sqrt(0.5).
 
     Attributes:
-        name: The module, as in the plain model: without what DistributedDataParallel or torch.compile add.
+        name: The module's name in the plain model, without the parts that DistributedDataParallel or torch.compile add.
         role: What the module does in its block, such as attn.qkv.
-        shape: Of the weight.
+        shape: Shape of the weight.
         parameters: Number of entries of the weight.
-        eigenvalue_count: Length of the spectrum; 0 where it is no Linear's, Conv1D's or Conv2d's weight.
+        eigenvalue_count: Length of the spectrum; 0 if the weight is not a Linear's, Conv1D's or Conv2d's.
         alpha: Exponent of the power law p(x) ~ x^-alpha fitted to the tail of the spectrum; above 1, without unit.
-            Smaller means a heavier tail. With windows: of their pooled spectrum.
+            Smaller means a heavier tail. With windows, it is of their pooled spectrum.
         alpha_hat: log(1 + exp(alpha x log10(largest eigenvalue))); above 0.
         spectral_norm: Largest singular value, in units of the weight.
         frobenius_norm: Root of the sum of all eigenvalues, in units of the weight.
         stable_rank: Sum of the eigenvalues / the largest, between 1 (one direction) and eigenvalue_count (even).
-        entropy: -sum(p log p) / log(rank), p = eigenvalue / sum + 6e-5, about 0 (one direction) to 1 (even).
+        entropy: -sum(p log p) / log(rank + 6e-5), p = eigenvalue / sum + 6e-5, about 0 (one direction) to 1 (even).
         ks_distance: Kolmogorov-Smirnov distance of the tail from the fit, 0 (perfect) to 1.
-        alpha_error: Standard error of alpha, (alpha - 1) / sqrt(eigenvalues in the tail). Meant for independent
-            eigenvalues: these repel each other, and from seed to seed alpha varies less.
+        alpha_error: Standard error of alpha, (alpha - 1) / sqrt(number of eigenvalues in the tail). It assumes
+            independent eigenvalues, but eigenvalues repel each other, so alpha varies less from seed to seed.
         xmin: Eigenvalue at which the tail begins, in units of the weight squared.
-        grad_norm: Frobenius norm of the weight's gradient; None where it has none.
-        note: Why the matrix takes no part or keeps its base decay; empty when neither.
+        grad_norm: Frobenius norm of the weight's gradient; None without a gradient.
+        note: Why the matrix is skipped or keeps its base decay; empty if it is adapted.
 
     Source: alpha is a Hill (1975) estimator, by default AlphaDecay's (arXiv 2506.14562, eq. 2) with the upper half of
-    the spectrum as tail; the other measures are as the program published with it computes them, but norms are not
-    squared.
+    the spectrum as tail. The other measures are those of AlphaDecay's published program, but norms are not squared.
 
     Example:
         >>> import torch, alphadecay
@@ -67,4 +66,4 @@ class SpectrumRecord:
     note: str = ""
 
 
-Spectrum = tuple[SpectrumRecord, Eigenvalues]  # a record, and the eigenvalues that were fitted
+Spectrum = tuple[SpectrumRecord, Eigenvalues]  # a record, and the eigenvalues to which the tail was fitted

@@ -1,4 +1,4 @@
-"""A list of what was measured of weight matrices that shows itself: as text, HTML, DataFrame or figure."""
+"""A list of records of weight matrices that shows itself as text, HTML, DataFrame or figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-SHOWN = 60  # rows up to which a table that nobody asked to print is shown whole
+SHOWN = 60  # rows up to which repr() shows the whole table
 
 
 class SpectrumRecords(list[SpectrumRecord]):
-    """The records of a model in its order: a list that shows itself, with the eigenvalues that were measured.
+    """The records of a model in the model's order: a list that shows itself, with the measured eigenvalues.
 
-    It prints as a table; a notebook shows it as one. Slices and copies are of the same class; equal are lists with
-    equal records, whatever eigenvalues they hold.
+    It prints as a table and shows as a table in notebooks. Slices and copies have the same class. Lists with equal
+    records are equal, even if their eigenvalues differ.
 
     Args:
-        records: What the list holds.
-        spectra: Eigenvalues by module; those of other modules are dropped. None: those of `records`, if it has any.
+        records: The records of the list.
+        spectra: Module name -> eigenvalues; other modules are dropped. None: the spectra of `records`, if it has any.
 
     Attributes:
-        spectra: Module name -> the eigenvalues that were fitted (shape (n,), float64, ascending), of the matrices
-            that this process measured. Where ranks share the work, each has its part.
+        spectra: Module name -> the eigenvalues to which the tail was fitted (shape (n,), float64, ascending), of the
+            matrices that this process measured. If ranks share the work, each rank has only its part.
 
     Example:
         >>> import torch, alphadecay
@@ -63,8 +63,8 @@ class SpectrumRecords(list[SpectrumRecord]):
     def __getitem__(self, index: slice) -> "SpectrumRecords": ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> "SpectrumRecord | SpectrumRecords":
-        found = super().__getitem__(index)
-        return SpectrumRecords(found, self.spectra) if isinstance(found, list) else found
+        item = super().__getitem__(index)
+        return SpectrumRecords(item, self.spectra) if isinstance(item, list) else item
 
     def copy(self) -> "SpectrumRecords":
         """The same records and eigenvalues in another list."""
@@ -77,18 +77,18 @@ class SpectrumRecords(list[SpectrumRecord]):
         if len(self) <= SHOWN:
             return str(self)
         head, rows, texts = record_table(self)
-        some = aligned(head, [*rows[: SHOWN // 2], ["..."] + [""] * (len(head) - 1), *rows[-SHOWN // 2 :]], texts)
-        return f"{some}\n\n{SHOWN} of {len(self)} matrices; print() shows all"
+        shortened = aligned(head, [*rows[: SHOWN // 2], ["..."] + [""] * (len(head) - 1), *rows[-SHOWN // 2 :]], texts)
+        return f"{shortened}\n\n{SHOWN} of {len(self)} matrices; print() shows all"
 
     def _repr_html_(self) -> str:
         return in_html(*record_table(self)) if self else "no weight matrix"
 
     def to_pandas(self) -> "DataFrame":
-        """A DataFrame with one row a matrix and the attributes of `SpectrumRecord` as columns; None becomes NaN.
+        """A DataFrame with one row per matrix and the attributes of `SpectrumRecord` as columns; None becomes NaN.
 
         Returns:
-            Text in `name`, `role` and `note`, tuples in `shape`, whole numbers in `parameters` and
-            `eigenvalue_count`, float64 in the others.
+            Text in `name`, `role` and `note`, tuples in `shape`, int64 in `parameters` and `eigenvalue_count`, float64
+            in the other columns.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -123,26 +123,26 @@ class SpectrumRecords(list[SpectrumRecord]):
         """Draw one of the figures of `python -m alphadecay analyze`, in print size.
 
         ================= ==============================================================================
-        alpha_by_depth    alpha of each module, roles across and depth downwards
+        alpha_by_depth    alpha of each module, with a column per role and depth downwards
         alpha_by_role     mean alpha of each role and its modules; with `other` both side by side
-        alpha_change      alpha less that of the same module in `other`
+        alpha_change      alpha minus that of the same module in `other`
         spectra_by_role   share of eigenvalues above x, shallow to deep, with the fitted tails
         spectra_of_role   each module of `role`: density of its eigenvalues, fit, where the tail begins
         ================= ==============================================================================
 
         Args:
             figure: One of these names.
-            other: Records to compare with, of a model with modules of the same names.
-            role: For spectra_of_role, such as "attn.qkv"; it may be left out where there is one role.
-            page: For spectra_of_role, from 1: a page has 24 modules.
-            labels: What the figures of two models call these records and `other`.
+            other: Records of another model to compare with; its modules must have the same names.
+            role: For spectra_of_role: a role, such as "attn.qkv"; not needed if there is only one role.
+            page: For spectra_of_role: the page, from 1; a page has 24 modules.
+            labels: Names of these records and of `other` in figures of two models.
 
         Returns:
             A matplotlib figure; a notebook shows it, and `savefig` writes it.
 
         Raises:
-            ValueError: For an unknown figure, role or page, an argument that the figure lacks or has no use for, or
-                where it needs eigenvalues that these records do not hold.
+            ValueError: For an unknown figure, role or page, an argument that the figure needs or cannot use, or if it
+                needs eigenvalues that these records do not hold.
             ImportError: If matplotlib is not installed.
 
         Example:
@@ -157,21 +157,21 @@ class SpectrumRecords(list[SpectrumRecord]):
 
 
 def spectra_of(records: SpectrumRecords) -> list[Spectrum]:
-    """Each record whose eigenvalues are there, with them."""
+    """Each record that has eigenvalues, with them."""
     return [(record, records.spectra[record.name]) for record in records if record.name in records.spectra]
 
 
 def record_table(
     records: Sequence[SpectrumRecord], changes: Mapping[str, float | None] | None = None
 ) -> tuple[list[str], list[list[str]], set[int]]:
-    """Header, one row a matrix, and which columns are text.
+    """Header, one row per matrix, and the indices of the columns with text.
 
     Args:
-        records: What to show.
-        changes: By how much alpha differs from another model's, by module: a column more.
+        records: The records to show.
+        changes: Module name -> difference of alpha from another model's; None: without this column.
     """
-    more = ["change"] if changes is not None else []
-    head = ["module", "role", "shape", "alpha", "+-", "KS", "stable rank", *more, "note"]
+    change = ["change"] if changes is not None else []
+    head = ["module", "role", "shape", "alpha", "+-", "KS", "stable rank", *change, "note"]
     rows = [
         [
             r.name, r.role, "x".join(map(str, r.shape)), number(r.alpha, 3), number(r.alpha_error, 2),

@@ -1,4 +1,4 @@
-"""The decays of another run again, from its decay log."""
+"""Repeat the decays of another run from its decay log."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,29 +21,30 @@ DecayRows = dict[int, dict[str, dict[str, Any]]]  # rows by step and module
 
 
 class Replay(DecaySchedule):
-    """The multipliers of a decay log, step by step or their means over time, whatever the modules' spectra say now.
+    """The multipliers of a decay log, step by step or their means over time; no spectra are measured.
 
-    With the options of the run that wrote it, the run comes out with the same bits. Construct it after the optimizer
-    and before any learning-rate scheduler.
+    With the options of the run that wrote the log, the replayed run is bitwise identical to it. Construct it after the
+    optimizer and before any learning-rate scheduler.
 
     Args:
-        model: The model the optimizer trains, wrapped or not.
+        model: The model that the optimizer trains, wrapped or not.
         optimizer: Any torch optimizer with `weight_decay`, wrapped or not; its groups are split where needed.
-        ledger: A run's decay.jsonl, as `log_to` of any schedule and the trainers write it: one line of JSON a module
-            and refresh. Read are step (optimizer steps taken before, from 0 on), module and multiplier (at least 0).
-        mean: Give each module the mean of its multipliers over the log's steps, each weighted by the steps for which it
-            held, from the first step on.
-        exclude: Globs over module names that get no decay of their own; as in the run that wrote the decay log.
-        include: Any of "stem", "head" and "frozen": they have decays of their own as well; as in that run.
-        min_eigenvalues: Matrices with fewer eigenvalues get no decay of their own; as in that run.
+        ledger: Path of a run's decay log (decay.jsonl), as `log_to` of any schedule and the trainers write it: one line
+            of JSON per module and refresh. Replay reads its step (optimizer steps taken before, from 0 on), module and
+            multiplier (at least 0).
+        mean: Give each module, from the first step on, the mean of its multipliers over the log's steps, each weighted
+            by the number of steps for which it was used.
+        exclude: Globs of modules that get no decay of their own; the same as in the run that wrote the decay log.
+        include: Any of "stem", "head" and "frozen": these have decays of their own too; the same as in that run.
+        min_eigenvalues: Matrices with fewer eigenvalues get no decay of their own; the same as in that run.
         cautious: Decay only entries that the update does not push away from zero (cautious weight decay, arXiv
             2510.12402). Needs an optimizer that decays by learning rate x decay x weight, such as AdamW. Its groups
             then have weight_decay 0, and the decay is applied after its step.
-        on_refresh: Called with this object each time that multipliers change.
+        on_refresh: Called with this object each time multipliers change.
 
     Raises:
-        ValueError: If the log cannot be read, is of other modules or of a strategy that no decay log holds, or
-            begins after the first step (file and line or module are named); or as `AlphaDecay`.
+        ValueError: If the log cannot be read, is of other modules or of a strategy that a decay log cannot hold, or
+            begins after the first step (the message names file and line or module); or for what `AlphaDecay` refuses.
 
     Example:
         >>> import tempfile, torch, alphadecay
@@ -90,18 +91,19 @@ class Replay(DecaySchedule):
             self._rows = {0: {name: row | {"multiplier": means[name]} for name, row in first.items()}}
 
     def _check_modules(self, path: Path) -> None:
+        """Raise ValueError if the log's modules are not those of this schedule."""
         own = {group["decay_name"]: is_lazy(group["params"][0]) for group in self.own_groups}
-        theirs = set(self._rows[0])
-        lacking = sorted({name for name, lazy in own.items() if not lazy} - theirs)
-        other = sorted(theirs - set(own) - set(self.multipliers))
-        if (lacking or other) and not self.same_for_all:
+        logged = set(self._rows[0])
+        missing = sorted({name for name, lazy in own.items() if not lazy} - logged)
+        unknown = sorted(logged - set(own) - set(self.multipliers))
+        if (missing or unknown) and not self.same_for_all:
             self.detach()
-            what = f"no row for {lacking[0]}" if lacking else f"rows for {other[0]}, which is none of this one's"
-            raise ValueError(f"{path} is the decay log of another model or selection: it has {what}")
+            why = f"no row for {missing[0]}" if missing else f"rows for {unknown[0]}, which is not adapted here"
+            raise ValueError(f"{path} is the decay log of another model or selection: it has {why}")
 
     @property
     def next_refresh(self) -> int | None:
-        """Before which step the decay log has the next change; None: it has no more."""
+        """The step before which multipliers change next; None: they change no more."""
         return min((step for step in self._rows if step >= self.step), default=None)
 
     def _act(self, step: int) -> None:
@@ -119,60 +121,64 @@ class Replay(DecaySchedule):
 
 
 def read_decay_log(path: Path) -> DecayRows:
-    """The rows of a decay.jsonl by step and module, in order of steps; those of audits, which assign nothing, apart.
+    """The rows of a decay log by step and module, in order of steps, without rows of audits, which assign no decay.
 
     Raises:
-        ValueError: If it cannot be read or replayed; file and line are named.
+        ValueError: If it cannot be read or replayed; the message names file and line.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"{path}: is no regular file")
+    if path.exists() and not path.is_file():  # reading a pipe would wait
+        raise ValueError(f"{path}: is not a regular file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    found: DecayRows = {}
+    rows: DecayRows = {}
     for number, line in enumerate(lines, 1):
         row = _checked(line, f"{path}, line {number}")
         if row.get("audit") is None:
-            found.setdefault(row["step"], {})[row["module"]] = row
-    if not found:
+            rows.setdefault(row["step"], {})[row["module"]] = row
+    if not rows:
         raise ValueError(f"{path} is empty: its run refreshed no decay")
-    if min(found) != 0:
-        raise ValueError(f"{path} begins at step {min(found)}, not at 0")
-    return dict(sorted(found.items()))
+    if min(rows) != 0:
+        raise ValueError(f"{path} begins at step {min(rows)}, not at 0")
+    return dict(sorted(rows.items()))
 
 
 def _checked(line: str, where: str) -> dict[str, Any]:
+    """Parse a row; ValueError, which names `where`, if it cannot be replayed."""
     row = parsed_row(line, where, {"step": int, "module": str, "multiplier": int | float})
     if not (0 <= row["multiplier"] < math.inf and row["step"] >= 0):
         raise ValueError(f"{where}: multiplier {row['multiplier']} at step {row['step']} is impossible")
     if row.get("kind") == AdaDecayPerEntry.strategy:
-        raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which no decay log holds")
+        raise ValueError(f"{where}: {row['kind']} decays entries by different amounts, which a decay log cannot hold")
     return row
 
 
 def changes(rows: DecayRows) -> DecayRows:
-    """The steps at which a multiplier changes; others are in a log for what was looked at then."""
-    found: DecayRows = {}
+    """The rows of steps at which a multiplier changes; a log has other steps too, at which it stayed the same."""
+    changed: DecayRows = {}
     last: Multipliers = {}
     for step, by_module in rows.items():
         now = {name: row["multiplier"] for name, row in by_module.items()}
         if now != last:
-            found[step] = by_module
+            changed[step] = by_module
         last = now
-    return found
+    return changed
 
 
 def means_over_time(rows: DecayRows) -> Multipliers:
-    """Each module's multipliers, weighted by the steps for which they held; the last as long as the one before."""
+    """Mean multiplier of each module, weighted by the number of steps for which each multiplier was used.
+
+    The last multiplier counts for as many steps as the one before it.
+    """
     steps = list(rows)
     spans = [later - step for step, later in zip(steps, steps[1:], strict=False)]
     spans.append(spans[-1] if spans else 1)
-    held: dict[str, list[tuple[int, float]]] = {}
+    weighted: dict[str, list[tuple[int, float]]] = {}
     for step, span in zip(steps, spans, strict=True):
         for name, row in rows[step].items():
-            held.setdefault(name, []).append((span, row["multiplier"]))
+            weighted.setdefault(name, []).append((span, row["multiplier"]))
     return {
-        name: math.fsum(span * multiplier for span, multiplier in each) / sum(span for span, _ in each)
-        for name, each in held.items()
+        name: math.fsum(span * multiplier for span, multiplier in pairs) / sum(span for span, _ in pairs)
+        for name, pairs in weighted.items()
     }

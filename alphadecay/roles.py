@@ -1,8 +1,8 @@
-"""What a module does in its block, by its name: the same role for the same work, whatever a library calls it."""
+"""Roles of modules in their blocks, by module name: the same role for the same work in every library."""
 
 import re
 
-# Names behind the block's number. Roles are timm's words, and LLaMA's for what timm has not.
+# Names after the block's number. Roles are timm's names; where timm has no name, they are LLaMA's.
 ATTENTION = re.compile(
     r"(?P<cross>cross_?attn\.|cross_?attention\.|EncDecAttention\.)?"
     r"(?:self_attn\.|self_attention\.|SelfAttention\.|attention\.|attn\.)?(?:self\.|attention\.|attn\.)?(?P<leaf>.+)"
@@ -24,24 +24,24 @@ MLP_LEAVES = {
     **dict.fromkeys(("fc2", "c_proj", "lin2", "wo", "dense_4h_to_h"), "fc2"),
 }
 WHOLE_NAMES = {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}  # BERT's
-# Of PEFT: a matrix of an adapter of any name, and what it calls the module itself.
+# PEFT's names: of an adapter's matrix, and of the adapted module itself.
 ADAPTED = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB])(?:\.[^.]+)?")
 ADAPTED_MODULE = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)$")
 
 
 def role_of(name: str) -> str:
-    """What a module does in its block: attn.qkv, mlp.fc1 and the like.
+    """The role of a module in its block, such as attn.qkv or mlp.fc1.
 
-    Known are the names of timm's ViT, DeiT, BEiT, EVA, Swin, ConvNeXt, ResNet and Mixer, and of transformers' LLaMA,
-    GPT-2, BERT and their likes; of others, the parts of the name behind the block's number, at most two of them.
-    Matrices of PEFT's LoRA have the role of their module and .lora_A or .lora_B behind it, whatever the adapter's name.
+    It knows the names of timm's ViT, DeiT, BEiT, EVA, Swin, ConvNeXt, ResNet and Mixer, and of transformers' LLaMA,
+    GPT-2, BERT and similar models. For other names the role is the last one or two parts of the name after the block's
+    number. Matrices of PEFT's LoRA have the role of their module plus .lora_A or .lora_B, for an adapter of any name.
     """
     adapted = ADAPTED.fullmatch(name)
     if adapted:
         return f"{role_of(adapted['module'])}.{adapted['part']}"
     name = ADAPTED_MODULE.sub("", name)
     parts = name.split(".")
-    while len(parts) > 1 and parts[-1].isdigit():  # the place in a small sequence, such as downsample.0
+    while len(parts) > 1 and parts[-1].isdigit():  # the index in a small nn.Sequential, such as downsample.0
         parts.pop()
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     inner = ".".join(parts[numbers[-1] + 1 :] if numbers else parts)
@@ -49,6 +49,7 @@ def role_of(name: str) -> str:
 
 
 def _known_role(inner: str) -> str:
+    """The role of a name after the block's number; "" if the name is not known."""
     if inner in WHOLE_NAMES:
         return WHOLE_NAMES[inner]
     attention = ATTENTION.fullmatch(inner)

@@ -115,7 +115,7 @@ def test_a_ledger_that_cannot_be_replayed_is_one_line_and_leaves_the_optimizer_a
 def test_modules_of_another_model_are_named(tmp_path):
     path = tmp_path / "decay.jsonl"
     written(path, depth=3)
-    with pytest.raises(ValueError, match=r"it has rows for blocks\.2\.fc1, which is none of this one's"):
+    with pytest.raises(ValueError, match=r"it has rows for blocks\.2\.fc1, which is not adapted here"):
         setup(alphadecay.Replay, ledger=path)
     assert list(read_decay_log(path)) == [0]
 

@@ -70,9 +70,7 @@ def test_a_learning_rate_that_is_set_for_the_first_group_alone_is_said_once():
         group["lr"] = 5e-3
     take_steps(model, optimizer, 1, 2)
     optimizer.param_groups[0]["lr"] = 1e-3
-    with pytest.warns(
-        UserWarning, match=r"learning rate of only group 0 was set to 0.001, and 4 other groups keep 0"
-    ):
+    with pytest.warns(UserWarning, match=r"learning rate of only group 0 was set to 0.001, and 4 other groups keep 0"):
         take_steps(model, optimizer, 2, 3)
     optimizer.param_groups[0]["lr"] = 1e-4
     take_steps(model, optimizer, 3, 4)
