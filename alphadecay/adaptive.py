@@ -49,7 +49,7 @@ class AlphaDecay(DecaySchedule):
         low: Smallest multiplier of the linear rule, at least 0; published: 2 / 3.
         high: Largest multiplier of the linear rule, at least `low`; published: 3.
         rule: How scores become multipliers. "linear": onto [low, high]; "sqrt" and "log2": root or logarithm of the
-            score divided by the mean over all modules; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised
+            score, divided by its mean over all modules; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised
             over the modules of its block, which is the part of the name up to the last number, such as blocks.0.
         budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters, so
             that the total decay of all scored modules equals the uniform one's.
@@ -227,13 +227,13 @@ class AlphaDecay(DecaySchedule):
         super().refresh()
 
     def loaded(self) -> None:
-        """Take over the last refresh of a loaded state; without `lag`, drop what that state would have written next."""
+        """Take over the last refresh of a loaded state; without `lag`, drop multipliers that it has not written yet."""
         super().loaded()
         if self._background is None:
             self._drop_measurement()
 
     def _drop_measurement(self) -> None:
-        """Drop what was measured in the background and not written yet."""
+        """Drop multipliers that were measured in the background and are not written yet."""
         if self._background:
             self._background.forget()
         for group in self.optimizer.param_groups:
@@ -270,7 +270,7 @@ class AlphaDecay(DecaySchedule):
         self._took(records, {name: values["multiplier"] for name, values in measured.items()}, began)
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Refuse a state of other groups or another strategy; drop what was measured before it was loaded."""
+        """Refuse a state of other groups or another strategy; drop a measurement in the background."""
         checked = super().check_state(state)
         if self._background:
             self._background.forget()

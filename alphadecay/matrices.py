@@ -158,10 +158,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Paramet
 
 
 def _name(module_name: str, parameter_name: str, module: nn.Module) -> str | None:
-    """The module's name if the parameter is its weight, else the parameter's name.
-
-    None if the parameter is only a scale (weight_norm's g).
-    """
+    """Name of the module if this is its weight, else of the parameter; None if it is only a scale (weight_norm's g)."""
     if parts := part_names(module):
         return part_name(module_name, parameter_name, parts)
     if isinstance(module, ParametrizationList):
@@ -240,7 +237,9 @@ def _reason_of_other(matrix: Matrix, module: nn.Module, parameter_name: str) -> 
         return "3-D weight (experts?)"
     if parameter_name != "weight":
         return "no weight of a Linear, Conv1D or Conv2d"
-    if reason := getattr(module, "why_not_measured", ""):  # a skeleton, which stands for a module in a file
+    if reason := getattr(
+        module, "why_not_measured", ""
+    ):  # of a skeleton, which replaces a module that only a file describes
         return str(reason)
     return f"of {_article(module)}; only those of Linear, transformers' Conv1D and Conv2d are measured"
 
@@ -275,7 +274,7 @@ def _reason_by_place(
         if declared is None:
             parts = name.split(".")  # "heads" is torchvision's head at the top of a model, else attention heads
             belongs = bool(set(parts) & usual) or (reason == "head" and parts[0] == "heads")
-        else:  # the module, or what an adapter (PEFT) put into it
+        else:  # the module itself, or a module that an adapter (PEFT) put into it
             belongs = any(name == end or name.startswith(f"{end}.") for end in declared)
         if belongs:
             return reason

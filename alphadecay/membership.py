@@ -53,7 +53,7 @@ class Membership:
         self._note(matrices)
 
     def _note(self, matrices: Sequence[Matrix]) -> None:
-        """Set `matrices` and `elsewhere`, and remember what `changed` compares with."""
+        """Set `matrices` and `elsewhere`, and remember groups and weights, which `changed` compares."""
         groups = self.optimizer.param_groups
         held = {id(p) for group in groups for p in group["params"]}
         sharded = {group["decay_name"] for group in groups if any(is_sharded(p) for p in group["params"])}

@@ -292,7 +292,7 @@ def tie_a_weight(model):
 
 def reshape_in_place(model):
     weight = model.blocks[1].fc1.weight
-    weight.data = weight.data.reshape(8, -1).clone()  # too few eigenvalues to take part
+    weight.data = weight.data.reshape(8, -1).clone()  # too few eigenvalues to be adapted
 
 
 @pytest.mark.parametrize("change", [share_a_module, tie_a_weight, reshape_in_place])

@@ -1,4 +1,4 @@
-"""Which matrices take part, under which names, and why the others do not."""
+"""Which matrices are adapted, under which names, and why the others are skipped."""
 
 import pytest
 import timm
@@ -13,7 +13,7 @@ def reasons(model, **options):
     return {m.name: m.reason for m in find_matrices(model, **options)}
 
 
-def taking_part(model):
+def adapted(model):
     return [m.name for m in find_matrices(model) if not m.reason]
 
 
@@ -40,7 +40,7 @@ def test_stem_and_head_are_what_the_model_declares(model, stem, head):
 
 
 class Odd(nn.Module):
-    """One weight of each kind that stays out."""
+    """One weight of each kind that is skipped."""
 
     def __init__(self):
         super().__init__()
@@ -76,14 +76,14 @@ def test_every_weight_is_listed_with_the_reason_it_stays_out():
 def test_a_tied_head_stays_out():
     model = Odd()
     model.lm_head.weight = model.embed.weight
-    assert "embed.weight" in reasons(model) and "lm_head" not in taking_part(model)
+    assert "embed.weight" in reasons(model) and "lm_head" not in adapted(model)
 
 
 def test_names_are_the_plain_models_under_every_wrapper():
     model = block_model()
-    expected = taking_part(model)
+    expected = adapted(model)
     assert expected[0] == "blocks.0.proj"
-    assert taking_part(torch.compile(model)) == expected
-    assert taking_part(nn.DataParallel(model)) == expected
+    assert adapted(torch.compile(model)) == expected
+    assert adapted(nn.DataParallel(model)) == expected
     inner = nn.Sequential(*[torch.compile(block) for block in model.blocks])
-    assert taking_part(inner) == [name.removeprefix("blocks.") for name in expected]
+    assert adapted(inner) == [name.removeprefix("blocks.") for name in expected]
