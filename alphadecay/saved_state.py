@@ -1,4 +1,4 @@
-"""What an optimizer's saved state must have in common with the optimizer, and what it says of the last refresh."""
+"""Check that a saved state fits the optimizer, and store the last refresh's measurements in it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,49 +7,49 @@ from typing import Any
 from alphadecay.analysis import SpectrumRecord
 from alphadecay.groups import Group
 
-MEASURED = "decay_measured"  # the key of a group under which a saved state has score and measures
+MEASURED = "decay_measured"  # key of a saved group: its module's score and record at the last refresh
 
 
 def checked_state(
     groups: Sequence[Group], state: dict[str, Any], strategy: str, takes_over: bool
 ) -> dict[str, Any] | None:
-    """The state to be loaded in place of the one given, if not that one.
+    """Check a state dict before it is loaded; returns the state to load instead, or None if there is no need.
 
     Args:
-        groups: The optimizer's.
-        state: A state dict.
-        strategy: Of the decay that is attached.
-        takes_over: Whether the state of another kind may be loaded; it then counts as not refreshed.
+        groups: The optimizer's groups.
+        state: The state dict.
+        strategy: Name of the attached strategy.
+        takes_over: Whether the state of another strategy may be loaded; its groups are then marked as not refreshed.
 
     Raises:
-        ValueError: If the state is of other groups, or of another kind of decay; it says what to do.
+        ValueError: If the state has other groups or another strategy; the message says what to do.
     """
-    ours = [(g.get("decay_name"), len(g["params"])) for g in groups]
-    theirs = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
-    if ours != theirs:
-        raise ValueError(_mismatch(ours, theirs))
-    others = {g.get("decay_kind", strategy) for g in state["param_groups"]} - {strategy, ""}
-    if not others:
+    current = [(g.get("decay_name"), len(g["params"])) for g in groups]
+    saved = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
+    if current != saved:
+        raise ValueError(_mismatch(current, saved))
+    other_strategies = {g.get("decay_kind", strategy) for g in state["param_groups"]} - {strategy, ""}
+    if not other_strategies:
         return None
     if not takes_over:
         raise ValueError(
-            f"this optimizer state was saved under {', '.join(sorted(others))} decay, and {strategy} decay is "
-            "attached. Attach the kind that saved it; or set `takes_over = True` on the attached one before "
-            "loading, to go on with it from here."
+            f"this optimizer state was saved with the strategy {', '.join(sorted(other_strategies))}, but {strategy} "
+            "is attached. Attach the strategy that saved it; or set `takes_over = True` on the attached one before "
+            "loading, to continue with that one."
         )
     return state | {"param_groups": [group | {"decay_kind": ""} for group in state["param_groups"]]}
 
 
-def _mismatch(ours: list[tuple[str | None, int]], theirs: list[tuple[str | None, int]]) -> str:
-    if all(name is None for name, _ in theirs):
+def _mismatch(current: list[tuple[str | None, int]], saved: list[tuple[str | None, int]]) -> str:
+    if all(name is None for name, _ in saved):
         return (
             "this optimizer state has no decay names in its groups: it was saved without alphadecay. "
             "Load it into the optimizer before constructing AlphaDecay or UniformDecay."
         )
-    different = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-    where = f"group {different[0][0]!r} was saved where {different[1][0]!r} is now" if different else "some lack"
+    different = next((pair for pair in zip(saved, current, strict=False) if pair[0] != pair[1]), None)
+    where = f"group {different[0][0]!r} was saved where {different[1][0]!r} is now" if different else "some are missing"
     return (
-        f"this optimizer state has {len(theirs)} groups, the optimizer {len(ours)}; {where}. Build the optimizer "
+        f"this optimizer state has {len(saved)} groups, the optimizer {len(current)}; {where}. Build the optimizer "
         "and the decay schedule as in the run that saved it: same model, same groups, same order."
     )
 
@@ -57,7 +57,7 @@ def _mismatch(ours: list[tuple[str | None, int]], theirs: list[tuple[str | None,
 def note_measured(
     groups: Sequence[Group], records: Sequence[SpectrumRecord], scores: Mapping[str, float], measured_at: int
 ) -> None:
-    """Put what the last refresh found into the groups, as plain values, for the state that is saved."""
+    """Store what the last refresh measured in the groups, as plain values, before the state is saved."""
     by_name = {record.name: record for record in records}
     for group in groups:
         if (record := by_name.get(group["decay_name"])) is not None:
@@ -65,5 +65,5 @@ def note_measured(
 
 
 def take_measured(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
-    """Take that out of the groups again: by module, empty where there is none."""
+    """Remove these measurements from the groups; returns them by module."""
     return {group["decay_name"]: group.pop(MEASURED) for group in groups if MEASURED in group}

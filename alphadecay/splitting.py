@@ -1,4 +1,4 @@
-"""Giving each weight matrix a group of its own in an optimizer, in place, and labels to all other groups."""
+"""Give each weight matrix its own group in an optimizer, in place, and label all other groups."""
 
 import math
 import random
@@ -16,29 +16,29 @@ from alphadecay.sharing import is_sharded
 
 
 def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
-    """Give each matrix that takes part, or may later, a group of its own, in place; the rest stays where it was.
+    """Give each matrix that is adapted, or may be later, its own group, in place; other parameters keep their groups.
 
-    A new group has all options of the one it comes from, and the state of its parameter is kept, so that the
-    optimizer computes the same as before. An optimizer that draws random numbers draws them parameter by parameter:
-    there, parameters keep their order, at the price of more groups for the rest.
+    A new group has all options of the group it was split from, and parameters keep their state, so that the optimizer
+    computes the same as before. An optimizer that draws random numbers draws them parameter by parameter; then the
+    parameters also keep their order, which takes more groups.
 
     Raises:
-        ValueError: If the optimizer takes no weight decay, holds none of the matrices, was built before
-            `split_qkv` or `merge_qkv`, or a learning-rate scheduler is attached and groups would have to be split.
-            Nothing is changed then.
+        ValueError: If the optimizer has no weight decay, holds none of the matrices, was built before `split_qkv` or
+            `merge_qkv`, or a learning-rate scheduler is attached and groups would have to be split. The groups are
+            then unchanged.
     """
     matrices = list(matrices)
     by_id = {id(m.weight): m for m in matrices if m.may_be_adapted}
     _check_holds_some(optimizer, matrices)
     _check_holds_no_other(optimizer, matrices)
     if any("weight_decay" not in group for group in optimizer.param_groups):
-        raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups; it takes none")
+        raise ValueError(f"{type(optimizer).__name__} has no weight_decay in its groups: it does not support it")
     draws = any(isinstance(value, torch.Generator | random.Random) for value in vars(optimizer).values())
     split = [_parts(group["params"], by_id, draws) for group in optimizer.param_groups]
     if any(len(parts) > 1 for parts in split) and has_scheduler(optimizer):
         raise ValueError(
             "build AlphaDecay before the scheduler: it has to split the optimizer's groups "
-            "(if there is no scheduler, a loaded state brought 'initial_lr': delete it from each group)"
+            "(if there is no scheduler, 'initial_lr' is from a loaded state: delete it from each group)"
         )
     groups: list[Group] = []
     for group, parts, rest in zip(optimizer.param_groups, split, _rest_labels(optimizer), strict=True):
@@ -53,9 +53,9 @@ def split_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
 
 
 def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None:
-    """Label groups that were added since `split_groups` without splitting them: a scheduler counts groups.
+    """Label groups that were added after `split_groups`, without splitting them, because a scheduler counts groups.
 
-    One that holds more than a matrix lists the matrices in it as its members.
+    If a group holds a matrix and other parameters, `decay_members` lists the matrices in it.
     """
     by_id = {id(m.weight): m for m in matrices if m.may_be_adapted}
     for group, rest in zip(optimizer.param_groups, _rest_labels(optimizer), strict=True):
@@ -69,44 +69,44 @@ def label_added_groups(optimizer: Optimizer, matrices: Iterable[Matrix]) -> None
 
 
 def label_replaced(groups: Sequence[Group], model: nn.Module) -> None:
-    """Give groups whose weight is the model's no longer another label: its name may be another weight's now."""
+    """Relabel groups whose weight is no longer in the model; another weight may have its name now."""
     present = {id(p) for p in unwrap(model).parameters()}
     for group in groups:
         if is_module(group) and not any(id(p) in present or is_sharded(p) for p in group["params"]):
-            taken = {each.get("decay_name") for each in groups}
+            taken = {other.get("decay_name") for other in groups}
             labels = (f"({group['decay_name']}, replaced{f' {i}' if i else ''})" for i in count())
             group |= {"decay_name": next(label for label in labels if label not in taken), "decay_group": REST}
 
 
 def note_old_groups(groups: Sequence[Group]) -> None:
-    """Note what groups hold that were saved before they said it: their labels alone tell it."""
+    """Set `decay_group` in groups of old states, which lack it, from the beginnings of their labels."""
     for group in groups:
         if "decay_name" in group and "decay_group" not in group:
             label = group["decay_name"]
-            kinds = {"(no decay": NO_DECAY, "(added group": ADDED, "(": REST, "": MODULE}
-            group["decay_group"] = next(kind for beginning, kind in kinds.items() if label.startswith(beginning))
+            contents = {"(no decay": NO_DECAY, "(added group": ADDED, "(": REST, "": MODULE}
+            group["decay_group"] = next(content for start, content in contents.items() if label.startswith(start))
 
 
 Label = tuple[str, str]  # decay_name and decay_group
 
 
 def _rest_labels(optimizer: Optimizer) -> list[Label]:
-    """For each group the label of what is no matrix with a group of its own."""
+    """The label that each group has, or gets for parameters that are not split off."""
     groups = optimizer.param_groups
-    later = any("decay_name" in group for group in groups)
-    number = len({group["decay_name"] for group in groups if group.get("decay_group") == ADDED}) if later else -1
+    were_split = any("decay_name" in group for group in groups)
+    number = len({group["decay_name"] for group in groups if group.get("decay_group") == ADDED}) if were_split else -1
     labels = []
     for group in groups:
         if "decay_name" in group:
             labels.append((group["decay_name"], group["decay_group"]))
             continue
         number += 1
-        labels.append((f"(added group {number})", ADDED) if later else (f"(rest of group {number})", REST))
+        labels.append((f"(added group {number})", ADDED) if were_split else (f"(rest of group {number})", REST))
     return labels
 
 
 def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: bool) -> list[list[int]]:
-    """Positions in a group, by the groups it becomes: each matrix alone, the others together or as they come."""
+    """Positions of parameters in each new group: each matrix alone, the others together or, if in order, in runs."""
     alone = [[position] for position, p in enumerate(parameters) if id(p) in by_id]
     rest = [position for position, p in enumerate(parameters) if id(p) not in by_id]
     if not in_order:
@@ -120,8 +120,8 @@ def _parts(parameters: list[nn.Parameter], by_id: dict[int, Matrix], in_order: b
     return sorted([*alone, *runs])
 
 
-def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], label: str, holds: str) -> list[Label]:
-    """Labels of a group's parts: the matrix', or the group's own for the others, numbered where they are several."""
+def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], label: str, content: str) -> list[Label]:
+    """Labels of a group's parts: the matrix' name, or the group's label, numbered if several parts have it."""
     labels, rests = [], 0
     for part in parts:
         matrix = by_id.get(id(group["params"][part[0]])) if part else None
@@ -129,12 +129,12 @@ def _labels(group: Group, parts: list[list[int]], by_id: dict[int, Matrix], labe
             labels.append((matrix.name, MODULE))
             continue
         rests += 1
-        labels.append((label if rests == 1 else f"{label.rstrip(')')}, part {rests})", holds))
+        labels.append((label if rests == 1 else f"{label.rstrip(')')}, part {rests})", content))
     return labels
 
 
 def _part(group: Group, positions: list[int], label: str) -> Group:
-    """A group of some parameters with their names and all options; a tensor (lr) is not shared with other parts."""
+    """A group of the parameters at these positions, with all options; tensors (lr) are copied, not shared."""
     options = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
     options.pop("decay_members", None)
     per_parameter = {key: [group[key][i] for i in positions] for key in ("params", "param_names") if key in group}
@@ -143,21 +143,21 @@ def _part(group: Group, positions: list[int], label: str) -> Group:
 
 
 def take_written(groups: Sequence[Group]) -> None:
-    """Take a weight_decay that was written since another schedule was detached as the base decay of its group."""
+    """If a weight_decay was written after another schedule was detached, make it the base decay of its group."""
     for group in groups:
         if "decay_name" not in group or group["weight_decay"] == effective_decay(group):
             continue
-        if group["weight_decay"] == 0 and group.get("decay_kind"):  # a state of cautious decay, which is applied apart
+        if group["weight_decay"] == 0 and group.get("decay_kind"):  # cautious decay, which is applied after the step
             continue
         group |= {"base_weight_decay": float(group["weight_decay"]), "static_multiplier": 1.0, "decay_multiplier": 1.0}
 
 
-def _labelled(group: Group, name: str, holds: str) -> Group:
-    """The group with the keys of `groups`; one that has them keeps its base and multipliers."""
-    for key, value in new_group([], name, holds, float(group["weight_decay"])).items():
+def _labelled(group: Group, name: str, content: str) -> Group:
+    """The group with the keys of `new_group`; it keeps a base decay and multipliers that it has."""
+    for key, value in new_group([], name, content, float(group["weight_decay"])).items():
         group.setdefault(key, value)
-    group |= {"decay_name": name, "decay_group": holds}
-    group.setdefault("name", name)  # by which Lightning's LearningRateMonitor calls a group
+    group |= {"decay_name": name, "decay_group": content}
+    group.setdefault("name", name)  # Lightning's LearningRateMonitor shows it
     return group
 
 
@@ -169,7 +169,7 @@ def _check_holds_some(optimizer: Optimizer, matrices: list[Matrix]) -> None:
 
 
 def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
-    """Raise ValueError if the optimizer lacks q, k, v or the fused qkv, and holds what they were before."""
+    """Raise ValueError if the optimizer lacks q, k, v or the fused qkv, and holds the weights that they replaced."""
     held = {id(p): p for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)}
     known = {id(m.weight) for m in matrices}
     outside = {p.numel() for key, p in held.items() if p.ndim == 2 and key not in known}
@@ -177,11 +177,11 @@ def _check_holds_no_other(optimizer: Optimizer, matrices: list[Matrix]) -> None:
         size = math.prod(m.shape)
         if not m.reason and id(m.weight) not in held and outside & {3 * size, size // 3}:
             raise ValueError(
-                f"the optimizer lacks {m.name} and holds a weight that is no longer the model's: call split_qkv "
+                f"the optimizer lacks {m.name} and holds a weight that is no longer in the model: call split_qkv "
                 "(or merge_qkv) before building the optimizer"
             )
 
 
 def has_scheduler(optimizer: Optimizer) -> bool:
-    """Learning-rate schedulers of torch and timm note the initial rate in every group, and never take it back."""
+    """Whether groups have an initial rate: learning-rate schedulers of torch and timm add it and never remove it."""
     return any("initial_lr" in group for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""When an optimizer takes a step: once for each, whatever subclass, wrapper or closure calls what."""
+"""Call a schedule once per optimizer step, although subclasses, wrappers and closures call each other's steps."""
 
 import sys
 from collections import OrderedDict
@@ -9,50 +9,50 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-KEY = "alphadecay"  # under which hooks stand with torch's, which are numbered
-STEP_WRAPPER = Optimizer.profile_hook_step(lambda *_: None).__code__  # torch's, which calls the hooks of a step
+KEY = "alphadecay"  # of our hooks in torch's dicts of hooks, whose other keys are numbers
+STEP_WRAPPER = Optimizer.profile_hook_step(lambda *_: None).__code__  # torch's wrapper of `step`, which calls the hooks
 
 
 class Schedule(Protocol):
-    """What acts at the steps of an optimizer."""
+    """Acts at the steps of an optimizer."""
 
     def before_step(self) -> None:
-        """The gradients are there; the step is taken next."""
+        """Called before the step, when gradients are computed."""
 
     def after_step(self) -> None:
-        """The step was taken."""
+        """Called after the step."""
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """The state dict that is to be loaded; returns what to load in its place, if anything."""
+        """Called with a state dict before it is loaded; returns the state to load instead, or None."""
 
     def loaded(self) -> None:
-        """The state dict was loaded."""
+        """Called after the state dict was loaded."""
 
     def settle(self) -> None:
-        """The state dict is to be made, or a copy of the optimizer."""
+        """Called before a state dict or a copy of the optimizer is made."""
 
     def saved(self) -> None:
-        """The state dict was made."""
+        """Called after it was made."""
 
 
 class StepHooks:
-    """Calls a schedule before and after each step of an optimizer, and before its state is saved or loaded.
+    """Calls a schedule before and after each step of an optimizer, and when its state is saved or loaded.
 
-    A step that is given a closure runs it first: only then are the gradients there (Lightning). Where `step` of a
-    subclass calls that of its parent, torch may call the hooks of both: the inner call counts for nothing. A step that
-    GradScaler lets a fused optimizer skip is none. torch drops hooks from copies and pickles of an optimizer; these
-    stay, with a copy of the schedule that steers the copy.
+    If a step gets a closure (Lightning), the closure runs first, because it computes the gradients. If `step` of a
+    subclass calls its parent's, torch may call the hooks of both; the inner calls are ignored, and so is a step that
+    GradScaler makes a fused optimizer skip. torch drops hooks from copies and pickles of an optimizer; these hooks
+    remain, with a copy of the schedule that acts on the copy.
 
     Args:
-        optimizer: The innermost one.
-        schedule: What acts.
-        wrappers: Of the optimizer; those that are optimizers load and save its state without its hooks.
+        optimizer: The innermost optimizer.
+        schedule: The schedule to call.
+        wrappers: The optimizer's wrappers. Those that are optimizers load and save its state without its hooks.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, wrappers: Sequence[Any] = ()) -> None:
         self.optimizer, self.schedule = optimizer, schedule
         self._depth = 0
-        self.wrappers = [each for each in wrappers if "_optimizer_state_dict_pre_hooks" in vars(each)]
+        self.wrappers = [wrapper for wrapper in wrappers if "_optimizer_state_dict_pre_hooks" in vars(wrapper)]
         for name, hook in self._hooks().items():
             vars(optimizer)[name][KEY] = hook
         for wrapper in self.wrappers:  # which may load and save without the optimizer's own hooks
@@ -76,44 +76,44 @@ class StepHooks:
         }
 
     def remove(self) -> None:
-        """Call nothing any more."""
-        for each in (self.optimizer, *self.wrappers):
+        """Remove all hooks."""
+        for optimizer in (self.optimizer, *self.wrappers):
             for name in self._hooks():
-                vars(each)[name].pop(KEY, None)
+                vars(optimizer)[name].pop(KEY, None)
         vars(self.optimizer).pop("__getstate__", None)
 
     def _state_of_copies(self) -> dict[str, Any]:
-        """What copies and pickles of the optimizer are made from: torch's, and the hooks, which bring the schedule."""
+        """The state of copies and pickles of the optimizer: torch's, and the hooks, which include the schedule."""
         self.schedule.settle()
         self.schedule.saved()
         hooks = {name: OrderedDict({KEY: hook}) for name, hook in self._hooks().items()}
         return type(self.optimizer).__getstate__(self.optimizer) | hooks | {"__getstate__": self._state_of_copies}
 
-    # torch.compile is not to trace what follows: it changes from step to step.
+    # torch.compile must not trace these methods: what they do changes from step to step.
 
     @torch._disable_dynamo
     def _on_step(self, _: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Act before the step, or in its closure."""
+        """Call the schedule before the step, or after its closure; returns the arguments of `step` if they change."""
         if self._depth and not is_nested(self.optimizer):
-            self._depth = 0  # the step before raised
+            self._depth = 0  # the previous step raised an exception
         self._depth += 1
         if self._depth > 1:
             return None
-        given = "closure" if "closure" in options else 1
-        closure = options.get("closure") if given == "closure" else (args[1] if len(args) > 1 else None)
+        by_name = "closure" in options
+        closure = options["closure"] if by_name else (args[1] if len(args) > 1 else None)
         if not callable(closure) or isinstance(closure, nn.Module):
             self._before()
             return None
-        acting = self._acting_closure(closure)
-        if given == "closure":
-            return args, options | {"closure": acting}
-        return (args[0], acting, *args[2:]), options
+        wrapped = self._wrapped(closure)
+        if by_name:
+            return args, options | {"closure": wrapped}
+        return (args[0], wrapped, *args[2:]), options
 
-    def _acting_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, after whose first call the decays are written; optimizers read them only then."""
+    def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure that calls the schedule after its first call; optimizers read decays only after that."""
         due = True
 
-        def acting() -> Any:
+        def wrapped() -> Any:
             nonlocal due
             loss = closure()
             if due:
@@ -121,7 +121,7 @@ class StepHooks:
                 self._before()
             return loss
 
-        return acting
+        return wrapped
 
     def _before(self) -> None:
         if not (will_be_skipped(self.optimizer) or is_trial(self.optimizer)):
@@ -148,24 +148,24 @@ class StepHooks:
 
 
 def _fill_caches() -> None:
-    """Make what torch makes at the beginning of each step: a compiled step would follow Python's typing into it, twenty
-    frames deep, where its caches do not hold the result.
+    """Create a profiler record, as torch does at the start of each step, so that caches of Python's typing hold its
+    types; without them torch.compile would trace twenty frames into `typing`.
     """
     torch.autograd.profiler.record_function("")
 
 
 def acting_on(optimizer: Any) -> Schedule | None:
-    """What acts at the steps of an optimizer, wrapped or not; None if nothing does."""
-    for each in chain_of(optimizer):
-        hook = getattr(each, "_optimizer_step_pre_hooks", {}).get(KEY)
+    """The schedule that acts at the steps of an optimizer, wrapped or not; None if there is none."""
+    for wrapped in chain_of(optimizer):
+        hook = getattr(wrapped, "_optimizer_step_pre_hooks", {}).get(KEY)
         if hook is not None:
-            found: Schedule = hook.__self__.schedule
-            return found
+            schedule: Schedule = hook.__self__.schedule
+            return schedule
     return None
 
 
 def refuse_second(optimizer: Optimizer) -> None:
-    """Raise ValueError if a decay schedule acts on the optimizer; it is named."""
+    """Raise ValueError, with the schedule's type, if a decay schedule acts on the optimizer already."""
     if (other := acting_on(optimizer)) is not None:
         raise ValueError(
             f"{type(other).__name__} acts on this {type(optimizer).__name__} already: call its detach() first "
@@ -174,21 +174,21 @@ def refuse_second(optimizer: Optimizer) -> None:
 
 
 def chain_of(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and those it wraps, from the outside in: timm's Lookahead, SAM, Accelerate's and Lightning's.
+    """Yield an optimizer and those it wraps, outermost first: timm's Lookahead, SAM, Accelerate's and Lightning's.
 
-    Wrapped is what stands in an attribute, is an optimizer, and holds all parameters of the wrapper's.
+    An attribute is the wrapped optimizer if it is an optimizer and holds all parameters of the wrapper.
     """
     while optimizer is not None:
         yield optimizer
-        inner = [each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)]
-        optimizer = next((each for each in inner if each is not optimizer and _holds_all(optimizer, each)), None)
+        inner = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+        optimizer = next((other for other in inner if other is not optimizer and _holds_all(optimizer, other)), None)
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer that really steps, inside all wrappers: they never call its hooks, or on other occasions.
+    """The wrapped optimizer; wrappers do not call its step hooks, or call them at other times.
 
     Raises:
-        ValueError: If it is no torch optimizer, or ZeroRedundancyOptimizer.
+        ValueError: If it is not a torch optimizer, or is a ZeroRedundancyOptimizer.
     """
     inner = optimizer
     for inner in chain_of(optimizer):
@@ -197,7 +197,7 @@ def innermost(optimizer: Any) -> Optimizer:
                 "ZeroRedundancyOptimizer keeps groups of its own on each rank; FSDP2 shards the state instead"
             )
     if not isinstance(inner, Optimizer):
-        raise ValueError(f"{type(inner).__name__} is no torch optimizer; pass the one that it wraps")
+        raise ValueError(f"{type(inner).__name__} is not a torch optimizer; pass the optimizer that it wraps")
     return inner
 
 
@@ -210,18 +210,18 @@ def _holds_all(wrapper: Any, inner: Optimizer) -> bool:
 
 
 def is_nested(optimizer: Optimizer) -> bool:
-    """Whether the step whose hooks are called was called by a step of the same optimizer."""
-    frame, found = sys._getframe(1), 0
-    while frame is not None and found < 2:
-        code = frame.f_code  # compiled, its code is another, but of the same name and file
+    """Whether the current step of an optimizer was called by another step of the same optimizer."""
+    frame, steps = sys._getframe(1), 0
+    while frame is not None and steps < 2:
+        code = frame.f_code  # a compiled wrapper has other code, but of the same name and file
         if (code.co_name, code.co_filename) == (STEP_WRAPPER.co_name, STEP_WRAPPER.co_filename):
-            found += frame.f_locals.get("self") is optimizer
+            steps += frame.f_locals.get("self") is optimizer
         frame = frame.f_back  # type: ignore[assignment]
-    return found > 1
+    return steps > 1
 
 
 def is_trial(optimizer: Optimizer) -> bool:
-    """Whether torch's distributed checkpoints take a step, at learning rate 0, for the optimizer to make its state."""
+    """Whether torch's distributed checkpoints take this step, at learning rate 0, so that the optimizer gets a state."""
     if any(isinstance(rate := group.get("lr", 1), torch.Tensor) or rate for group in optimizer.param_groups):
         return False
     frame = sys._getframe(1)
@@ -233,6 +233,6 @@ def is_trial(optimizer: Optimizer) -> bool:
 
 
 def will_be_skipped(optimizer: Optimizer) -> bool:
-    """Whether GradScaler lets a fused optimizer skip this step: it then still calls `step`, and the hooks."""
+    """Whether GradScaler makes a fused optimizer skip this step; it still calls `step` and its hooks."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())

@@ -112,12 +112,12 @@ def test_what_is_left_out_cannot_work_here():
 @pytest.mark.parametrize("name", sorted(set(TORCH) - set(TAKES_DECAY)))
 def test_an_optimizer_that_takes_no_decay_is_named(name):
     model = block_model()
-    with pytest.raises(ValueError, match=f"{name} has no weight_decay in its groups; it takes none"):
+    with pytest.raises(ValueError, match=f"{name} has no weight_decay in its groups: it does not support it"):
         alphadecay.AlphaDecay(model, TORCH[name](list(model.parameters()), lr=0.1))
 
 
 def test_what_is_no_optimizer_is_named():
-    with pytest.raises(ValueError, match="object is no torch optimizer"):
+    with pytest.raises(ValueError, match="object is not a torch optimizer"):
         alphadecay.AlphaDecay(block_model(), object())
 
 

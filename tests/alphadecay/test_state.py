@@ -143,15 +143,15 @@ def test_other_names_are_told_apart():
 @pytest.mark.parametrize(
     ("before", "now", "sentence"),
     [
-        (alphadecay.UniformDecay, alphadecay.AlphaDecay, "saved under uniform decay, and alphadecay decay is attached"),
-        (alphadecay.AlphaDecay, alphadecay.UniformDecay, "saved under alphadecay decay, and uniform decay is attached"),
+        (alphadecay.UniformDecay, alphadecay.AlphaDecay, "saved with the strategy uniform, but alphadecay is attached"),
+        (alphadecay.AlphaDecay, alphadecay.UniformDecay, "saved with the strategy alphadecay, but uniform is attached"),
     ],
 )
 def test_the_state_of_another_kind_of_decay_says_what_to_do(before, now, sentence):
     state = state_of(kind=before)
     _, optimizer, _ = setup(kind=now)
     untouched = optimizer.state_dict()
-    with pytest.raises(ValueError, match=f"{sentence}.* Attach the kind that saved it; or set `takes_over = True`"):
+    with pytest.raises(ValueError, match=f"{sentence}.* Attach the strategy that saved it; or set `takes_over = True`"):
         optimizer.load_state_dict(state)
     assert optimizer.state_dict() == untouched
 

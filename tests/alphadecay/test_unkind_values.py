@@ -189,7 +189,7 @@ def test_a_step_that_takes_a_module_is_no_step_with_a_closure():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda m, o: alphadecay.AlphaDecay(m, None), "NoneType is no torch optimizer"),
+        (lambda m, o: alphadecay.AlphaDecay(m, None), "NoneType is not a torch optimizer"),
         (lambda m, o: alphadecay.AlphaDecay(None, o), "model must be a torch.nn.Module, got NoneType"),
         (lambda m, o: alphadecay.AlphaDecay(m, o, low="1"), "low must be a number, got '1'"),
         (lambda m, o: alphadecay.AlphaDecay(m, o, exclude=None), "exclude=None: give a list of names"),

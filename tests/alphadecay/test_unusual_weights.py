@@ -206,5 +206,5 @@ def test_groups_that_a_file_does_not_tell_take_no_part_and_say_so():
     shapes = {"1.conv1": (64, 64, 1, 1), "1.conv2": (64, 2, 3, 3), "1.conv3": (64, 64, 3, 3)}
     matrices = find_matrices(skeleton({f"layer.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}))
     reasons = {matrix.name.removeprefix("layer."): matrix.reason for matrix in matrices}
-    assert reasons.pop("1.conv2.weight") == "convolution in groups whose number a file of weights does not tell"
+    assert reasons.pop("1.conv2.weight") == "grouped convolution whose number of groups is not in the file"
     assert reasons == {"1.conv1": "", "1.conv3": ""}

@@ -70,8 +70,8 @@ FAULTS = [
     Fault(
         "product_in_own_precision",
         "alphadecay/spectra.py",
-        "chunk = a[:, :, start : start + step].to(found.device).to(wide)",
-        "chunk = a[:, :, start : start + step].to(found.device)",
+        "chunk = a[:, :, start : start + step].to(grams.device).to(wide)",
+        "chunk = a[:, :, start : start + step].to(grams.device)",
         "alphadecay/test_contexts.py",
         "autocast and TF32 reach the Gram product",
     ),
