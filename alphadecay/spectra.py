@@ -75,7 +75,7 @@ def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
         groups: Number of groups of the convolution.
 
     Returns:
-        Shape (1, rows, columns) or (height x width x groups, out / groups, in / groups), of the same dtype.
+        Shape (1, rows, columns) or (groups x height x width, out / groups, in / groups), of the same dtype.
     """
     weight = weight.detach()
     if weight.ndim == 4:

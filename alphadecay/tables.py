@@ -5,8 +5,8 @@ from html import escape
 from typing import Any
 
 Rows = Sequence[Sequence[str]]
-FORMULA = tuple("=+-@\t\r＝＋－＠")  # with which spreadsheets take a cell for a formula
-# Without colours of its own, so that it reads on light and dark pages; the head stays while the rows scroll.
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # spreadsheets read a cell that begins with one of these as a formula
+# No colours of its own, so that it is readable on light and dark pages; the header stays visible while rows scroll.
 STYLE = """
 .alphadecay {max-height: 36em; overflow: auto}
 .alphadecay table {border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0}
@@ -20,19 +20,19 @@ STYLE = """
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
-    """A number with so many decimals, never a minus zero; "-" for None."""
+    """A number with `digits` decimals, never minus zero; "-" for None."""
     return "-" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def escaped(text: str) -> str:
-    """Text on one line that leaves a terminal as it is: control characters and the like as escape sequences."""
+    """Text on one line with unprintable characters as escape sequences, so that it cannot control a terminal."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def harmless(value: Any) -> Any:
-    """A value for a cell of CSV; text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """A value for a CSV cell; text that a spreadsheet would read as a formula gets an apostrophe before it."""
     if not isinstance(value, str):
         return value
     if value.startswith(FORMULA) and not _is_number(value):
@@ -49,7 +49,7 @@ def _is_number(text: str) -> bool:
 
 
 def aligned(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
-    """Rows under a header; columns of `texts` to the left, numbers to the right."""
+    """Rows under a header as text; columns whose index is in `texts` are left-aligned, the others right-aligned."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
@@ -62,11 +62,11 @@ def aligned(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
 
 
 def in_html(head: Sequence[str], rows: Rows, texts: set[int]) -> str:
-    """The same as an HTML table, escaped; it needs no file from elsewhere."""
-    kinds = [' class="text"' if i in texts else "" for i in range(len(head))]
+    """The same table in HTML, escaped; it needs no other file."""
+    classes = [' class="text"' if i in texts else "" for i in range(len(head))]
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        return "".join(f"<{tag}{name}>{escape(cell)}</{tag}>" for cell, name in zip(cells, classes, strict=True))
 
     body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return (

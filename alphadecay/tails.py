@@ -7,54 +7,55 @@ from dataclasses import dataclass
 import numpy as np
 
 FINGER_BINS = 100  # of the histogram of log10 eigenvalues, as published
-FINGER_WINDOW = (0.95, 1.5)  # of its peak: where the tail may begin, as published
-BLOCK = 64  # tail starts compared at once: bounds the memory of a scan
+FINGER_WINDOW = (0.95, 1.5)  # times the histogram's peak: range in which the tail may start, as published
+BLOCK = 64  # tail starts compared at a time, to limit memory
 
 
 class DegenerateSpectrum(ValueError):
-    """A spectrum to which no power law can be fitted; the message says why."""
+    """No power law can be fitted to the spectrum; the message says why."""
 
 
 @dataclass(frozen=True)
 class TailFit:
     """A power law p(x) ~ x**-alpha for x >= xmin."""
 
-    alpha: float  # exponent, above 1; the smaller, the heavier the tail
-    xmin: float  # eigenvalue that the tail's others are compared with
+    alpha: float  # exponent, above 1; a smaller alpha means a heavier tail
+    xmin: float  # reference eigenvalue of the fit
     count: int  # eigenvalues in the tail
-    ks_distance: float  # largest gap between fitted and empirical distribution, in [0, 1]
-    margin: float = math.inf  # by how much the next best place to begin fits worse; inf where the place was given
+    ks_distance: float  # largest difference between the fitted and the empirical distribution, in [0, 1]
+    margin: float = math.inf  # KS distance of the second best start minus this one; inf if no start was searched
 
     @property
     def alpha_error(self) -> float:
-        """Standard error of alpha, (alpha - 1) / sqrt(count).
+        """Standard error of alpha, (alpha - 1) / sqrt(count), for independent draws.
 
-        For independent draws: eigenvalues repel each other, and from seed to seed alpha varies less (at
-        initialisation about a tenth of it).
+        Eigenvalues repel each other, so alpha varies less from seed to seed (at initialisation about a tenth of it).
+
+        Source: Clauset, Shalizi and Newman (2009), eq. 3.2.
         """
         return (self.alpha - 1) / math.sqrt(self.count)
 
 
 def median_cut(count: int, xmin_pos: float) -> int:
-    """Index into the ascending spectrum where the tail of the `median` fit begins."""
+    """Index of the ascending spectrum at which the tail of the `median` fit starts."""
     return int(count / xmin_pos)
 
 
 def fit_median(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
     """Fit the tail from index int(n / xmin_pos) on, as the published program does.
 
-    alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues from the cut on, xmin being the first of them.
+    alpha = 1 + k / sum(log(x / xmin)) over the k eigenvalues of the tail; xmin is the smallest of them.
 
     Args:
         eigs: Eigenvalues, shape (n,), ascending, none negative.
-        xmin_pos: Which share of the spectrum stays below the tail, as a divisor: 2 fits the upper half. Above 1.
+        xmin_pos: The spectrum's smallest n / xmin_pos eigenvalues are below the tail: 2 fits the upper half. Above 1.
 
     Raises:
-        ValueError: If xmin_pos leaves no tail.
-        DegenerateSpectrum: If the tail begins at zero or has no slope.
+        ValueError: If xmin_pos is not above 1.
+        DegenerateSpectrum: If the tail starts at zero or its eigenvalues are all equal.
 
-    Source: AlphaDecay (arXiv 2506.14562), eq. 2, as its program computes it: the cut value itself is counted
-    and is the reference (the paper's formula refers to the next smaller eigenvalue). A Hill (1975) estimator.
+    Source: AlphaDecay (arXiv 2506.14562), eq. 2, as its program computes it: xmin is in the tail, while in the paper's
+    formula it is the next smaller eigenvalue. A Hill (1975) estimator.
     """
     if not xmin_pos > 1:
         raise ValueError(f"xmin_pos must be above 1, got {xmin_pos}")
@@ -63,14 +64,14 @@ def fit_median(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
 
 
 def fit_paper(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
-    """Fit the k = n // 2 largest eigenvalues, compared with the next smaller one, as the paper's formula has it.
+    """Fit the k = n // 2 largest eigenvalues, with the next smaller one as xmin, as the paper's formula does.
 
     Args:
         eigs: Eigenvalues, shape (n,), ascending, none negative.
-        xmin_pos: Has no effect: the paper takes half.
+        xmin_pos: Ignored; see `FITS`.
 
     Raises:
-        DegenerateSpectrum: If the reference is zero, or the tail has no slope.
+        DegenerateSpectrum: If xmin is zero, or the tail's eigenvalues are all equal.
 
     Source: AlphaDecay (arXiv 2506.14562), eq. 2. alpha is smaller than that of `fit_median` by about 1 / k.
     """
@@ -79,7 +80,7 @@ def fit_paper(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
 
 
 def _fit_from(eigs: np.ndarray, cut: int, reference: int) -> TailFit:
-    """The Hill fit of the eigenvalues from index `cut` on, xmin being the one at `reference`."""
+    """The Hill fit of eigs, shape (n,), from index `cut` on, with xmin = eigs[reference]."""
     tail, xmin = eigs[cut:], float(eigs[reference])
     _require_positive(eigs, reference)
     if not len(tail):
@@ -92,11 +93,11 @@ def _fit_from(eigs: np.ndarray, cut: int, reference: int) -> TailFit:
 
 
 def fit_goodness(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
-    """Fit the tail from every eigenvalue but the largest on, and keep the fit with the smallest KS distance.
+    """Fit a tail from each eigenvalue except the largest on, and return the fit with the smallest KS distance.
 
     Args:
         eigs: Eigenvalues, shape (n,), ascending, none negative. Zeros are left out.
-        xmin_pos: Has no effect: the place is searched for.
+        xmin_pos: Ignored; see `FITS`.
 
     Raises:
         DegenerateSpectrum: If there are fewer than two different eigenvalues.
@@ -107,19 +108,19 @@ def fit_goodness(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
 
 
 def fit_finger(eigs: np.ndarray, xmin_pos: float = 2.0, lower_as_published: bool = True) -> TailFit:
-    """As `fit_goodness`, but the tail may only begin near the peak of the histogram of log10 eigenvalues.
+    """As `fit_goodness`, but the tail may only start near the peak of the histogram of log10 eigenvalues.
 
-    The published program compares the logarithm of the window's lower end with eigenvalues themselves, so that
-    often there is no lower end, and alpha depends on the weights' scale. That is kept for parity;
-    `fix-finger-corrected` compares like with like.
+    The published program compares the logarithm of the range's lower end with eigenvalues, so that the range often has
+    no lower end, and alpha depends on the weights' scale. `fix-finger` does the same, to match it;
+    `fix-finger-corrected` compares eigenvalues with eigenvalues.
 
     Args:
         eigs: Eigenvalues, shape (n,), ascending, none negative. Zeros are left out.
-        xmin_pos: Has no effect.
-        lower_as_published: Whether to keep the published comparison.
+        xmin_pos: Ignored; see `FITS`.
+        lower_as_published: Whether to compare with the logarithm, as published.
 
     Raises:
-        DegenerateSpectrum: If there are fewer than two different eigenvalues, or none to begin at in the window.
+        DegenerateSpectrum: If there are fewer than two different eigenvalues, or the range contains no start.
 
     Source: TempBalance's `xmin_peak` rule, as the published program's `fix-finger` computes it.
     """
@@ -135,23 +136,26 @@ def fit_finger(eigs: np.ndarray, xmin_pos: float = 2.0, lower_as_published: bool
 
 
 def fit_finger_corrected(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
-    """`fit_finger` with the window's lower end compared with eigenvalues, not with their logarithms."""
+    """As `fit_finger`, but the range's lower end itself is compared with eigenvalues, not its logarithm."""
     return fit_finger(eigs, xmin_pos, lower_as_published=False)
 
 
 def _best_start(eigs: np.ndarray, first: int, last: int) -> TailFit:
-    """The fit with the smallest KS distance among tails that begin at `first` to `last` - 1, the first of equals."""
+    """The fit with the smallest KS distance of tails from index `first` to `last` - 1 on; the first one if several do.
+
+    alpha as in `fit_median`; eigs has shape (n,), ascending.
+    """
     starts = np.arange(first, last)
     if not len(starts):
-        raise DegenerateSpectrum("no eigenvalue lies where the tail may begin")
+        raise DegenerateSpectrum("no eigenvalue is in the range where the tail may start")
     logs = np.log(eigs[first:])
-    above = np.cumsum(logs[::-1])[::-1][: len(starts)]  # sum of the logarithms from each start on
+    log_sums = np.cumsum(logs[::-1])[::-1][: len(starts)]  # sum of the logarithms from each start on
     counts = len(eigs) - starts
     sloped = logs[-1] - logs[: len(starts)] > _equal_within(eigs)
     if not sloped[0]:
         raise DegenerateSpectrum("the tail's eigenvalues are all equal")
-    starts, counts, own = starts[sloped], counts[sloped], logs[: len(sloped)][sloped]
-    alphas = 1 + counts / (above[sloped] - counts * own)
+    starts, counts, start_logs = starts[sloped], counts[sloped], logs[: len(sloped)][sloped]
+    alphas = 1 + counts / (log_sums[sloped] - counts * start_logs)
     distances = _ks_distances(logs, starts - first, alphas)
     best = int(np.argmin(distances))
     others = np.delete(distances, best)
@@ -161,32 +165,41 @@ def _best_start(eigs: np.ndarray, first: int, last: int) -> TailFit:
 
 
 def _ks_distances(logs: np.ndarray, starts: np.ndarray, alphas: np.ndarray) -> np.ndarray:
-    """KS distance of the fit from each start on; logs are ascending, starts too."""
+    """`_ks_distance` of the fit from each start on.
+
+    Args:
+        logs: Logarithms of eigenvalues, shape (n,), ascending.
+        starts: Indices into logs, shape (m,), ascending.
+        alphas: Exponent of the fit from each start on, shape (m,).
+
+    Returns:
+        Shape (m,), float64.
+    """
     distances = np.empty(len(starts))
-    places = np.arange(len(logs))
+    indices = np.arange(len(logs))
     for begin in range(0, len(starts), BLOCK):
         block = slice(begin, begin + BLOCK)
         lowest = starts[begin]
-        start, slope = starts[block, None], (1 - alphas[block])[:, None]
-        behind = places[None, lowest:] - start  # how many of the tail come before each value
-        gaps = (logs[None, lowest:] - logs[start]) * slope
-        np.minimum(gaps, 0.0, out=gaps)  # below the start, where nothing is compared, exp would overflow
+        start, slope = starts[block, None], (1 - alphas[block])[:, None]  # (starts in the block, 1)
+        preceding = indices[None, lowest:] - start  # how many values of the tail are before each one
+        gaps = (logs[None, lowest:] - logs[start]) * slope  # (starts in the block, values from `lowest` on)
+        np.minimum(gaps, 0.0, out=gaps)  # exp would overflow below the start, where nothing is compared
         np.exp(gaps, out=gaps)
-        gaps += behind / (len(logs) - start)
+        gaps += preceding / (len(logs) - start)
         gaps -= 1
         np.abs(gaps, out=gaps)
-        gaps[behind < 0] = 0
+        gaps[preceding < 0] = 0
         distances[block] = gaps.max(axis=1)
     return distances
 
 
 def count_zeros(eigs: np.ndarray) -> int:
-    """How many eigenvalues are zero: at most n x eps x the largest, the rounding noise of the solver."""
+    """Number of eigenvalues, shape (n,), ascending, that are zero: at most n x eps x the largest, the solver's noise."""
     return int((eigs <= len(eigs) * np.finfo(np.float64).eps * eigs[-1]).sum())
 
 
 def _zeros(eigs: np.ndarray) -> int:
-    """`count_zeros`, or DegenerateSpectrum if they leave fewer than two eigenvalues."""
+    """`count_zeros`, or DegenerateSpectrum if fewer than two eigenvalues remain."""
     zeros = count_zeros(eigs)
     _require_positive(eigs, min(zeros, len(eigs) - 1))
     if len(eigs) - zeros < 2:
@@ -198,20 +211,24 @@ def _require_positive(eigs: np.ndarray, reference: int) -> None:
     if eigs[-1] == 0:
         raise DegenerateSpectrum("all weights are zero")
     if (zeros := count_zeros(eigs)) > reference:
-        raise DegenerateSpectrum(f"{zeros} of {len(eigs)} eigenvalues are zero, the tail's first among them")
+        raise DegenerateSpectrum(f"{zeros} of {len(eigs)} eigenvalues are zero, also the one at which the tail starts")
 
 
 def _equal_within(eigs: np.ndarray) -> float:
-    """Difference of logarithms that rounding alone can make."""
+    """Difference of logarithms that rounding alone can cause."""
     return len(eigs) * float(np.finfo(np.float32).eps)
 
 
 def _ks_distance(tail: np.ndarray, xmin: float, alpha: float) -> float:
-    """Kolmogorov-Smirnov distance as published: the empirical distribution steps after each value."""
+    """Kolmogorov-Smirnov distance of a tail, shape (k,), ascending, as AlphaDecay's program computes it.
+
+    max |1 - (x / xmin)^(1 - alpha) - i / k| over the tail: the empirical distribution steps after each value.
+    """
     empirical = np.arange(len(tail)) / len(tail)
     return float(np.abs(1 - (tail / xmin) ** (1 - alpha) - empirical).max())
 
 
+# All fits have the arguments (eigenvalues, xmin_pos), so that they can be exchanged; only `median` uses xmin_pos.
 FITS: dict[str, Callable[[np.ndarray, float], TailFit]] = {
     "median": fit_median,
     "paper": fit_paper,
@@ -219,5 +236,5 @@ FITS: dict[str, Callable[[np.ndarray, float], TailFit]] = {
     "fix-finger": fit_finger,
     "fix-finger-corrected": fit_finger_corrected,
 }
-# Fits that look at the smallest eigenvalues too, which float32 does not give.
+# Fits that depend on the smallest eigenvalues too, which the float32 solver computes inaccurately.
 LOOK_AT_SMALLEST = frozenset({"fix-finger", "fix-finger-corrected"})

@@ -1,4 +1,4 @@
-"""What a decay schedule says: of itself, and, once, when its decays are not what its user can have meant."""
+"""The description of a decay schedule, and warnings about decays that its user probably does not want."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,62 +7,62 @@ from torch.nn.parameter import is_lazy
 
 from alphadecay.groups import Group
 
-NEAR, FEWEST = 0.02, 4  # share of the range that counts as at a bound; modules from which on that says something
-FAR_OFF = 0.05  # share of the modules, at least one, that may be elsewhere
+NEAR, FEWEST = 0.02, 4  # share of the range that counts as at a bound; fewest modules for a warning
+FAR_OFF = 0.05  # largest share of the modules that may be away from the bound (but at least one)
 
 
 def no_base_decay(groups: Sequence[Group], who: str) -> str:
-    """A sentence if no group has a base decay."""
+    """A warning if no group has a base decay, else ""."""
     if any(group["base_weight_decay"] * group["static_multiplier"] for group in groups):
         return ""
     return (
-        f"{who} has nothing to spread: the base decay of every group is 0, which is the default of torch's Adam and "
-        "SGD; give the optimizer a weight_decay, or write base_weight_decay into its groups"
+        f"{who} has no effect: the base decay of every group is 0, which is the default of torch's Adam and SGD; "
+        "give the optimizer a weight_decay, or set base_weight_decay in its groups"
     )
 
 
 def overwritten(groups: Sequence[Group], written: Sequence[float]) -> str:
-    """A sentence if a group's weight_decay is not what was last written there."""
-    for group, ours in zip(groups, written, strict=True):
-        if group["weight_decay"] != ours:
+    """A warning if a group's weight_decay is not the value last written there, else ""."""
+    for group, last_written in zip(groups, written, strict=True):
+        if group["weight_decay"] != last_written:
             return (
-                f"weight_decay of group {group['decay_name']} was set to {group['weight_decay']:g} from outside; it is "
-                f"overwritten at every step, with {ours:g} so far. A schedule of the base decay writes "
-                "group['base_weight_decay'], which is multiplied with what each module is assigned"
+                f"weight_decay of group {group['decay_name']} was set to {group['weight_decay']:g} by other code; the "
+                f"decay schedule overwrites it at every step, last with {last_written:g}. To change the base decay, "
+                "set group['base_weight_decay'], which is multiplied by each module's multiplier"
             )
     return ""
 
 
-def far_off(scores: Mapping[str, float], multipliers: Mapping[str, float], what: str) -> str:
-    """A sentence if a few scores are so far from the others that nearly all multipliers sit at one bound.
+def far_off(scores: Mapping[str, float], multipliers: Mapping[str, float], metric: str) -> str:
+    """A warning if a few scores are so far from the others that nearly all multipliers are at one bound, else "".
 
     Args:
         scores: By module.
-        multipliers: By module, as a rule onto a range made them.
-        what: The scores are.
+        multipliers: By module, from a rule with a lowest and a highest multiplier.
+        metric: Name of the metric that the scores are of.
     """
     if len(multipliers) < FEWEST:
         return ""
     low, high = min(multipliers.values()), max(multipliers.values())
     most = max(1, int(FAR_OFF * len(multipliers)))
     for bound in (low, high):
-        off = [name for name, each in multipliers.items() if abs(each - bound) > NEAR * (high - low)]
+        off = [name for name, value in multipliers.items() if abs(value - bound) > NEAR * (high - low)]
         if 0 < len(off) <= most:
             others = [score for name, score in scores.items() if name not in off]
             ends = f"{min(others):.4g} to {max(others):.4g}"
             return (
-                f"the {what} of {off[0]} is {scores[off[0]]:.4g}, of the others {ends}; "
-                f"{len(multipliers) - len(off)} of {len(multipliers)} modules get a multiplier next to {bound:.3g}; "
-                f"exclude=[{off[0]!r}] leaves it out, rule='sqrt' or 'log2' has no such ends"
+                f"the {metric} of {off[0]} is {scores[off[0]]:.4g}, of the others {ends}; "
+                f"{len(multipliers) - len(off)} of {len(multipliers)} modules get a multiplier close to {bound:.3g}; "
+                f"exclude=[{off[0]!r}] skips it, rule='sqrt' or 'log2' has no such bounds"
             )
     return ""
 
 
 def description(schedule: Any) -> str:
-    """A decay schedule in one line: step, next refresh, range of the multipliers and their mean by parameters."""
+    """A decay schedule in one line: step, next refresh, range of the multipliers, and their mean by parameters."""
     optimizer = type(schedule.optimizer).__name__
-    coming = schedule.next_refresh
-    when = "no more refreshes" if coming is None else f"next refresh before step {coming}"
+    next_step = schedule.next_refresh
+    when = "no more refreshes" if next_step is None else f"next refresh before step {next_step}"
     multipliers = schedule.multipliers
     if not multipliers or not any(group["decay_kind"] for group in schedule.own_groups):
         spread = f"{len(multipliers)} modules"

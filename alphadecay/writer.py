@@ -1,4 +1,4 @@
-"""The one writer of `weight_decay` in an optimizer: when it acts and where it writes; the maths is elsewhere."""
+"""The only writer of `weight_decay` in an optimizer: when it acts and where it writes, without the maths."""
 
 import time
 import warnings
@@ -21,7 +21,7 @@ from alphadecay.wording import description, no_base_decay, overwritten
 
 
 class DecayWriter(ABC):
-    """Keeps weight_decay = base x static x adaptive multiplier in every group; see `DecaySchedule`, its public half."""
+    """Keeps weight_decay = base x static x adaptive multiplier in every group; base class of `DecaySchedule`."""
 
     strategy = kind = ""
     metric = "score"
@@ -43,21 +43,21 @@ class DecayWriter(ABC):
         self.seconds = 0.0
         self._membership = Membership(model, self.optimizer, self.selection, ranking)
         take_written(self.optimizer.param_groups)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._due = False
         for group in self.optimizer.param_groups:  # another strategy was attached before and detached
             if group["decay_kind"] != self.strategy:
                 group["decay_kind"] = ""
         self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
-        wrappers = [each for each in chain_of(optimizer) if each is not self.optimizer]
+        wrappers = [outer for outer in chain_of(optimizer) if outer is not self.optimizer]
         self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
-        waiting = [m for m in self._membership.matrices if m.may_be_adapted]
-        if all(m.reason for m in waiting):
-            self._warn_once("none yet", f"no weight matrix can be adapted yet ({waiting[0].name}: {waiting[0].reason})")
+        matrices = [m for m in self._membership.matrices if m.may_take_part]
+        if all(m.reason for m in matrices):
+            self._warn_once("none yet", f"no weight matrix is adapted yet ({matrices[0].name}: {matrices[0].reason})")
 
     @abstractmethod
     def _check_optimizer(self) -> None:
-        """Raise ValueError if the optimizer will not do; its groups are as they were given."""
+        """Raise ValueError if the optimizer does not support this decay; called before its groups are changed."""
 
     @property
     def step(self) -> int:
@@ -66,29 +66,29 @@ class DecayWriter(ABC):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weight of each matrix of the model by name, also of those that take no part."""
+        """The weight of each matrix of the model by name, skipped ones included."""
         return {m.name: m.weight for m in self._membership.matrices}
 
     @property
     def matrices(self) -> list[Matrix]:
-        """Every weight matrix of the model as it is now; those that take no part with the reason."""
+        """Every weight matrix of the model as it is now; skipped ones have a reason."""
         self._find_members()
         return self._membership.matrices
 
     @property
     def next_refresh(self) -> int | None:
-        """Before which step, counted from 0, the next refresh is due by itself; None: never."""
+        """The step, counted from 0, before which the next refresh is due; None: never."""
         return -(-self.step // self.interval) * self.interval if self._wrote_multipliers else self.step
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The adaptive multiplier of each module that has a group of its own, or shares one that was added."""
+        """The adaptive multiplier of each module that has its own group, or shares a group that was added later."""
         own = {group["decay_name"]: group["decay_multiplier"] for group in self.own_groups}
         return own | shared_multipliers(self.optimizer.param_groups)
 
     @property
     def own_groups(self) -> list[Group]:
-        """The groups that hold one module's weight and nothing else."""
+        """The groups that hold only the weight of one module."""
         self._find_members()
         return [group for group in self.optimizer.param_groups if is_module(group)]
 
@@ -96,7 +96,7 @@ class DecayWriter(ABC):
         return description(self)
 
     def refresh(self) -> None:
-        """Measure now and write the new decays; called by itself when due."""
+        """Measure now and write the new decays; the schedule calls it when a refresh is due."""
         began = time.perf_counter()
         self._find_members()
         self.measured_at = self.step
@@ -105,7 +105,7 @@ class DecayWriter(ABC):
         self._took(records, multipliers, began)
 
     def _took(self, records: Sequence[SpectrumRecord], multipliers: Mapping[str, float], began: float) -> None:
-        """Write what was measured, and tell of it."""
+        """Store the records and write the multipliers of a refresh that began at that time."""
         notes = self._membership.notes()
         self.records = SpectrumRecords(replace(r, note=r.note or notes.get(r.name, "")) for r in records)
         for group in self.optimizer.param_groups:
@@ -117,7 +117,7 @@ class DecayWriter(ABC):
 
     @abstractmethod
     def _refreshed(self) -> None:
-        """The multipliers of a refresh are written."""
+        """Called after the multipliers of a refresh were written."""
 
     def detach(self) -> None:
         """Stop acting on the optimizer; every group keeps the decay it has now."""
@@ -128,19 +128,19 @@ class DecayWriter(ABC):
         self._hooks = None
         self._write()
         for group in self.optimizer.param_groups:
-            group["decay_kind"] = ""  # whoever is attached next refreshes first
+            group["decay_kind"] = ""  # a schedule that is attached later refreshes first
 
     @abstractmethod
     def _measure(self) -> tuple[list[SpectrumRecord], dict[str, float]]:
-        """Records, and the multiplier by module name; modules left out get 1."""
+        """The records, and multipliers by module name; other modules get 1."""
 
     @property
     def _wrote_multipliers(self) -> bool:
-        """Whether they are this strategy's; states from before that was noted count as such."""
+        """Whether this strategy wrote the multipliers; assumed of old states, which lack this key."""
         return self.optimizer.param_groups[0].get("decay_kind", self.strategy) == self.strategy
 
     def before_step(self) -> None:
-        """Refresh if it is time, and write the decays; called by the optimizer's hooks."""
+        """Refresh if due, and write the decays; called by the optimizer's hooks."""
         self.loaded()
         self._find_members()
         groups, step = self.optimizer.param_groups, self.step
@@ -156,60 +156,60 @@ class DecayWriter(ABC):
 
     @abstractmethod
     def after_step(self) -> None:
-        """The step was taken; called by the optimizer's hooks."""
+        """Act after the step; called by the optimizer's hooks."""
 
     def _act(self, step: int) -> None:
-        """Refresh before step `step` if it is time."""
+        """Refresh before this step if a refresh is due."""
         if step % self.interval == 0 or not self._wrote_multipliers or self._due:
             self.refresh()
 
     def _find_members(self) -> None:
-        """Take in what was added, unfrozen, initialised or pruned since the last step; a refresh is due then."""
+        """Update the matrices if any was added, unfrozen, initialised or pruned since the last step; may set `_due`."""
         if self._membership.changed():
             self._due |= self._membership.update()
             self._written = None
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Refuse a state of other groups or another kind of decay; called by the optimizer's hooks."""
+        """Refuse a state with other groups or another strategy; called by the optimizer's hooks."""
         self._find_members()
         checked = checked_state(self.optimizer.param_groups, state, self.strategy, self.takes_over)
         self.records, self.scores, self._written = SpectrumRecords(), {}, None
         return checked
 
     def loaded(self) -> None:
-        """Take over what a loaded state says of its last refresh."""
+        """Restore the records and scores of the last refresh from a loaded state."""
         measured = take_measured(self.optimizer.param_groups)
         if not measured:
             return
         self.measured_at = next(iter(measured.values()))["at"]
-        self.scores = {name: each["score"] for name, each in measured.items() if each["score"] is not None}
-        self.records = self._records({name: each["record"] for name, each in measured.items()})
+        self.scores = {name: values["score"] for name, values in measured.items() if values["score"] is not None}
+        self.records = self._records({name: values["record"] for name, values in measured.items()})
 
     def _records(self, measured: Mapping[str, Mapping[str, Any]]) -> SpectrumRecords:
-        """Records of all matrices: those of plain values where there are some."""
+        """Records of all matrices, from plain values by name; without measures if a matrix has none."""
         return SpectrumRecords(
             SpectrumRecord(**measured[m.name]) if m.name in measured else record_without_measures(m, m.reason)
             for m in self._membership.matrices
         )
 
     def settle(self) -> None:
-        """Note in the groups, for a state that is saved, what the last refresh found."""
+        """Store what the last refresh measured in the groups, before the state is saved."""
         self._find_members()
         note_measured(self.optimizer.param_groups, self.records, self.scores, self.measured_at)
 
     def saved(self) -> None:
-        """The state was saved: live groups do not hold that."""
+        """Remove it from the groups after the state was saved."""
         take_measured(self.optimizer.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles."""
+        """The state of copies and pickles."""
         self.settle()
         self.saved()
         return dict(vars(self))
 
-    def _warn_once(self, what: str, sentence: str) -> None:
-        if sentence and what not in self._said:
-            self._said.add(what)
+    def _warn_once(self, topic: str, sentence: str) -> None:
+        if sentence and topic not in self._warned:
+            self._warned.add(topic)
             warnings.warn(sentence, stacklevel=2)
 
     def _write(self) -> None:
@@ -218,5 +218,5 @@ class DecayWriter(ABC):
         self._written = [group["weight_decay"] for group in self.optimizer.param_groups]
 
     def _decay_of(self, group: Group) -> float:
-        """What the optimizer is told to decay a group by."""
+        """The weight_decay that the optimizer gets for a group."""
         return effective_decay(group)

@@ -30,7 +30,7 @@ FAULTS = [
     Fault(
         "warned_at_every_step",
         "alphadecay/writer.py",
-        "if sentence and what not in self._said:",
+        "if sentence and topic not in self._warned:",
         "if sentence:",
         "alphadecay/test_decay_warnings.py",
         "a run prints nothing but one warning",
