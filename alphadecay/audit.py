@@ -1,4 +1,4 @@
-"""What decay does to the weights as they are stored: a step beside the same step without decay, taken on a copy."""
+"""Measure what decay does to the stored weights: compare a step with the same step without decay, on a copy."""
 
 import math
 import time
@@ -22,16 +22,16 @@ from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import joined, local_part
 
 LOW_PRECISION = ("bfloat16", "float16")
-MUCH = 0.5  # share of the entries, and of the decay itself, whose loss to rounding is worth a warning
+MUCH = 0.5  # share of a weight's entries, and of all decay, of which the loss to rounding causes a warning
 
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """What decay did to one module's weight in one step; norms are Frobenius norms, in units of the weight.
+    """The effect of decay on one module's weight in one step; norms are Frobenius norms, in units of the weight.
 
-    The decay part is the stored weight after the step minus what the step without decay would have stored; the gradient
-    part is the latter minus the weight before. Where an optimizer couples decay with the gradient (Adam, SGD), what
-    decay put into its moments in earlier steps counts as the gradient's.
+    The decay part is the stored weight after the step minus the weight that the step without decay would have stored.
+    The gradient part is the latter minus the weight before the step. If an optimizer couples decay with the gradient
+    (Adam, SGD), decay of earlier steps that is in its moments counts as gradient.
 
     Attributes:
         step: Optimizer steps taken before.
@@ -41,15 +41,17 @@ class AuditRecord:
         weight_norm: Norm of the weight before the step.
         decay_norm: Norm of the decay part.
         gradient_norm: Norm of the gradient part.
-        ratio: decay_norm / gradient_norm; None where nothing but decay moved the weight.
-        time_constant: 1 / (learning rate x decay), in steps: decoupled decay alone shrinks weights to 1/e in so many,
-            and so does SGD's without momentum. Adam's coupled decay is divided by the gradient's scale; there it is a
-            number to compare modules by. None where there is no decay or no gradient.
-        swallowed: Share (0 to 1) of the entries due to decay whose stored value is as without; None where none is due.
-        kept: How much of the decay arrived: the decay part's component along the unrounded one, over that one's norm.
-            1: all, 0: none. Where rounding falls now up, now down (fused kernels), much is kept although most entries
-            are swallowed. About 1 for per-entry AdaDecay, whose factors do not count as due. None where none is due.
-        unrounded_norm: Norm of what decay would do without rounding, computed in float64.
+        ratio: decay_norm / gradient_norm; None if only decay changed the weight.
+        time_constant: 1 / (learning rate x decay), in steps: decoupled decay alone shrinks weights to 1/e in this many
+            steps, and so does that of SGD without momentum. Adam's coupled decay is divided by the gradient's scale;
+            there the value only serves to compare modules. None if there is no decay or no gradient.
+        swallowed: Share (0 to 1) of the entries that should decay whose stored value is the same as without decay:
+            their decay was lost to rounding. None if no entry should decay.
+        kept: Share of the decay that reached the stored weight: the component of the decay part along the unrounded
+            decay, divided by the norm of the latter. 1: all, 0: none. If rounding is sometimes up and sometimes down
+            (fused kernels), much decay is kept although most entries do not change. About 1 for per-entry AdaDecay,
+            whose factors the unrounded decay leaves out. None if no entry should decay.
+        unrounded_norm: Norm of the unrounded decay: the change that decay would make without rounding, in float64.
 
     Example:
         >>> import torch, alphadecay
@@ -80,7 +82,7 @@ class AuditRecord:
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """What a row of the decay log holds of it."""
+        """The values in the decay log's rows."""
         names = (
             "decay_norm", "gradient_norm", "ratio", "time_constant", "swallowed", "kept", "unrounded_norm",
         )  # fmt: skip
@@ -88,27 +90,28 @@ class AuditRecord:
 
 
 class DecayAudit:
-    """Audits every n-th optimizer step of a decay schedule; training keeps its bits.
+    """Audits every n-th optimizer step of a decay schedule; the training remains bitwise identical.
 
-    An audited step is taken twice: on a copy with all decays 0, then as it is. This needs the memory of another model
-    with gradients and optimizer state for a moment, then of two sets of weights until the step is done; one
-    synchronisation with the device; and the time of a few passes over the weights in float64, on 2 CPU cores a quarter
-    of a training step of DeiT-tiny with 16 images. Steps that GradScaler skips are not audited, nor those that make
-    weights non-finite. Other steps cost nothing.
+    An audited step is taken twice: on a copy with all decays 0, then on the model. For a moment this needs the memory
+    of a second model with gradients and optimizer state, then that of two sets of weights until the step is done. It
+    takes one synchronisation with the device and a few passes over the weights in float64; on 2 CPU cores, a quarter of
+    the time of a training step of DeiT-tiny with 16 images. Steps that GradScaler skips, or that make weights
+    non-finite, are not audited. Other steps cost nothing.
 
     Args:
-        decay: The schedule, of any kind. Of a distributed run, all ranks must audit the same steps.
-        every: Optimizer steps between audits, at least 1: the every-th step is the first one.
+        decay: A decay schedule of any strategy. In a distributed run, all ranks must audit the same steps.
+        every: Optimizer steps between audits, at least 1; the first audited step is number `every`.
         on_audit: Called with this object after each audited step.
-        warn: Told once, in words, when rounding takes most of the decay of most entries of some modules; Python's
-            `warnings.warn` by default. The first step is not judged, nor float32 weights while the learning rate rises.
+        warn: Called once, with a sentence, if rounding removes most of the decay of most entries of some modules;
+            Python's `warnings.warn` by default. The first step is not judged, and float32 weights are not while the
+            learning rate rises.
 
     Attributes:
-        records: Of the last audit: one `AuditRecord` for each module that has a group of its own. Empty before.
-        seconds: Wall-clock time spent.
+        records: One `AuditRecord` of the last audit per module with its own group. Empty before the first audit.
+        seconds: Wall-clock time that audits took.
 
     Raises:
-        ValueError: For an impossible `every`; in the step, if the optimizer can take none on a copy.
+        ValueError: For an impossible `every`; in a step, if the optimizer cannot take one on a copy.
 
     Example:
         >>> import torch, alphadecay
@@ -117,7 +120,7 @@ class DecayAudit:
         >>> audit = alphadecay.DecayAudit(alphadecay.AlphaDecay(model, optimizer), every=1)
         >>> model(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()
         >>> optimizer.step()
-        >>> [record.name for record in audit.records if record.swallowed > 0.9]  # bfloat16 holds no such small change
+        >>> [record.name for record in audit.records if record.swallowed > 0.9]  # too small for bfloat16
         ['0', '1']
         >>> audit.detach()
     """
@@ -143,7 +146,7 @@ class DecayAudit:
         decay.watchers.append(self)
 
     def detach(self) -> None:
-        """Audit no more."""
+        """Stop auditing."""
         if self in self.decay.watchers:
             self.decay.watchers.remove(self)
 
@@ -154,7 +157,7 @@ class DecayAudit:
             return
         began = time.perf_counter()
         self._step = step
-        groups = without_decay(self.decay.optimizer).param_groups  # the copy's gradients and state go at once
+        groups = without_decay(self.decay.optimizer).param_groups  # the copy's gradients and state are freed at once
         stepped = {group["decay_name"]: group["params"] for group in groups}
         for group in self.decay.own_groups:
             if is_lazy(group["params"][0]):
@@ -163,7 +166,7 @@ class DecayAudit:
         self.seconds += time.perf_counter() - began
 
     def after_update(self) -> None:
-        """Compare, if an audit was due."""
+        """Compare the two steps, if an audit is due."""
         due, self._due = self._due, []
         if not due:
             return
@@ -177,45 +180,46 @@ class DecayAudit:
                 self.on_audit(self)
 
     def _compared(self, modules: Sequence["_Module"]) -> list[AuditRecord]:
-        """Records of the step just taken; none if it was skipped on the device or left numbers that are not finite."""
+        """Records of the step just taken; none if it was skipped on the device or a value is not finite."""
         sums = joined(torch.stack([module.sums() for module in modules], 1), [m.weight for m in modules])
         found_inf = getattr(self.decay.optimizer, "found_inf", None)
         flag = sums.new_zeros(1) if found_inf is None else found_inf.reshape(1).to(sums)
-        *numbers, skipped = torch.cat([sums.T.flatten(), flag]).tolist()
-        if skipped or not all(map(math.isfinite, numbers)):
+        *values, skipped = torch.cat([sums.T.flatten(), flag]).tolist()
+        if skipped or not all(map(math.isfinite, values)):
             return []
         width = len(sums)
-        return [m.record(self._step, numbers[i * width : (i + 1) * width]) for i, m in enumerate(modules)]
+        return [m.record(self._step, values[i * width : (i + 1) * width]) for i, m in enumerate(modules)]
 
     def _look_for_losses(self) -> None:
-        if self._warned or self._step == 0:  # Adam's first step moves all entries alike: rounding does not average
+        if self._warned or self._step == 0:  # Adam's first step changes all entries by the same: all round alike
             return
         rate = max((1 / r.time_constant for r in self.records if r.time_constant), default=0.0)
         message = losses_in_words(self.records, rate)
         rising, self._last_rate = self._last_rate is None or rate > self._last_rate, rate
         low = any(record.dtype in LOW_PRECISION for record in self.records)
-        if message and (low or not rising):  # in warm-up float32 swallows decay that it holds later
+        if message and (low or not rising):  # in warm-up, float32 rounds away decay that it does not later
             self._warned = True
             self._warn(message)
 
 
 def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
-    """What an audit found: rows with the keys of `decay_log.refresh_rows`, one a module for all kinds of decay.
+    """The decay log's rows of an audit, with the keys of `decay_log.refresh_rows`: one per module for every strategy.
 
-    They repeat the decays that hold, and follow the refresh's rows where a step has both. step counts the steps before
-    the audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured:
+    They repeat the current decays. If a step has a refresh too, its rows come first. step counts the steps before the
+    audited one, weight_norm is from before it, and audit holds `AuditRecord.figures`. No spectrum is measured, so
     measured_step and score are None.
     """
     common = {"measured_step": None, "kind": audit.decay.strategy}
     groups = {group["decay_name"]: group for group in audit.decay.own_groups}
     return [
-        {"step": each.step} | common | row_of(groups[each.name], None, each.weight_norm, each.figures, "")
-        for each in audit.records
+        {"step": record.step} | common | row_of(groups[record.name], None, record.weight_norm, record.figures, "")
+        for record in audit.records
     ]
 
 
 class _Module:
-    """A module's weight before an audited step, and what the step without decay makes of it."""
+    """One module in an audited step; `without` is this rank's part (any shape) of its weight after a step without decay.
+    """
 
     def __init__(self, decay: DecaySchedule, group: Group, without: Tensor) -> None:
         self.name, self.weight, self.without = group["decay_name"], group["params"][0], without
@@ -233,8 +237,9 @@ class _Module:
         self.before_sums = [_product(before, before), _product(gradient_part, gradient_part)]
 
     def sums(self) -> Tensor:
-        """Over local entries, shape (7,): squares of weight, gradient part, decay part and unrounded decay, the product
-        of the last two, entries due to decay, and those of them that are as without. Lets go of the copies.
+        """Sums over this rank's entries, shape (7,), float64: the squares of the weight, the gradient part, the decay
+        part and the unrounded decay; the product of the last two; how many entries should decay; and how many of them
+        decay leaves unchanged as stored. Frees the copies.
         """
         after = local_part(self.weight.detach())
         part = after.to(self.dtype) - self.without.to(self.dtype)
@@ -242,10 +247,10 @@ class _Module:
         squares = [_product(part, part), _product(self.due, self.due), _product(part, self.due)]
         counts = [is_due.sum(), (is_due & (after == self.without)).sum()]
         self.due = self.without = after.new_empty(0)
-        return torch.stack([each.to(torch.float64) for each in (*self.before_sums, *squares, *counts)])
+        return torch.stack([value.to(torch.float64) for value in (*self.before_sums, *squares, *counts)])
 
     def record(self, step: int, sums: Sequence[float]) -> AuditRecord:
-        """The record, from the sums over the whole weight."""
+        """The module's record, from `sums` over the whole weight."""
         weight, gradient, decay, unrounded, product, due, unchanged = sums
         return AuditRecord(
             step=step,
@@ -264,16 +269,16 @@ class _Module:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product, added up in float64."""
+    """The inner product of two tensors of the same shape: scalar, summed in float64."""
     return torch.sum(a * b, dtype=torch.float64)
 
 
 def losses_in_words(records: Sequence[AuditRecord], rate: float) -> str:
-    """A sentence, if rounding takes most of the decay of some modules, else an empty one.
+    """A warning if rounding removes most of the decay of some modules, else "".
 
     Args:
-        records: Of one audit.
-        rate: The largest learning rate x decay in it.
+        records: Those of one audit.
+        rate: The largest learning rate x decay in them.
     """
     lost = [record for record in records if record.swallowed is not None and record.swallowed > MUCH]
     unrounded = math.fsum(record.unrounded_norm**2 for record in lost)
@@ -287,12 +292,12 @@ def losses_in_words(records: Sequence[AuditRecord], rate: float) -> str:
     else:
         smallest = torch.finfo(getattr(torch, dtype)).eps / 2
         advice = (
-            f"learning rate x decay is {rate:.1g} there at most, and {dtype} holds no change of a weight below "
-            f"{smallest:.1g} of it: a larger decay would act"
+            f"learning rate x decay is at most {rate:.1g}, and {dtype} rounds away changes of a weight below "
+            f"{smallest:.1g} of it: use a larger decay"
         )
     return (
-        f"decay has next to no effect on {len(lost)} of {len(records)} modules: {100 * share:.0f} % of its changes are "
-        f"rounded away in {dtype} weights (optimizer step {lost[0].step + 1}); {advice}"
+        f"decay has almost no effect on {len(lost)} of {len(records)} modules: {100 * share:.0f} % of its changes are "
+        f"lost to rounding in {dtype} weights (optimizer step {lost[0].step + 1}); {advice}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Give the q, k and v of a fused attention projection weights of their own, and fuse them again."""
+"""Split the fused weight of an attention projection into q, k and v, and fuse them again."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,58 +12,62 @@ from alphadecay.build_order import is_distributed, refuse_held, refuse_wrapped
 from alphadecay.matrices import part_name
 
 PARTS = ("q", "k", "v")
-FUSED_NAMES = frozenset({"qkv", "c_attn"})  # whose rows (columns of a Conv1D) are q, then k, then v
-# Attributes of attention modules that mix q, k and v head by head under these names (TinyViT, MaxViT, GPTBigCode).
+FUSED_NAMES = frozenset({"qkv", "c_attn"})  # projections whose rows (columns of a Conv1D) are q, then k, then v
+# Attributes of attention modules that use these names, but mix q, k and v per head (TinyViT, MaxViT, GPTBigCode).
 INTERLEAVED = ("key_dim", "head_first", "multi_query")
 
 
 class Concatenation(nn.Module):
     """The parametrization of a fused weight: q, k and v, one after the other along a dimension."""
 
-    part_names = PARTS  # `find_matrices` finds each by it
+    part_names = PARTS  # `find_matrices` names the parts by it
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The fused weight; it requires a gradient if they do, also where gradients are off."""
+        """The fused weight of parts of equal shape (rows, columns); it requires a gradient if they do, even in no_grad.
+
+        Shape (3 rows, columns) if dim is 0, (rows, 3 columns) if it is 1; dtype of the parts.
+        """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.cat((q, k, v), self.dim)
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat((q, k, v), self.dim)
-            # torch.matmul asks for it, and takes a route with other rounding if not.
+            # Without it torch.matmul would use another kernel, with other rounding.
             return weight.requires_grad_(q.requires_grad)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Its three parts, in the weight's memory where they are contiguous there."""
+        """The three parts of a weight, shape as that of `forward`; in its memory if they are contiguous there."""
         return tuple(part.contiguous() for part in weight.chunk(3, self.dim))
 
 
 def split_qkv(model: nn.Module) -> nn.Module:
-    """Give q, k and v of each fused attention projection weights of their own, in place.
+    """Split the weight of each fused attention projection into q, k and v, in place.
 
     `analyze`, `param_groups` and the decay schedules then see three matrices, such as blocks.0.attn.q, .k and .v, so
-    that each has a spectrum, a decay and an optimizer state of its own. Outputs stay the same to the last bit. Biases
-    stay fused. What is split already stays so.
+    that each has its own spectrum, decay and optimizer state. Outputs remain bitwise identical. Biases remain fused.
+    Projections that are split already are not changed.
 
     When to call it: on the plain model, after its weights were loaded, and before the moving average,
-    DistributedDataParallel, fully_shard, torch.compile and the optimizer are built. A moving average is a copy, which
-    nothing ties to the model: one that was made before is still right if it goes by `state_dict()`, and raises if it
-    goes by `parameters()`.
+    DistributedDataParallel, fully_shard, torch.compile and the optimizer are built. A moving average is a separate copy
+    of the model. If it was made before the split, it still works if it reads `state_dict()`, and raises an error if it
+    reads `parameters()`.
 
     What is split: a Linear or transformers Conv1D named qkv or c_attn whose output is q, then k, then v, of equal
     size, as in timm's ViT, DeiT, BEiT, EVA, Swin and most others, and in GPT-2.
 
-    What is left alone:
+    What is not split:
 
-    - other widths: grouped queries, 2 of the 3 parts
-    - projections that mix q, k and v head by head: TinyViT, MaxViT, GPTBigCode
+    - projections of other widths: grouped queries, 2 of the 3 parts
+    - projections that mix q, k and v per head: TinyViT, MaxViT, GPTBigCode
     - convolutions, tied weights, modules with other parametrizations
 
-    Checkpoints: `state_dict()` and `load_state_dict()` keep the names and order of the fused model. Writing to what
-    `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model. Where that cannot be (Conv1D, whose parts
-    are columns) it raises RuntimeError; under FSDP2 it is lost, and averages must go by `parameters()`.
+    Checkpoints: `state_dict()` and `load_state_dict()` keep the names and order of the fused model. Writing to the
+    tensors that `state_dict()` returns, as timm's ModelEmaV3 does, writes to the model. If this is impossible (Conv1D,
+    whose parts are columns), writing raises RuntimeError. Under FSDP2 such writes are lost, so averages must use
+    `parameters()`.
 
     What no longer works: writing into a projection's `weight` in place (assign to it instead) and pickling the module
     (call `merge_qkv` first).
@@ -76,7 +80,7 @@ def split_qkv(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If the model is wrapped, averaged, compiled or sharded, an optimizer or DistributedDataParallel
-            holds a weight that would be split, or there is nothing to split (with the model's class).
+            holds a weight that would be split, or there is nothing to split (the message has the model's class).
 
     Example:
         >>> import torch, alphadecay
@@ -101,10 +105,10 @@ def split_qkv(model: nn.Module) -> nn.Module:
 
 
 def merge_qkv(model: nn.Module) -> nn.Module:
-    """Undo `split_qkv`, in place: the fused weights have the same bits.
+    """Undo `split_qkv`, in place: the fused weights are bitwise identical.
 
-    They are new parameters without gradients: an optimizer that was built before does not hold them. A model in which
-    nothing is split is returned as it is.
+    They are new parameters without gradients: an optimizer that was built before does not hold them. A model without
+    split projections is not changed.
 
     Args:
         model: A plain module.
@@ -132,13 +136,13 @@ def merge_qkv(model: nn.Module) -> nn.Module:
         if weight is None:
             weight = torch.cat([part.detach() for part in parts], _dim(module))
         _remove_hooks(module)
-        # Not torch's remove_parametrizations: it takes the property off a class that deep copies share.
+        # torch's remove_parametrizations would delete the property from a class that deep copies share.
         module.__class__ = type(module).__bases__[0]
         del module._modules["parametrizations"]
         others = dict(module._parameters)
         module._parameters.clear()
         module.register_parameter("weight", nn.Parameter(weight, any(part.requires_grad for part in parts)))
-        module._parameters.update(others)  # the weight comes first, as before
+        module._parameters.update(others)  # the weight is first again
     return model
 
 
@@ -149,18 +153,18 @@ def _split(module: nn.Module) -> None:
 
 
 def is_split(module: nn.Module) -> bool:
-    """Whether a module is the list that holds the q, k and v of a split projection, as original0 to original2."""
+    """Whether a module is the list that holds q, k and v of a split projection, as original0 to original2."""
     return isinstance(module, ParametrizationList) and len(module) == 1 and isinstance(module[0], Concatenation)
 
 
 def _has_parts(module: nn.Module) -> bool:
     """Whether a module is a split projection."""
     parametrizations = getattr(module, "parametrizations", None)
-    return isinstance(parametrizations, nn.ModuleDict) and any(is_split(each) for each in parametrizations.values())
+    return isinstance(parametrizations, nn.ModuleDict) and any(map(is_split, parametrizations.values()))
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:
-    """The name of each parameter by its id; those of split projections are such as blocks.0.attn.q.weight."""
+    """The name of each parameter by its id; parts of split projections have names such as blocks.0.attn.q.weight."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for list_name, module in model.named_modules():
         if is_split(module):
@@ -183,7 +187,7 @@ def _fused_projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_fused(module: nn.Module, owner: nn.Module) -> bool:
-    """Whether a third of the output is as wide as the input, or as what the owner's output projection takes."""
+    """Whether a third of the output is as wide as the input, or as the input of the owner's output projection."""
     linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     if not linear or parametrize.is_parametrized(module):
         return False
@@ -191,13 +195,13 @@ def _is_fused(module: nn.Module, owner: nn.Module) -> bool:
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
         return False
     dim = _dim(module)
-    width, taken = weight.shape[dim], weight.shape[1 - dim]
+    outputs, inputs = weight.shape[dim], weight.shape[1 - dim]
     proj = getattr(owner, "proj", None)
-    return width in (3 * taken, 3 * proj.in_features if isinstance(proj, nn.Linear) else 0)
+    return outputs in (3 * inputs, 3 * proj.in_features if isinstance(proj, nn.Linear) else 0)
 
 
 def _dim(module: nn.Module) -> int:
-    """The dimension of the weight along which q, k and v lie: the output's."""
+    """The dimension of the weight along which q, k and v are concatenated: that of the outputs."""
     return 0 if isinstance(module, nn.Linear) else 1
 
 
@@ -207,11 +211,11 @@ def _parts(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _save_fused(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Put the fused weight in place of its parts, where a fused model has it: before the bias."""
-    found = [state_dict.pop(f"{prefix}parametrizations.weight.original{i}") for i in range(3)]
+    """Replace the parts in a state dict by the fused weight, at its place in a fused model: before the bias."""
+    saved = [state_dict.pop(f"{prefix}parametrizations.weight.original{i}") for i in range(3)]
     names = [f"{prefix}{name}" for name in (*module._parameters, *module._buffers)]
     later = {name: state_dict.pop(name) for name in names if name in state_dict}
-    keeps_vars = isinstance(found[0], nn.Parameter)
+    keeps_vars = isinstance(saved[0], nn.Parameter)
     state_dict[f"{prefix}weight"] = module.weight if keeps_vars else _as_one(_parts(module), _dim(module))
     state_dict.update(later)
 
@@ -226,23 +230,23 @@ def _load_fused(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """Cut a fused weight into the parts that are loaded; where it is missing or does not fit, they stay."""
+    """Split a fused weight of a state dict into parts to load; if it is missing or does not fit, parts do not change."""
     parts, dim = _parts(module), _dim(module)
     shape = torch.Size(3 * side if i == dim else side for i, side in enumerate(parts[0].shape))
     name = f"{prefix}weight"
     weight = state_dict.pop(name, None)
-    found: Sequence[Tensor] = parts
+    loaded: Sequence[Tensor] = parts
     if weight is None:
         missing.append(name)
     elif weight.shape != shape:
         errors.append(f"size mismatch for {name}: the checkpoint has {tuple(weight.shape)}, the model {tuple(shape)}.")
     else:
-        found = [_like(own, part) for own, part in zip(parts, weight.detach().chunk(3, dim), strict=True)]
-    state_dict.update({f"{prefix}parametrizations.weight.original{i}": part for i, part in enumerate(found)})
+        loaded = [_like(own, part) for own, part in zip(parts, weight.detach().chunk(3, dim), strict=True)]
+    state_dict.update({f"{prefix}parametrizations.weight.original{i}": part for i, part in enumerate(loaded)})
 
 
 def _like(own: nn.Parameter, part: Tensor) -> Tensor:
-    """A part to be loaded: contiguous, and distributed over ranks where the model's own is."""
+    """A part to load: contiguous, and distributed over ranks if the model's own part, of the same shape, is."""
     if not is_distributed(own) or is_distributed(part):
         return part.contiguous()
     from torch.distributed.tensor import distribute_tensor
@@ -259,22 +263,23 @@ def _remove_hooks(module: nn.Module) -> None:
 
 
 def _as_one(parts: Sequence[nn.Parameter], dim: int) -> Tensor:
-    """The fused weight: in the parts' own memory if that is possible, else a copy that nobody can write to."""
-    if is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work there
+    """The fused weight: in the parts' own memory if possible, else a copy that cannot be written to."""
+    if is_distributed(parts[0]):  # sharded as its parts are; inference mode, as below, does not work for DTensors
         q: Any = parts[0]
         whole: Any = torch.cat([part.detach() for part in parts], dim)
         return whole.redistribute(q.device_mesh, q.placements)
     shared = _shared(parts, dim)
     if shared is not None:
         return shared
-    with torch.inference_mode():  # writing in place, as moving averages do, would be lost: now it raises
+    with torch.inference_mode():  # writing in place, as moving averages do, raises an error instead of being lost
         return torch.cat([part.detach() for part in parts], dim)
 
 
 def _shared(parts: Sequence[nn.Parameter], dim: int) -> Tensor | None:
-    """The fused weight in the parts' memory, which is joined first where a deep copy or a move had parted it.
+    """The fused weight, shape (3 rows, columns), in the parts' memory; parts that a deep copy or move separated are
+    first copied into one memory.
 
-    None where q, k and v are columns, or live in memory that is not theirs alone (a flat buffer, other processes).
+    None if q, k and v are columns, or if their memory is shared with others (a flat buffer, other processes).
     """
     if dim != 0 or not all(type(part) is nn.Parameter and part.is_contiguous() for part in parts):
         return None
@@ -295,5 +300,6 @@ def _shared(parts: Sequence[nn.Parameter], dim: int) -> Tensor | None:
 
 
 def _owns_memory(part: Tensor) -> bool:
+    """Whether a tensor, of any shape, shares its memory with nothing else."""
     alone = part.untyped_storage().nbytes() == part.numel() * part.element_size()
     return alone and not (part.device.type == "cpu" and part.is_shared())

@@ -29,7 +29,7 @@ class TailFit:
     def alpha_error(self) -> float:
         """Standard error of alpha, (alpha - 1) / sqrt(count), for independent draws.
 
-        Eigenvalues repel each other, so alpha varies less from seed to seed (at initialisation about a tenth of it).
+        Eigenvalues repel each other, so from seed to seed alpha varies less (at initialisation by a tenth of it).
 
         Source: Clauset, Shalizi and Newman (2009), eq. 3.2.
         """

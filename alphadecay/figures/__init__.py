@@ -1,1 +1,1 @@
-"""Drawings of records, of spectra and of the decay log; they need matplotlib."""
+"""Figures of records, spectra and the decay log; they need matplotlib."""

@@ -1,4 +1,4 @@
-"""Figures of alpha: by depth and role, by role, and how it differs between two models. Needs matplotlib."""
+"""Figures of alpha: by depth and role, by role, and its difference between two models. Needs matplotlib."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,7 +10,7 @@ from alphadecay.figures.drawing import (
     ALPHA,
     DOUBLE,
     SINGLE,
-    Grid,
+    DepthByRole,
     draw_heat_map,
     grid_of,
     heat_map_size,
@@ -19,15 +19,15 @@ from alphadecay.figures.drawing import (
 )
 from alphadecay.record import SpectrumRecord
 
-ENDS = ("stem", "head")  # notes of what belongs to no block, whatever its role is called
+ENDS = ("stem", "head")  # notes of modules that are in no block, whatever their role
 
 
 @print_style()
 def alpha_by_depth(records: Sequence[SpectrumRecord]) -> Any:
-    """Alpha of every module, roles across and depth downwards; grey: no alpha.
+    """Alpha of every module, with a column per role and a row per depth; grey: no alpha.
 
     Args:
-        records: Of a model, in its order; roles without any alpha are left out.
+        records: Of one model, in its order; roles without any alpha are left out.
 
     Returns:
         A matplotlib figure.
@@ -37,33 +37,33 @@ def alpha_by_depth(records: Sequence[SpectrumRecord]) -> Any:
 
 @print_style()
 def alpha_change(records: Sequence[SpectrumRecord], other: Sequence[SpectrumRecord], label: str) -> Any:
-    """Alpha of each module less that of the same module elsewhere: what a matrix' shape does to alpha cancels.
+    """Alpha of each module minus its alpha in another model, so that the effect of a matrix' shape on alpha cancels.
 
     Args:
         records, other: Of two models with the same modules.
-        label: What the change is from, such as "best_ema".
+        label: Name of the other model, such as "best_ema".
 
     Returns:
         A matplotlib figure.
     """
-    grid = _alpha_grid(records, changes(records, other))
+    grid = _alpha_grid(records, alpha_changes(records, other))
     return _alpha_map(grid, f"change of {ALPHA} from {label}", diverging=True)
 
 
-def changes(records: Sequence[SpectrumRecord], other: Sequence[SpectrumRecord]) -> dict[str, float | None]:
-    """Alpha less the other's, by module; None where one of them has none."""
+def alpha_changes(records: Sequence[SpectrumRecord], other: Sequence[SpectrumRecord]) -> dict[str, float | None]:
+    """Alpha minus the other alpha, by module; None if one of them is missing."""
     before = {r.name: r.alpha for r in other}
     return {
         r.name: None if r.alpha is None or (alpha := before.get(r.name)) is None else r.alpha - alpha for r in records
     }
 
 
-def _alpha_grid(records: Sequence[SpectrumRecord], values: dict[str, float | None]) -> Grid:
+def _alpha_grid(records: Sequence[SpectrumRecord], values: dict[str, float | None]) -> DepthByRole:
     drawn = {r.role for r in records if values[r.name] is not None}
     return grid_of((r.role, values[r.name]) for r in records if r.role in drawn and r.note not in ENDS)
 
 
-def _alpha_map(grid: Grid, label: str, diverging: bool = False) -> Any:
+def _alpha_map(grid: DepthByRole, label: str, diverging: bool = False) -> Any:
     from matplotlib.figure import Figure
 
     if grid.empty:
@@ -77,10 +77,10 @@ def _alpha_map(grid: Grid, label: str, diverging: bool = False) -> Any:
 
 @print_style()
 def alpha_by_role(sets: dict[str, Sequence[SpectrumRecord]]) -> Any:
-    """Mean alpha of each role with the modules' own as small dashes beside it, for one model or several side by side.
+    """Mean alpha of each role, with small dashes for the alphas of its modules, for one or more models side by side.
 
     Args:
-        sets: Records of each model by its label.
+        sets: The records of each model, by its label.
 
     Returns:
         A matplotlib figure.

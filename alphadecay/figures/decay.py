@@ -1,4 +1,4 @@
-"""Figures from a run's decay log: the score of modules and their decay, over time and by depth. Needs matplotlib."""
+"""Figures of a run's decay log: the scores of modules and their decay, over time and by depth. Needs matplotlib."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -19,17 +19,17 @@ from alphadecay.figures.drawing import (
     thinned,
 )
 
-FEW = 30  # points up to which a line has markers
-ALL_MODULES = "all modules"  # of kinds with one decay for all, whose rows have no role
+FEW = 30  # most points of a line with markers
+ALL_MODULES = "all modules"  # label for strategies with one decay for all modules, whose rows have no role
 
 
 @print_style()
 def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
-    """Mean score and mean decay of each role over optimizer steps; a kind without scores has its decay alone.
+    """Mean score and mean decay of each role over optimizer steps; only the decay if the strategy has no scores.
 
     Args:
         rows: Lines of decay.jsonl.
-        score: What the score is.
+        score: Name of the metric.
 
     Returns:
         A matplotlib figure.
@@ -58,15 +58,15 @@ def decay_over_time(rows: Sequence[Row], score: str = "alpha") -> Any:
 
 
 def _draw_means(ax: Any, rows: Sequence[Row], key: str) -> None:
-    """One line a role, always in the role's own colour, dashes and marker."""
+    """One line per role, always with the same colour, dashes and marker for a role."""
     means: dict[str, dict[int, list[float]]] = {row["role"]: {} for row in rows}
     for row in rows:
         if row[key] is not None:
             means[row["role"]].setdefault(row["step"], []).append(row[key])
-    for i, ((role, at), marker, dash) in enumerate(zip(means.items(), cycle(MARKERS), cycle(DASHES), strict=False)):
-        if not at:
+    for i, ((role, steps), marker, dash) in enumerate(zip(means.items(), cycle(MARKERS), cycle(DASHES), strict=False)):
+        if not steps:
             continue
-        points = thinned([(step, fmean(values)) for step, values in at.items()])
+        points = thinned([(step, fmean(values)) for step, values in steps.items()])
         marked = {"marker": marker} if len(points) <= FEW else {}
         ax.plot(*zip(*points, strict=True), label=role or ALL_MODULES, color=f"C{i % 10}", ls=dash, **marked)
 
@@ -79,13 +79,13 @@ def _label(score: str, key: str) -> str:
 
 @print_style()
 def decay_by_depth(rows: Sequence[Row], score: str = "alpha") -> Any:
-    """Score and decay of every module at the last refresh, roles across and depth downwards.
+    """Score and decay of every module at the last refresh, with a column per role and a row per depth.
 
-    A kind without scores has its decay alone.
+    Only the decay is drawn if the strategy has no scores.
 
     Args:
         rows: Lines of decay.jsonl.
-        score: What the score is.
+        score: Name of the metric.
 
     Returns:
         A matplotlib figure.

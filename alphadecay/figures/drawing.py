@@ -1,4 +1,4 @@
-"""How figures look: print size, colours told apart by colour-blind readers and on grey paper, heat maps by depth."""
+"""The look of figures: print size, colours that are distinct to colour-blind readers and in grey, heat maps by depth."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,14 +28,14 @@ PRINT = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text
 }
-MARKERS = "osD^vP*X"  # and dashes: what tells lines apart without colour
+MARKERS = "osD^vP*X"  # markers and dashes distinguish lines without colour
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-NUMBER_HEIGHT, NUMBER_WIDTH = 0.12, 0.29  # inches a cell needs to hold a number of four figures
+NUMBER_HEIGHT, NUMBER_WIDTH = 0.12, 0.29  # smallest cell, in inches, for a number of four digits
 
 
 @contextmanager
 def print_style() -> Iterator[None]:
-    """Everything that is drawn within has print size; also a decorator. A style that the user set comes back."""
+    """Draw in print size within this context or decorator, then restore the user's style."""
     from matplotlib import style
 
     with style.context([PALETTE, PRINT]):
@@ -43,20 +43,20 @@ def print_style() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Values by depth and role."""
+class DepthByRole:
+    """Values of modules by depth and role."""
 
     roles: Sequence[str]
-    values: np.ndarray  # shape (depth, roles); nan where a role has no module so deep, or the module no value
+    values: np.ndarray  # shape (depth, roles); nan if a role has no module at this depth, or the module has no value
 
     @property
     def empty(self) -> bool:
-        """Whether it holds no value."""
+        """Whether there are no values."""
         return not np.isfinite(self.values).any()
 
 
-def grid_of(values: Iterable[tuple[str, float | None]]) -> Grid:
-    """The n-th value of each role in the n-th row; roles in the order they come in.
+def grid_of(values: Iterable[tuple[str, float | None]]) -> DepthByRole:
+    """A grid with the n-th value of each role in row n; roles are in the order of their first values.
 
     Args:
         values: (role, value) of each module, shallow to deep.
@@ -67,24 +67,26 @@ def grid_of(values: Iterable[tuple[str, float | None]]) -> Grid:
     grid = np.full((max(map(len, columns.values()), default=0), len(columns)), np.nan)
     for j, column in enumerate(columns.values()):
         grid[: len(column), j] = column
-    return Grid(list(columns), grid)
+    return DepthByRole(list(columns), grid)
 
 
-def heat_map_size(grid: Grid, maps: int = 1) -> tuple[float, float]:
-    """Width and height in inches of a figure with so many heat maps of this form side by side."""
+def heat_map_size(grid: DepthByRole, maps: int = 1) -> tuple[float, float]:
+    """Width and height in inches of a figure with `maps` heat maps of this grid's shape side by side."""
     width = maps * (1.35 + 0.42 * len(grid.roles))
     return min(DOUBLE, max(2.2, width)), min(TALLEST, max(1.5, 1.15 + 0.17 * len(grid.values)))
 
 
-def draw_heat_map(ax: Any, grid: Grid, label: str, diverging: bool = False, scaled: bool = False) -> None:
-    """Cells by depth (downwards) and role, with the numbers in them where they fit, and a colour bar.
+def draw_heat_map(ax: Any, grid: DepthByRole, label: str, diverging: bool = False, scaled: bool = False) -> None:
+    """Draw a cell for each value, with depth downwards and roles to the right, and a colour bar.
+
+    The cells contain their values as numbers if these fit.
 
     Args:
-        ax: Axes of a figure whose size is `heat_map_size`.
-        grid: What to draw.
+        ax: Axes of a figure of size `heat_map_size`.
+        grid: The values.
         label: Of the colour bar.
-        diverging: Colours are centred at 0.
-        scaled: Small and large values are shown in a power of ten, which the label then names.
+        diverging: Centre the colours at 0.
+        scaled: Divide small or large values by a power of ten, which is added to the label.
     """
     from matplotlib import colormaps
 
@@ -112,7 +114,7 @@ def draw_heat_map(ax: Any, grid: Grid, label: str, diverging: bool = False, scal
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.08, pad=0.02)
 
 
-def _numbers_fit(ax: Any, grid: Grid) -> bool:
+def _numbers_fit(ax: Any, grid: DepthByRole) -> bool:
     width, height = ax.figure.get_size_inches()
     maps = sum(other.get_subplotspec() is not None for other in ax.figure.axes if other.get_label() != "<colorbar>")
     depth, roles = grid.values.shape
@@ -120,7 +122,7 @@ def _numbers_fit(ax: Any, grid: Grid) -> bool:
 
 
 def _power_of_ten(values: np.ndarray) -> tuple[float, str]:
-    """A power of ten to divide small or large values by, and how to write it; 1 and nothing for others."""
+    """A power of ten to divide small or large values by, and its text; 1 and "" for other values."""
     most = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
     if most == 0 or 0.5 <= most < 1000:
         return 1.0, ""
@@ -129,7 +131,7 @@ def _power_of_ten(values: np.ndarray) -> tuple[float, str]:
 
 
 def label_log_axis(axis: Any, low: float, high: float) -> None:
-    """Labels that do not overlap: powers of ten over wide ranges, else 1, 2 and 5 times them."""
+    """Set labels that do not overlap: powers of ten for wide ranges, else also 2 and 5 (or 3) times these."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_minor_formatter(NullFormatter())
@@ -141,7 +143,7 @@ def label_log_axis(axis: Any, low: float, high: float) -> None:
 
 
 def say_instead(ax: Any, text: str) -> None:
-    """A panel that has nothing to draw says why."""
+    """Show a text in a panel that has nothing to draw."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
@@ -151,6 +153,6 @@ def say_instead(ax: Any, text: str) -> None:
 
 
 def thinned(points: Sequence[Any], most: int = 400) -> Sequence[Any]:
-    """At most about so many points, evenly taken, the last one among them: no print shows more."""
+    """About `most` points, evenly spaced and with the last one: print cannot show more."""
     every = -(-len(points) // most)
     return points if every <= 1 else [*points[:-1:every], points[-1]]

@@ -1,4 +1,4 @@
-"""Which figure of records is wanted, whether it can be drawn, and drawing it. Needs matplotlib."""
+"""`SpectrumRecords.plot`: check which figure is wanted, and draw it. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OF_ALPHA = ("alpha_by_depth", "alpha_by_role", "alpha_change")
 OF_SPECTRA = ("spectra_by_role", "spectra_of_role")
 FIGURES = (*OF_ALPHA, *OF_SPECTRA)
-OF_TWO = ("alpha_change", "alpha_by_role")  # which take other records
+OF_TWO = ("alpha_change", "alpha_by_role")  # figures that can have other records
 
 Records = Sequence[SpectrumRecord]
 
@@ -34,7 +34,7 @@ class Wanted:
 
 
 def draw(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: Wanted) -> "Figure":
-    """The figure, which notebooks can show; see `SpectrumRecords.plot`."""
+    """Draw the figure so that notebooks can show it; see `SpectrumRecords.plot`."""
     _check(records, wanted)
     try:
         import matplotlib  # noqa: F401
@@ -42,8 +42,8 @@ def draw(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: Wante
         raise ImportError("plot() needs matplotlib: pip install matplotlib") from error
     with print_style():
         figure = _drawn(records, eigenvalues, wanted)
-        figure.draw_without_rendering()  # ticks get their size when first drawn, which should be in this style
-    # Notebooks know how to show a figure only once pyplot has made one; all of them ask an object for this.
+        figure.draw_without_rendering()  # ticks get their size when drawn first, which must be in this style
+    # Notebooks only know how to show figures after pyplot made one; but every notebook calls this method if it exists.
     vars(figure)["_repr_png_"] = partial(_as_png, figure)
     return figure
 
@@ -55,13 +55,13 @@ def _as_png(figure: "Figure") -> bytes:
 
 
 def _drawn(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: Wanted) -> Any:
-    label, others = wanted.labels
+    label, other_label = wanted.labels
     if wanted.figure == "alpha_by_depth":
         return alpha_by_depth(records)
     if wanted.figure == "alpha_by_role":
-        return alpha_by_role({label: records} | ({others: wanted.other} if wanted.other is not None else {}))
+        return alpha_by_role({label: records} | ({other_label: wanted.other} if wanted.other is not None else {}))
     if wanted.figure == "alpha_change":
-        return alpha_change(records, wanted.other or (), others)
+        return alpha_change(records, wanted.other or (), other_label)
     spectra = _spectra(records, eigenvalues, wanted)
     if wanted.figure == "spectra_by_role":
         return spectra_by_role(spectra)
@@ -69,35 +69,35 @@ def _drawn(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: Wan
 
 
 def _check(records: Records, wanted: Wanted) -> None:
-    """Raise ValueError for an unknown figure, and for what it lacks or has no use for."""
+    """Raise ValueError for an unknown figure, and for arguments that it needs or does not use."""
     figure = wanted.figure
     if figure not in FIGURES:
         raise ValueError(f"figure={figure!r} is unknown; choose from {', '.join(FIGURES)}")
     if figure == "alpha_change" and wanted.other is None:
-        raise ValueError(f"figure='alpha_change' needs other=, records to compare with; {_without(figure)}")
+        raise ValueError(f"figure='alpha_change' needs other=, records to compare with; {_alternatives(figure)}")
     if figure not in OF_TWO and wanted.other is not None:
-        raise ValueError(f"other= has no use for figure={figure!r}; it goes with {' and '.join(OF_TWO)}")
+        raise ValueError(f"other= is not used by figure={figure!r}, only by {' and '.join(OF_TWO)}")
     if figure != "spectra_of_role" and (wanted.role is not None or wanted.page != 1):
-        given = "page=" if wanted.role is None else "role="
-        raise ValueError(f"{given} has no use for figure={figure!r}; it goes with spectra_of_role")
+        argument = "page=" if wanted.role is None else "role="
+        raise ValueError(f"{argument} is not used by figure={figure!r}, only by spectra_of_role")
     if wanted.other is not None and not {r.name for r in records} & {r.name for r in wanted.other}:
         raise ValueError("other= has none of these modules, by name")
     if wanted.other is not None and len(set(wanted.labels)) < 2:
-        raise ValueError(f"labels={wanted.labels!r} are the same; they tell two models apart")
+        raise ValueError(f"labels={wanted.labels!r} are the same; two models need different ones")
 
 
-def _without(*figures: str) -> str:
-    return f"without, choose from {', '.join(each for each in FIGURES if each not in figures)}"
+def _alternatives(*figures: str) -> str:
+    return f"without, choose from {', '.join(name for name in FIGURES if name not in figures)}"
 
 
 def _spectra(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: Wanted) -> list[Spectrum]:
-    """Those of all matrices that were measured, of which there is at least one."""
+    """The spectra of all measured matrices; ValueError if one has no eigenvalues or none was measured."""
     measured = [record.name for record in records if record.frobenius_norm is not None]
     lacking = [name for name in measured if name not in eigenvalues]
     if lacking:
         raise ValueError(
             f"figure={wanted.figure!r} needs eigenvalues, which {len(lacking)} of {len(measured)} measured matrices "
-            f"lack, such as {lacking[0]} (analyze keeps those that its own process measures); {_without(*OF_SPECTRA)}"
+            f"lack, such as {lacking[0]} (analyze keeps those that its own process measures); {_alternatives(*OF_SPECTRA)}"
         )
     if not measured:
         raise ValueError(f"figure={wanted.figure!r} needs eigenvalues, and no matrix was measured")
@@ -105,12 +105,12 @@ def _spectra(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: W
 
 
 def _of_role(spectra: Sequence[Spectrum], wanted: Wanted) -> list[Spectrum]:
-    """The spectra of the role that is wanted, which has the page that is wanted."""
+    """The spectra of the wanted role; ValueError if the role or its wanted page does not exist."""
     roles = by_role(spectra)
     role = next(iter(roles)) if wanted.role is None and len(roles) == 1 else wanted.role
     if role not in roles:
-        what = "is missing" if role is None else f"{role!r} is unknown"
-        raise ValueError(f"figure='spectra_of_role': role= {what}; choose from {', '.join(roles)}")
+        problem = "is missing" if role is None else f"{role!r} is unknown"
+        raise ValueError(f"figure='spectra_of_role': role= {problem}; choose from {', '.join(roles)}")
     pages = page_count(roles[role])
     if not 1 <= wanted.page <= pages:
         raise ValueError(f"page={wanted.page}: {role} has {pages} page{'s' if pages > 1 else ''}; choose from 1 on")

@@ -1,4 +1,4 @@
-"""Figures of spectra: of each module, and of roles over depth. Needs matplotlib."""
+"""Figures of spectra: one panel per module, or one panel per role with all depths. Needs matplotlib."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -10,17 +10,17 @@ from alphadecay.figures.drawing import ALPHA, DOUBLE, label_log_axis, print_styl
 from alphadecay.record import Spectrum, SpectrumRecord
 
 PAGE_COLUMNS, PAGE_LINES = 4, 6  # panels of a page
-A_PAGE = PAGE_COLUMNS * PAGE_LINES
+PER_PAGE = PAGE_COLUMNS * PAGE_LINES
 BINS = 30
-LOWEST_SHARE = 0.02  # of the eigenvalues, the smallest, that a figure of many spectra leaves out
-SMALLEST = 1e-6  # of the largest eigenvalue: what is below is not drawn
+LOWEST_SHARE = 0.02  # share of the smallest eigenvalues that is not drawn
+SMALLEST = 1e-6  # times the largest eigenvalue: smaller ones are not drawn
 
 
 @print_style()
 def spectra_by_role(spectra: Sequence[Spectrum]) -> Any:
     """Eigenvalue spectra of each role's modules, shallow to deep, with their fitted tails in black.
 
-    Shown is the share of eigenvalues above x, on logarithmic axes: a power law is a straight line there. The
+    The curves are the share of eigenvalues above x on logarithmic axes, where a power law is a straight line. The
     smallest 2 % of each spectrum are not drawn.
 
     Args:
@@ -52,7 +52,7 @@ def spectra_by_role(spectra: Sequence[Spectrum]) -> Any:
 
 
 def by_role(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
-    """Spectra of each role, in the order they come in."""
+    """The spectra of each role, in their order."""
     roles: dict[str, list[Spectrum]] = {}
     for spectrum in spectra:
         roles.setdefault(spectrum[0].role, []).append(spectrum)
@@ -81,7 +81,7 @@ def _lowest_drawn(eigs: np.ndarray) -> float:
 
 
 def _drawn_range(spectra: Sequence[Spectrum]) -> tuple[float, float]:
-    """Smallest and largest eigenvalue that is drawn; of zero matrices none is."""
+    """The smallest and the largest eigenvalue that are drawn; zero matrices have none."""
     lowest = [_lowest_drawn(eigs) for _, eigs in spectra if eigs[-1] > 0]
     return min(lowest, default=1.0), max((eigs[-1] for _, eigs in spectra if eigs[-1] > 0), default=1.0)
 
@@ -99,9 +99,9 @@ def _draw_shares_above(ax: Any, spectrum: Spectrum, colour: Any) -> None:
 
 @print_style()
 def spectra_of_role(spectra: Sequence[Spectrum]) -> list[Any]:
-    """Pages of panels, one a module: the density of its eigenvalues, the fitted power law, and where it begins.
+    """Pages with a panel per module: the density of its eigenvalues, the fitted power law, and where it starts.
 
-    Panels of a page have the same axes; alpha and its standard error are above each.
+    All panels of a page have the same axes; alpha and its standard error are above each panel.
 
     Args:
         spectra: Of modules of one role, shallow to deep.
@@ -113,23 +113,23 @@ def spectra_of_role(spectra: Sequence[Spectrum]) -> list[Any]:
 
 
 def page_count(spectra: Sequence[Spectrum]) -> int:
-    """How many pages the modules of a role take."""
-    return -(-len(spectra) // A_PAGE)
+    """Number of pages for the modules of a role."""
+    return -(-len(spectra) // PER_PAGE)
 
 
 @print_style()
 def page_of_role(spectra: Sequence[Spectrum], page: int) -> Any:
-    """One page of `spectra_of_role`, from 1."""
+    """One page of `spectra_of_role`, counted from 1."""
     from matplotlib.figure import Figure
 
-    shown = spectra[(page - 1) * A_PAGE : page * A_PAGE]
+    shown = spectra[(page - 1) * PER_PAGE : page * PER_PAGE]
     columns = min(PAGE_COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
     size = (min(DOUBLE, 0.6 + 1.9 * columns), 0.75 + 1.3 * lines)
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
     drawn = [_draw_density(ax, spectrum) for ax, spectrum in zip(panels, shown, strict=False)]
-    _share_axes(panels, columns, [each for each in drawn if each], _drawn_range(spectra))
+    _share_axes(panels, columns, [heights for heights in drawn if heights], _drawn_range(spectra))
     figure.supxlabel("eigenvalue", fontsize=8)
     figure.supylabel("density", fontsize=8)
     figure.suptitle(_page_title(spectra, page), fontsize=8)
@@ -137,14 +137,14 @@ def page_of_role(spectra: Sequence[Spectrum], page: int) -> Any:
 
 
 def _share_axes(
-    panels: Sequence[Any], columns: int, heights: Sequence[tuple[float, float]], wide: tuple[float, float]
+    panels: Sequence[Any], columns: int, heights: Sequence[tuple[float, float]], drawn: tuple[float, float]
 ) -> None:
-    """The same logarithmic axes for all, with labels at the lowest panel of each column."""
+    """Set the same logarithmic axes for all panels, with labels at the lowest panel of each column."""
     for ax in panels:
-        ax.set(xscale="log", yscale="log", xlim=(wide[0] / 1.15, wide[1] * 1.15))
+        ax.set(xscale="log", yscale="log", xlim=(drawn[0] / 1.15, drawn[1] * 1.15))
         if heights:
             ax.set_ylim(min(low for low, _ in heights) / 3, max(high for _, high in heights) * 3)
-        label_log_axis(ax.xaxis, *wide)
+        label_log_axis(ax.xaxis, *drawn)
         label_log_axis(ax.yaxis, *(ax.get_ylim()))
     used = [ax for ax in panels if ax.get_title()]
     for ax in panels[len(used) :]:
@@ -159,7 +159,7 @@ def _page_title(spectra: Sequence[Spectrum], page: int) -> str:
 
 
 def _draw_density(ax: Any, spectrum: Spectrum) -> tuple[float, float] | None:
-    """One panel; returns the lowest and highest density above zero, if there is any."""
+    """Draw one panel; returns the lowest and highest density above zero, if there is any."""
     record, eigs = spectrum
     ax.set_title(_panel_title(record), fontsize=7, pad=3)
     lowest = _lowest_drawn(eigs)
@@ -185,7 +185,7 @@ def _wrapped(note: str) -> str:
 
 
 def _panel_title(record: SpectrumRecord) -> str:
-    """The block, such as layers.0.blocks.1, and alpha with its error."""
+    """The block, such as layers.0.blocks.1, and alpha with its standard error."""
     parts = record.name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     name = ".".join(parts[max(0, numbers[0] - 1) : numbers[-1] + 1]) if numbers else record.name

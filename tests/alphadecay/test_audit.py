@@ -259,7 +259,7 @@ def test_weights_of_low_precision_swallow_decay_and_it_is_said_once(dtype):
     records, said = heard(optimizer=torchs("AdamW", eps=1e-6), dtype=dtype, steps=3)
     assert all(r.swallowed > 0.99 and r.decay_norm < 0.01 * r.unrounded_norm and r.kept < 0.01 for r in records)
     assert said == [
-        "decay has next to no effect on 6 of 6 modules: 100 % of its changes are rounded away in "
+        "decay has almost no effect on 6 of 6 modules: 100 % of its changes are lost to rounding in "
         f"{str(dtype).removeprefix('torch.')} weights (optimizer step 2); keep float32 "
         "weights (autocast) or use stochastic rounding"
     ]
@@ -286,10 +286,10 @@ def test_float32_weights_keep_decay(optimizer):
 def test_float32_weights_swallow_decay_below_their_resolution():
     records, said = heard(optimizer=torchs("AdamW", lr=2e-7), steps=3)
     assert all(record.swallowed > 0.99 for record in records)
-    assert len(said) == 1 and said[0].startswith("decay has next to no effect on 6 of 6 modules: ")
+    assert len(said) == 1 and said[0].startswith("decay has almost no effect on 6 of 6 modules: ")
     assert said[0].endswith(
-        "% of its changes are rounded away in float32 weights (optimizer step 3); learning rate x decay is 2e-08 there "
-        "at most, and float32 holds no change of a weight below 6e-08 of it: a larger decay would act"
+        "% of its changes are lost to rounding in float32 weights (optimizer step 3); learning rate x decay is at most "
+        "2e-08, and float32 rounds away changes of a weight below 6e-08 of it: use a larger decay"
     )
 
 
@@ -317,7 +317,7 @@ def test_without_decay_nothing_is_said():
 def test_a_library_user_is_warned():
     model, optimizer, decay = setup(every=None, dtype=torch.bfloat16)
     alphadecay.DecayAudit(decay, 1)
-    with pytest.warns(UserWarning, match="decay has next to no effect on 6 of 6 modules"):
+    with pytest.warns(UserWarning, match="decay has almost no effect on 6 of 6 modules"):
         take_steps(model, optimizer, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -364,7 +364,7 @@ def test_a_run_notes_audits_at_log_intervals_and_trains_as_without(tmp_path, mon
     assert run(*words, "--output_dir", plain, monkeypatch=monkeypatch) == 0
     assert "warning" not in capsys.readouterr().out
     assert run(*words, "--output_dir", audited, "--decay_audit", monkeypatch=monkeypatch) == 0
-    assert re.findall("warning: decay has next to no effect on 8 of 8 modules: .* in float32", capsys.readouterr().out)
+    assert re.findall("warning: decay has almost no effect on 8 of 8 modules: .* in float32", capsys.readouterr().out)
     assert set(differences(plain, audited)) == {"decay.jsonl", "counts and best figures"}
     ledger = rows_of(audited / "decay.jsonl")
     assert refreshes(ledger) == rows_of(plain / "decay.jsonl")

@@ -201,9 +201,9 @@ REFUSED = {
     "no role": ({"figure": "spectra_of_role"}, "role= is missing; choose from proj, fc1, fc2"),
     "bad role": ({"figure": "spectra_of_role", "role": "qkv"}, "role= 'qkv' is unknown; choose from proj, fc1, fc2"),
     "no page": ({"figure": "spectra_of_role", "role": "fc1", "page": 0}, "page=0: fc1 has 1 page"),
-    "idle role": ({"role": "fc1"}, "role= has no use for figure='alpha_by_depth'; it goes with spectra_of_role"),
-    "idle page": ({"page": 2}, "page= has no use for figure='alpha_by_depth'; it goes with spectra_of_role"),
-    "idle other": ({"other": []}, "other= has no use for figure='alpha_by_depth'; it goes with alpha_change and"),
+    "idle role": ({"role": "fc1"}, "role= is not used by figure='alpha_by_depth', only by spectra_of_role"),
+    "idle page": ({"page": 2}, "page= is not used by figure='alpha_by_depth', only by spectra_of_role"),
+    "idle other": ({"other": []}, "other= is not used by figure='alpha_by_depth', only by alpha_change and"),
     "strangers": ({"figure": "alpha_change", "other": many(2)}, "other= has none of these modules"),
 }  # fmt: skip
 
