@@ -218,8 +218,7 @@ def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
 
 
 class _Module:
-    """One module in an audited step; `without` is this rank's part (any shape) of its weight after a step without decay.
-    """
+    """One module in an audited step; `without` is this rank's part (any shape) of its weight stepped without decay."""
 
     def __init__(self, decay: DecaySchedule, group: Group, without: Tensor) -> None:
         self.name, self.weight, self.without = group["decay_name"], group["params"][0], without

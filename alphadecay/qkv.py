@@ -230,7 +230,7 @@ def _load_fused(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """Split a fused weight of a state dict into parts to load; if it is missing or does not fit, parts do not change."""
+    """Split a fused weight of a state dict into parts to load; if it is missing or does not fit, they do not change."""
     parts, dim = _parts(module), _dim(module)
     shape = torch.Size(3 * side if i == dim else side for i, side in enumerate(parts[0].shape))
     name = f"{prefix}weight"

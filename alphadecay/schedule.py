@@ -30,9 +30,9 @@ class DecaySchedule(DecayWriter):
 
     It attaches to the optimizer's step. Before the first step and every `interval` optimizer steps it refreshes the
     multipliers; before each step it writes the product. Schedules of the base decay must write a group's
-    `base_weight_decay`, because `weight_decay` is overwritten. If a step gets a closure, the closure runs first, because
-    it computes the gradients. All state is in the groups: to resume, construct the schedule, then load the optimizer's
-    state dict. Copies and pickles of the optimizer or of this object include each other and the model.
+    `base_weight_decay`, because `weight_decay` is overwritten. If a step gets a closure, the closure runs first,
+    because it computes the gradients. All state is in the groups: to resume, construct the schedule, then load the
+    optimizer's state dict. Copies and pickles of the optimizer or of this object include each other and the model.
 
     A subclass returns the multiplier of each module from `_measure`.
 

@@ -221,7 +221,7 @@ def is_nested(optimizer: Optimizer) -> bool:
 
 
 def is_trial(optimizer: Optimizer) -> bool:
-    """Whether torch's distributed checkpoints take this step, at learning rate 0, so that the optimizer gets a state."""
+    """Whether torch's distributed checkpoints take this step, at learning rate 0, to make the optimizer's state."""
     if any(isinstance(rate := group.get("lr", 1), torch.Tensor) or rate for group in optimizer.param_groups):
         return False
     frame = sys._getframe(1)

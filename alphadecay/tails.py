@@ -194,7 +194,7 @@ def _ks_distances(logs: np.ndarray, starts: np.ndarray, alphas: np.ndarray) -> n
 
 
 def count_zeros(eigs: np.ndarray) -> int:
-    """Number of eigenvalues, shape (n,), ascending, that are zero: at most n x eps x the largest, the solver's noise."""
+    """Number of eigenvalues, shape (n,), ascending, that are zero: at most n x eps x the largest (solver noise)."""
     return int((eigs <= len(eigs) * np.finfo(np.float64).eps * eigs[-1]).sum())
 
 

@@ -19,28 +19,28 @@ from alphadecay.tails import FITS
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 SELECTION = ("exclude", "include", "min_eigenvalues", "split_qkv")
-EXTRA = ("timm", "matplotlib", "safetensors", "tqdm")  # as pyproject.toml has it
-NAMED = 5  # modules that an error names at most
+EXTRA = ("timm", "matplotlib", "safetensors", "tqdm")  # the extra "analyze" in pyproject.toml
+MOST_NAMED = 5  # modules in an error message
 WHAT_HELP = (
     "a timm model name (random weights, or --pretrained); a run folder of the trainers (its newest checkpoint), "
     "one of its checkpoints/step_..., checkpoints/best or best_ema; a .safetensors file; a folder with "
-    "model.safetensors or its shards, as transformers and timm save them"
+    "model.safetensors or its shards, as saved by transformers or timm"
 )
 EXAMPLES = """examples:
-  python -m alphadecay analyze deit_tiny_patch16_224                          a table of random weights
-  python -m alphadecay analyze runs/first --output_dir spectra                CSV, JSON and figures too
-  python -m alphadecay analyze runs/first --ema --against runs/first          what the average does
-  python -m alphadecay analyze runs/alphadecay --against runs/uniform         two runs, module by module
+  python -m alphadecay analyze deit_tiny_patch16_224                          random weights, as a table
+  python -m alphadecay analyze runs/first --output_dir spectra                also CSV, JSON and figures
+  python -m alphadecay analyze runs/first --ema --against runs/first          compare EMA and raw weights
+  python -m alphadecay analyze runs/alphadecay --against runs/uniform         compare two runs
   python -m alphadecay analyze model.safetensors --fit goodness-of-fit --window farms
   python -m alphadecay analyze deit_tiny_patch16_224 --pretrained --against deit_tiny_patch16_224
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input is one line on standard error.
+    """Run a command; bad input gives one line on standard error.
 
     Returns:
-        Exit status: 0 done, 2 bad input, 130 interrupted.
+        Exit status: 0 for success, 2 for bad input, 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         sys.stderr.write(f"error: {escaped(' '.join(str(error).splitlines()))}\n")
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # whoever read our output has enough, such as head
+    except BrokenPipeError:  # the reader of our output closed it, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # of a path that cannot be
+    except OSError as error:  # such as for an impossible path
         sys.stderr.write(f"error: {escaped(str(error.filename))[:100]}: {error.strerror}\n")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _underscored(word: str) -> str:
-    """--output-dir as --output_dir, values unchanged."""
+    """--output-dir becomes --output_dir; values do not change."""
     name, equals, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
@@ -95,32 +95,33 @@ def _parser() -> Any:
 def _add_options(parser: Any) -> None:
     add = parser.add_argument
     add("what", metavar="WHAT", help=WHAT_HELP)
-    add("--against", metavar="OTHER", help="compare with this: as WHAT, of the same modules; a name has random weights")
+    add("--against", metavar="OTHER", help="compare WHAT with this: same modules; a model name has random weights")
     add("--output_dir", metavar="DIR", type=Path, help=f"write {CSV}, {JSON} and {FIGURES}/ (PNG and PDF) there")
-    add("--overwrite", action="store_true", help="replace the analysis that is in --output_dir")
-    add("--pretrained", action="store_true", help="WHAT with timm's pretrained weights, from the hub")
-    add("--ema", action="store_true", help="the moving average of WHAT, a checkpoint")
-    add("--seed", type=int, default=0, help="of random weights (default 0)")
+    add("--overwrite", action="store_true", help="replace an earlier analysis in --output_dir")
+    add("--pretrained", action="store_true", help="load timm's pretrained weights for WHAT, from the hub")
+    add("--ema", action="store_true", help="use the EMA weights of WHAT, a checkpoint")
+    add("--seed", type=int, default=0, help="seed of random weights (default 0)")
     add("--fit", choices=list(FITS), default="median", help="how the tail is found (default median)")
     add(
-        "--xmin_pos", type=float, default=2.0, help="for median: 2 fits the upper half, 4 all but a quarter (default 2)"
-    )
+        "--xmin_pos", type=float, default=2.0,
+        help="for --fit median: 2 fits the upper half of the eigenvalues, 4 the upper three quarters (default 2)",
+    )  # fmt: skip
     add("--window", choices=["none", "farms"], default="none",
         help="farms: alpha of square windows, which does not depend on a matrix' shape (default none)")  # fmt: skip
     add("--filter_zeros", action="store_true", help="drop eigenvalues of at most 1e-5 before the fit")
-    add("--exclude", nargs="+", default=[], metavar="GLOB", help="modules that stay out, such as 'blocks.0.*'")
-    add("--include", nargs="+", default=[], choices=["stem", "head"], help="what takes part as well")
+    add("--exclude", nargs="+", default=[], metavar="GLOB", help="skip these modules, such as 'blocks.0.*'")
+    add("--include", nargs="+", default=[], choices=["stem", "head"], help="measure these too")
     add("--min_eigenvalues", type=int, default=MIN_EIGENVALUES, metavar="N",
-        help=f"matrices with fewer stay out (default {MIN_EIGENVALUES}); lower for narrow layers and LoRA")  # fmt: skip
-    add("--split_qkv", action="store_true", help="analyse q, k and v of a fused projection each on its own")
+        help=f"skip matrices with fewer (default {MIN_EIGENVALUES}); use less for narrow layers and LoRA")  # fmt: skip
+    add("--split_qkv", action="store_true", help="analyse q, k and v of a fused projection separately")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
 def _require_extra() -> None:
-    """Raise BadInput if a package of the extra is not installed: before anything is measured or written."""
-    lacking = [name for name in EXTRA if find_spec(name) is None]
-    if lacking:
-        raise BadInput(f"analyze needs {', '.join(lacking)}: pip install '.[analyze]'")
+    """Raise BadInput if a package of the extra is not installed, before anything is measured or written."""
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise BadInput(f"analyze needs {', '.join(missing)}: pip install '.[analyze]'")
 
 
 def _analyze(options: Any) -> None:
@@ -140,7 +141,7 @@ def _analyze(options: Any) -> None:
     matrices, other = _matrices(source, options, device), None
     if other_source is not None:
         others = _matrices(other_source, options, device)
-        _check_same_modules(matrices, others, other_source.what)
+        _check_same_modules(matrices, others, other_source.argument)
     measured = _measured(source, labels[0], matrices, measuring)
     if other_source is not None:
         other = _measured(other_source, labels[1], others, measuring)
@@ -173,59 +174,59 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.empty(0, device=name).is_meta:
-            raise BadInput(f"--device {name}: holds no values to measure")
+            raise BadInput(f"--device {name}: its tensors have no values to measure")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
     return name
 
 
 def _labels(source: Source, other: Source | None, options: Any) -> tuple[str, str]:
-    """Short names for the figures: the last part of a path, or all of it where both end alike."""
-    mark = " (EMA)" if options.ema else " (pretrained)" if options.pretrained else ""
-    mine, others = (Path(each.what).name or each.what if each else "" for each in (source, other))
-    if other is not None and mine == others:
-        mine, others = source.what, other.what
-    return mine + mark, others
+    """Short names for the figures: the last part of a path, or the whole path if both have the same last part."""
+    suffix = " (EMA)" if options.ema else " (pretrained)" if options.pretrained else ""
+    label, other_label = (Path(s.argument).name or s.argument if s else "" for s in (source, other))
+    if other is not None and label == other_label:
+        label, other_label = source.argument, other.argument
+    return label + suffix, other_label
 
 
-def _check_same_modules(matrices: list[Matrix], other: list[Matrix], what: str) -> None:
-    """Raise BadInput, with the differences, unless both have the same matrices that take part."""
-    mine, others = ({m.name: m.shape for m in each if not m.reason} for each in (matrices, other))
-    differing = [
-        f"{name} is {_form(mine.get(name))} here, {_form(others.get(name))} there"
-        for name in dict.fromkeys([*mine, *others])
-        if mine.get(name) != others.get(name)
+def _check_same_modules(matrices: list[Matrix], other: list[Matrix], argument: str) -> None:
+    """Raise BadInput, with the differences, unless both have the same matrices to measure."""
+    shapes, other_shapes = ({m.name: m.shape for m in ms if not m.reason} for ms in (matrices, other))
+    differences = [
+        f"{name} is {_shape_text(shapes.get(name))} in WHAT, {_shape_text(other_shapes.get(name))} in OTHER"
+        for name in dict.fromkeys([*shapes, *other_shapes])
+        if shapes.get(name) != other_shapes.get(name)
     ]
-    if differing:
-        more = f"; {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-        raise BadInput(f"--against {what}: has other modules: {'; '.join(differing[:NAMED])}{more}")
+    if differences:
+        rest = f"; {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else ""
+        raise BadInput(f"--against {argument}: has other modules: {'; '.join(differences[:MOST_NAMED])}{rest}")
 
 
-def _form(shape: tuple[int, ...] | None) -> str:
+def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "x".join(map(str, shape)) if shape else "absent"
 
 
 def _matrices(source: Source, options: Any, device: str) -> list[Matrix]:
-    """The model's matrices on the device, of which at least one takes part; q, k and v are split if asked for."""
+    """The model's matrices, on the device, split into q, k and v if requested; at least one can be measured."""
     if options.split_qkv:
         try:
             split_qkv(source.model)
         except ValueError as error:
-            raise BadInput(f"--split_qkv: {source.what}: {error}") from error
+            raise BadInput(f"--split_qkv: {source.argument}: {error}") from error
     try:
         matrices = find_matrices(source.model.to(device), options.exclude, options.min_eigenvalues, options.include)
     except ValueError as error:
-        raise BadInput(f"{source.what}: --{error}") from error
+        raise BadInput(f"{source.argument}: --{error}") from error
     if all(matrix.reason for matrix in matrices):
-        reasons = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:NAMED])
-        raise BadInput(f"{source.what}: no weight matrix takes part ({reasons})")
+        reasons = "; ".join(f"{m.name}: {m.reason}" for m in matrices[:MOST_NAMED])
+        raise BadInput(f"{source.argument}: no weight matrix can be measured ({reasons})")
     return matrices
 
 
 def _measured(source: Source, label: str, matrices: list[Matrix], measuring: Measuring) -> Measured:
     from tqdm import tqdm
 
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # a line every ten seconds in a log
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # in a log, one line per ten seconds
     total = sum(not matrix.reason for matrix in matrices)
     with tqdm(
         total=total, desc=f"measuring {label}", unit="matrix", delay=1, leave=False, mininterval=interval,
@@ -234,5 +235,5 @@ def _measured(source: Source, label: str, matrices: list[Matrix], measuring: Mea
         try:
             records = records_of(matrices, measuring, on_record=lambda *_: bar.update())
         except ValueError as error:  # weights that are not finite
-            raise BadInput(f"{source.what}: {error}") from error
+            raise BadInput(f"{source.argument}: {error}") from error
     return Measured(source, label, records, spectra_of(records))

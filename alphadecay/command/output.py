@@ -1,4 +1,4 @@
-"""What `python -m alphadecay analyze` shows and writes: tables, CSV, JSON, figures."""
+"""The output of `python -m alphadecay analyze`: tables, CSV, JSON, figures."""
 
 import csv
 import json
@@ -18,25 +18,25 @@ import torch
 
 from alphadecay._version import __version__
 from alphadecay.command.sources import BadInput, Source
-from alphadecay.figures.alpha import alpha_by_depth, alpha_by_role, alpha_change, changes
+from alphadecay.figures.alpha import alpha_by_depth, alpha_by_role, alpha_change, alpha_changes
 from alphadecay.figures.drawing import print_style
 from alphadecay.figures.spectra import by_role, spectra_by_role, spectra_of_role
 from alphadecay.records import Spectrum, SpectrumRecord, record_table
 from alphadecay.tables import aligned, escaped, harmless, number
 
 CSV, JSON, FIGURES = "spectra.csv", "spectra.json", "figures"
-BEGINS = b'{\n "source": {'  # what every spectra.json begins with
-OF_A_RUN = ("checkpoints", "log.jsonl", "decay.jsonl", "summary.json")  # what only the folder of a run has
+JSON_START = b'{\n "source": {'  # every spectra.json starts with this
+OF_A_RUN = ("checkpoints", "log.jsonl", "decay.jsonl", "summary.json")  # files that only a run folder has
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A source and what was measured of it."""
+    """A source and its measured spectra."""
 
     source: Source
     label: str  # short, for figures
     records: Sequence[SpectrumRecord]  # of all matrices, in the model's order
-    spectra: Sequence[Spectrum]  # of those that took part
+    spectra: Sequence[Spectrum]  # of the measured matrices
 
     @property
     def alphas(self) -> dict[str, float | None]:
@@ -45,33 +45,33 @@ class Measured:
 
 
 def tables(measured: Measured, other: Measured | None) -> str:
-    """One line a matrix, then one a role, as text."""
+    """A table with one line per matrix, then one with one line per role, as text."""
     compared = other is not None
-    change = changes(measured.records, other.records) if other else None
+    changes = alpha_changes(measured.records, other.records) if other else None
     means = [
         [
-            each["role"], str(each["modules"]), number(each["alpha"], 3), number(each["alpha_min"], 3),
-            number(each["alpha_max"], 3), number(each["stable_rank"], 1),
-            *([number(each["alpha_change"], 3, "+")] if compared else []),
+            row["role"], str(row["modules"]), number(row["alpha"], 3), number(row["alpha_min"], 3),
+            number(row["alpha_max"], 3), number(row["stable_rank"], 1),
+            *([number(row["alpha_change"], 3, "+")] if compared else []),
         ]
-        for each in role_means(measured, other)
+        for row in spectrum_role_means(measured, other)
     ]  # fmt: skip
     mean_head = ["role", "modules", "mean alpha", "min", "max", "stable rank", *(["mean change"] if compared else [])]
     against = f"\nchange: from {escaped(other.source.description)}" if other else ""
     return (
-        f"{escaped(measured.source.description)}{against}\n\n{aligned(*record_table(measured.records, change))}\n\n"
+        f"{escaped(measured.source.description)}{against}\n\n{aligned(*record_table(measured.records, changes))}\n\n"
         f"{aligned(mean_head, means, {0})}"
     )
 
 
-def role_means(measured: Measured, other: Measured | None) -> list[dict[str, Any]]:
-    """Means over the modules of each role that took part."""
-    change = changes(measured.records, other.records) if other else {}
+def spectrum_role_means(measured: Measured, other: Measured | None) -> list[dict[str, Any]]:
+    """Means over the measured modules of each role."""
+    changes = alpha_changes(measured.records, other.records) if other else {}
     means = []
     for role, members in by_role(measured.spectra).items():
         alphas = [r.alpha for r, _ in members if r.alpha is not None]
         ranks = [r.stable_rank for r, _ in members if r.stable_rank is not None]
-        changed = [each for r, _ in members if (each := change.get(r.name)) is not None]
+        role_changes = [change for r, _ in members if (change := changes.get(r.name)) is not None]
         means.append(
             {
                 "role": role,
@@ -80,17 +80,17 @@ def role_means(measured: Measured, other: Measured | None) -> list[dict[str, Any
                 "alpha_min": min(alphas, default=None),
                 "alpha_max": max(alphas, default=None),
                 "stable_rank": fmean(ranks) if ranks else None,
-                "alpha_change": fmean(changed) if changed else None,
+                "alpha_change": fmean(role_changes) if role_changes else None,
             }
         )
     return means
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise BadInput unless an analysis can be written there and replaces nothing but an earlier one that it may.
+    """Raise BadInput unless an analysis can be written there without replacing other files.
 
     Args:
-        folder: Need not exist; files of other names in it are left alone.
+        folder: It need not exist; files with other names in it do not matter.
         overwrite: Whether an earlier analysis may be replaced.
     """
     where = f"--output_dir {folder}"
@@ -100,25 +100,25 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(f"{where}: cannot be written, because of {existing}")
     if any(os.path.lexists(folder / name) for name in OF_A_RUN):
-        raise BadInput(f"{where}: holds a run, whose figures would be replaced; take another folder")
-    there = [name for name, is_ours in OURS.items() if os.path.lexists(folder / name) and not is_ours(folder / name)]
-    if there or (not (folder / JSON).exists() and any(os.path.lexists(folder / name) for name in OURS)):
-        name = (there or [name for name in OURS if os.path.lexists(folder / name)])[0]
-        raise BadInput(f"{where}: {name} in it is of no earlier analysis; take another folder")
+        raise BadInput(f"{where}: holds a run, whose figures would be replaced; use another folder")
+    foreign = [name for name, is_ours in OURS.items() if os.path.lexists(folder / name) and not is_ours(folder / name)]
+    if foreign or (not (folder / JSON).exists() and any(os.path.lexists(folder / name) for name in OURS)):
+        name = (foreign or [name for name in OURS if os.path.lexists(folder / name)])[0]
+        raise BadInput(f"{where}: {name} in it is not from an earlier analysis; use another folder")
     if (folder / JSON).exists() and not overwrite:
         raise BadInput(f"{where}: holds another analysis; give --overwrite or another folder")
 
 
 def _is_analysis(path: Path) -> bool:
-    """Whether a file is the JSON that an analysis left."""
+    """Whether a file is the JSON of an earlier analysis."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(BEGINS)) == BEGINS
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(JSON_START)) == JSON_START
     except OSError:
         return False
 
 
-OURS: dict[str, Callable[[Path], bool]] = {  # what is written, and whether what is there may be replaced
+OURS: dict[str, Callable[[Path], bool]] = {  # name of each output -> whether what has this name may be replaced
     JSON: _is_analysis,
     CSV: lambda path: path.is_file() and not path.is_symlink(),
     FIGURES: lambda path: path.is_dir() and not path.is_symlink(),
@@ -126,13 +126,13 @@ OURS: dict[str, Callable[[Path], bool]] = {  # what is written, and whether what
 
 
 def write_all(folder: Path, measured: Measured, other: Measured | None, settings: Mapping[str, Any]) -> None:
-    """Write spectra.csv, spectra.json and figures/ into a folder, which is made.
+    """Write spectra.csv, spectra.json and figures/ into a folder, which is created if necessary.
 
     Args:
-        folder: Files of these names in it are replaced.
-        measured: What to write.
-        other: What to compare it with.
-        settings: How it was measured, for the JSON file.
+        folder: Files with these names in it are replaced.
+        measured: The analysis to write.
+        other: The analysis to compare it with.
+        settings: Settings of the measurement, for the JSON file.
     """
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     _write_csv(folder / CSV, measured, other)
@@ -141,7 +141,7 @@ def write_all(folder: Path, measured: Measured, other: Measured | None, settings
         "against": _source(other.source) if other else None,
         "settings": dict(settings),
         "versions": _versions(),
-        "roles": role_means(measured, other),
+        "roles": spectrum_role_means(measured, other),
         "modules": _rows(measured, other),
     }
     (folder / JSON).write_text(json.dumps(content, indent=1) + "\n")
@@ -151,8 +151,8 @@ def write_all(folder: Path, measured: Measured, other: Measured | None, settings
 def _rows(measured: Measured, other: Measured | None) -> list[dict[str, Any]]:
     rows = [asdict(record) for record in measured.records]
     if other is not None:
-        before, change = other.alphas, changes(measured.records, other.records)
-        rows = [row | {"alpha_against": before[row["name"]], "alpha_change": change[row["name"]]} for row in rows]
+        alphas, changes = other.alphas, alpha_changes(measured.records, other.records)
+        rows = [row | {"alpha_against": alphas[row["name"]], "alpha_change": changes[row["name"]]} for row in rows]
     return rows
 
 
@@ -168,7 +168,7 @@ def _write_csv(path: Path, measured: Measured, other: Measured | None) -> None:
 
 
 def _source(source: Source) -> dict[str, Any]:
-    return {"what": source.what, "description": source.description, "sha256": source.files}
+    return {"what": source.argument, "description": source.description, "sha256": source.files}
 
 
 def _versions() -> dict[str, str | None]:
@@ -187,7 +187,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _write_figures(folder: Path, measured: Measured, other: Measured | None) -> None:
-    """Each figure as PNG and PDF; the modules' spectra as a PNG a page, and all pages as one PDF."""
+    """Write each figure as PNG and PDF; the pages with the modules' spectra are one PNG each, and one PDF."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     sets = {measured.label: measured.records} | ({other.label: other.records} if other else {})
@@ -201,7 +201,7 @@ def _write_figures(folder: Path, measured: Measured, other: Measured | None) -> 
     with print_style():
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
-            figure.set_layout_engine("none")  # it is laid out: once more would only take time
+            figure.set_layout_engine("none")  # the layout is complete: computing it again would only take time
             figure.savefig(folder / f"{name}.pdf")
         with PdfPages(folder / "spectra_by_module.pdf") as pdf:
             for role, members in by_role(measured.spectra).items():

@@ -1,4 +1,4 @@
-"""The look of figures: print size, colours that are distinct to colour-blind readers and in grey, heat maps by depth."""
+"""The look of figures: print size, colours that are distinct for colour-blind readers and in grey, heat maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -74,7 +74,7 @@ def _check(records: Records, wanted: Wanted) -> None:
     if figure not in FIGURES:
         raise ValueError(f"figure={figure!r} is unknown; choose from {', '.join(FIGURES)}")
     if figure == "alpha_change" and wanted.other is None:
-        raise ValueError(f"figure='alpha_change' needs other=, records to compare with; {_alternatives(figure)}")
+        raise ValueError(f"figure='alpha_change' needs other=, records to compare with; {_others(figure)}")
     if figure not in OF_TWO and wanted.other is not None:
         raise ValueError(f"other= is not used by figure={figure!r}, only by {' and '.join(OF_TWO)}")
     if figure != "spectra_of_role" and (wanted.role is not None or wanted.page != 1):
@@ -86,7 +86,7 @@ def _check(records: Records, wanted: Wanted) -> None:
         raise ValueError(f"labels={wanted.labels!r} are the same; two models need different ones")
 
 
-def _alternatives(*figures: str) -> str:
+def _others(*figures: str) -> str:
     return f"without, choose from {', '.join(name for name in FIGURES if name not in figures)}"
 
 
@@ -97,7 +97,7 @@ def _spectra(records: Records, eigenvalues: Mapping[str, Eigenvalues], wanted: W
     if lacking:
         raise ValueError(
             f"figure={wanted.figure!r} needs eigenvalues, which {len(lacking)} of {len(measured)} measured matrices "
-            f"lack, such as {lacking[0]} (analyze keeps those that its own process measures); {_alternatives(*OF_SPECTRA)}"
+            f"lack, such as {lacking[0]} (analyze keeps those that its own process measures); {_others(*OF_SPECTRA)}"
         )
     if not measured:
         raise ValueError(f"figure={wanted.figure!r} needs eigenvalues, and no matrix was measured")

@@ -205,32 +205,32 @@ def bad(tmp_path_factory):
     return folder
 
 
-VERIFIED = "step_00000100/model.safetensors: is broken: its SHA-256 is not the manifest's"
+VERIFIED = "step_00000100/model.safetensors: is damaged: its SHA-256 differs from the manifest's"
 BAD = {
     "no file": ("{}/nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
     "a pickle": ("{}/model.pth", "model.pth: is a pickle, which can run code"),
     "a pickle under another name": ("{}/hidden.safetensors", "hidden.safetensors: is a pickle"),
     "a pickle of old": ("{}/old", "old: is a pickle"),
     "a folder of pickles": ("{}/pickles", "pytorch_model.bin: is a pickle"),
-    "an empty folder": ("{}/empty", "empty: holds no model.safetensors"),
+    "an empty folder": ("{}/empty", "empty: has neither model.safetensors"),
     "a lost shard": ("{}/lost", "model-1.safetensors: no such file"),
     "a shard elsewhere": ("{}/escape", "'../whole.safetensors', which is outside its folder"),
-    "a file cut short": ("{}/cut.safetensors", "cut.safetensors: is no safetensors file, or a broken one"),
-    "text": ("{}/text.safetensors", "text.safetensors: is no safetensors file"),
-    "no matrix": ("{}/flat.safetensors", "flat.safetensors: holds no weight matrix"),
-    "none takes part": ("{}/small.safetensors", "no weight matrix takes part (small: 4 eigenvalues"),
+    "a file cut short": ("{}/cut.safetensors", "cut.safetensors: is not a safetensors file, or is damaged"),
+    "text": ("{}/text.safetensors", "text.safetensors: is not a safetensors file"),
+    "no matrix": ("{}/flat.safetensors", "flat.safetensors: has no weight matrix"),
+    "none takes part": ("{}/small.safetensors", "no weight matrix can be measured (small: 4 eigenvalues"),
     "quantized": ("{}/int8.safetensors", "layer.weight is quantized (I8)"),
     "not finite": ("{}/nan.safetensors", "layer (64, 64): the weight holds values that are not finite"),
     "changed since": ("{}/changed", VERIFIED),
     "changed, named itself": ("{}/changed/checkpoints/step_00000100/model.safetensors", VERIFIED),
     "no average": ("{}/run --ema", "--ema: "),
-    "average of a file": ("{}/whole.safetensors --ema", "--ema: goes with a checkpoint of a run"),
-    "average of a name": ("resnet18 --ema", "--ema: goes with a checkpoint, resnet18"),
+    "average of a file": ("{}/whole.safetensors --ema", "--ema: needs a checkpoint of a run"),
+    "average of a name": ("resnet18 --ema", "--ema: needs a checkpoint, but resnet18"),
     "unknown model": ("deit_tiny_patch16_24", "close names: deit_tiny_patch16_224"),
-    "pretrained file": ("{}/whole.safetensors --pretrained", "--pretrained: goes with the name of a timm model"),
+    "pretrained file": ("{}/whole.safetensors --pretrained", "--pretrained: needs the name of a timm model"),
     "other modules": (
         "{}/whole.safetensors --against {}/run",
-        "run: has other modules: layer is 64x64 here, absent there; blocks.0.attn.qkv is absent here, 192x64 there",
+        "run: has other modules: layer is 64x64 in WHAT, absent in OTHER; blocks.0.attn.qkv is absent in WHAT, 192x64 ",
     ),
     "itself": ("{}/whole.safetensors --against {}/whole.safetensors", "is WHAT itself"),
     "unknown window": ("{}/whole.safetensors --window wide", "--window: invalid choice: 'wide'"),

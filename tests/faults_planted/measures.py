@@ -214,8 +214,8 @@ FAULTS = [
     Fault(
         "analysis_without_hash",
         "alphadecay/command/sources.py",
-        "if found != expected:",
-        "if not found:",
+        "if actual != expected:",
+        "if not actual:",
         "alphadecay/test_analyze.py::test_bad_input_is_one_line_and_nothing_is_written",
         "a broken checkpoint is analysed without a word",
     ),

@@ -178,8 +178,8 @@ FAULTS = [
     Fault(
         "figure_of_sums",
         "alphadecay/figures/decay.py",
-        "points = thinned([(step, fmean(values)) for step, values in at.items()])",
-        "points = thinned([(step, sum(values)) for step, values in at.items()])",
+        "points = thinned([(step, fmean(values)) for step, values in steps.items()])",
+        "points = thinned([(step, sum(values)) for step, values in steps.items()])",
         "alphadecay/test_figures.py::test_both_means_are_drawn_by_role_over_time",
         "roles with more modules seem to decay more",
     ),
