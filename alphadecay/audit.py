@@ -218,9 +218,10 @@ def audit_rows(audit: DecayAudit) -> list[dict[str, Any]]:
 
 
 class _Module:
-    """One module in an audited step; `without` is this rank's part (any shape) of its weight stepped without decay."""
+    """A module's weight before an audited step, and after the same step without decay."""
 
     def __init__(self, decay: DecaySchedule, group: Group, without: Tensor) -> None:
+        """`without` is the weight after the step without decay: this rank's part, any shape, in the stored dtype."""
         self.name, self.weight, self.without = group["decay_name"], group["params"][0], without
         before = local_part(self.weight.detach())
         effective = effective_decay(group) if self.weight.grad is not None else 0.0

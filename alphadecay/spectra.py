@@ -28,7 +28,7 @@ def eigenvalues(weight: Tensor, window: WindowShape | None = None, groups: int =
     sqrt(CONV_NORM), and their eigenvalues are pooled. Negative eigenvalues are rounding noise and become 0.
 
     Args:
-        weight: Shape (rows, columns) or (out, in / groups, height, width), on any device, of any floating-point or
+        weight: Of shape (rows, columns) or (out, in / groups, height, width), on any device, of any floating-point or
             complex dtype.
         window: Shape of the windows (see `windows`), or None for the whole matrix.
         groups: Number of groups of the convolution.
@@ -39,7 +39,7 @@ def eigenvalues(weight: Tensor, window: WindowShape | None = None, groups: int =
     Raises:
         NonFiniteWeight: If a value of the weight or its square is not finite.
 
-    Source: AlphaDecay (arXiv 2506.14562), as its program computes them; groups and complex weights are ours.
+    Source: AlphaDecay (arXiv 2506.14562), as its program computes them.
     """
     eigs = _eigenvalues(weight, window, groups, torch.float64)
     if eigs is None:
