@@ -51,9 +51,9 @@ class DecayWriter(ABC):
         self._written: list[float] | None = [group["weight_decay"] for group in self.optimizer.param_groups]
         wrappers = [outer for outer in chain_of(optimizer) if outer is not self.optimizer]
         self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
-        matrices = [m for m in self._membership.matrices if m.may_take_part]
+        matrices = [m for m in self._membership.matrices if m.may_be_adapted]
         if all(m.reason for m in matrices):
-            self._warn_once("none yet", f"no weight matrix is adapted yet ({matrices[0].name}: {matrices[0].reason})")
+            self._warn_once("none yet", f"no weight matrix can be adapted yet ({matrices[0].name}: {matrices[0].reason})")
 
     @abstractmethod
     def _check_optimizer(self) -> None:
