@@ -17,7 +17,7 @@ from llama.validation import ValidationBatches
 from runtime.figures import training_curves
 from runtime.preemption import Preemption
 from runtime.reports import show_decay_by_role
-from runtime.run import Run
+from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import Session
@@ -63,7 +63,7 @@ def even_batches(validation: ValidationBatches, sharded: bool, preemption: Preem
 class TextTraining(Trainer):
     """The loop over a stream of text."""
 
-    def __init__(self, task: TextTask, run: Run) -> None:
+    def __init__(self, task: TextTask, run: StartedRun) -> None:
         self.task, stream = task, task.stream
         self.add_gradients = backward(task.loss, run.ranks.device)
         sequences = stream.batch_size * stream.accumulate * run.ranks.count

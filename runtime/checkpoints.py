@@ -1,8 +1,8 @@
-"""Checkpoints: folders that are whole or absent, verified when read, and can run no code.
+"""Checkpoints: folders that are complete or absent, that are verified when read, and that cannot run code.
 
-A run's `checkpoints/` holds step_00000120/ and the like, each with model.safetensors, ema.safetensors (where
-there is an average), training_state.pt (plain values and tensors) and manifest.json with the SHA-256 of each
-file; `best` and `best_ema` are links to two of them.
+A run's `checkpoints/` has folders such as step_00000120/, each with model.safetensors, ema.safetensors (if the run
+keeps EMA weights), training_state.pt (plain values and tensors) and manifest.json with the SHA-256 of each file;
+`best` and `best_ema` are links to two of these folders.
 """
 
 import hashlib
@@ -42,23 +42,23 @@ class Checkpoint:
         return _tensors(self.path / MODEL)
 
     def ema_weights(self) -> dict[str, Tensor] | None:
-        """The moving average's state dict, or None where the run kept none."""
+        """The state dict of the EMA weights, on the CPU; None if the run keeps none."""
         return _tensors(self.path / EMA) if (self.path / EMA).exists() else None
 
     def contract(self) -> dict[str, Any]:
-        """What the run could not change when it was saved (`runtime.run_contract`); empty where that was not noted."""
+        """The saved run's contract (`runtime.run_contract`); empty if the checkpoint has none."""
         return json_of(self.path / MANIFEST).get("run") or {}
 
     def training_state(self) -> dict[str, Any]:
-        """Everything else that training goes on from, on the CPU; loaded without running code.
+        """Everything else that training resumes from, on the CPU; loaded without running code.
 
         Raises:
-            UserError: If the file is no such state; one that would run code is refused.
+            UserError: If the file is not a training state, or would run code.
         """
         path = self.path / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a broken or hostile file makes the reader raise
+        except Exception as error:  # a broken or hostile file can make the reader raise anything
             raise UserError(f"{path} holds more than plain values and tensors; refused") from error
         try:
             check_state(state, self.step)
@@ -69,13 +69,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a checkpoint, in CPU memory of its own: training may go on while it is written."""
+    """The contents of a checkpoint, copied to CPU memory: training can continue while they are written."""
 
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
-    contract: Mapping[str, Any]  # of `runtime.run_contract`: what a run cannot change when it goes on
+    contract: Mapping[str, Any]  # see `runtime.run_contract`
 
     @classmethod
     def copied(
@@ -86,37 +86,39 @@ class Contents:
         state: Mapping[str, Any],
         contract: Mapping[str, Any],
     ) -> "Contents":
-        """Copies of state dicts and of everything else that training goes on from."""
+        """Copies of the state dicts and of everything else that training resumes from."""
         average = None if ema is None else copied(dict(ema))
-        taken = cls(step, copied(dict(model)), average, copied(dict(state)), contract)
+        contents = cls(step, copied(dict(model)), average, copied(dict(state)), contract)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies from GPUs were only begun
-        return taken
+            torch.cuda.synchronize()  # wait for the asynchronous copies from GPUs
+        return contents
 
 
 def copied(value: Any) -> Any:
-    """A copy of nested dicts, lists and tuples with all tensors in CPU memory of their own."""
+    """A copy of nested dicts, lists and tuples; tensors of any shape and dtype are copied to CPU memory."""
     if isinstance(value, Tensor):
         pinned = value.device.type == "cuda"
-        copy = torch.empty_like(value, device="cpu", pin_memory=pinned)  # strides stay: fused kernels rely on them
+        copy = torch.empty_like(
+            value, device="cpu", pin_memory=pinned
+        )  # with the same strides: fused kernels rely on them
         return copy.copy_(value.detach(), non_blocking=pinned)
     if isinstance(value, dict):
-        return {key: copied(each) for key, each in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(each) for each in value)
+        return type(value)(copied(item) for item in value)
     return value
 
 
 def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[Path] = ()) -> Checkpoint:
-    """Write checkpoints/step_... so that it is there whole or not at all, also after a power cut.
+    """Write checkpoints/step_... so that it is either complete or absent, even after a power cut.
 
     Args:
         folder: The run's checkpoints/.
         contents: What to write.
-        before_rename: Files that must be on the disk before the checkpoint is, such as the log it counts on.
+        before_rename: Files that must be on the disk before the checkpoint, such as the log whose lines it counts.
 
     Raises:
-        UserError: If the disk is full or the folder cannot be written; nothing of it is left behind.
+        UserError: If the disk is full or the folder cannot be written; no incomplete checkpoint remains.
     """
     target = folder / f"step_{contents.step:08d}"
     temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old"
@@ -127,13 +129,17 @@ def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[P
         for path in [*temporary.iterdir(), temporary, *filter(Path.exists, before_rename)]:
             _sync(path)
         if target.exists():
-            os.rename(target, old)  # not deleted before the new one is there; see recover
+            os.rename(target, old)  # not deleted before the new one is complete; see recover
         os.rename(temporary, target)
         _sync(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap a full disk in their own
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # torch and safetensors raise their own types for a full disk
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write the checkpoint {target} ({free:.1f} MB free there): {error}") from error
+        raise UserError(f"cannot write the checkpoint {target} ({free:.1f} MB free): {error}") from error
     remove_checkpoint(old)
     return Checkpoint(target, contents.step)
 
@@ -149,7 +155,7 @@ def _write_files(folder: Path, contents: Contents) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Clear away what a crash left of an unfinished checkpoint; one that was about to be replaced comes back."""
+    """Remove checkpoints that a crash left incomplete; restore one whose replacement was not completed."""
     for path in folder.glob(".step_*.tmp"):
         remove_checkpoint(path)
     for path in folder.glob(".step_*.old"):
@@ -161,7 +167,7 @@ def recover(folder: Path) -> None:
 
 
 def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:
-    """Point checkpoints/`name` at a checkpoint."""
+    """Make checkpoints/`name` a link to a checkpoint."""
     temporary = folder / f".{name}.tmp"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(checkpoint.path.name)
@@ -169,7 +175,7 @@ def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that a link points at."""
+    """Delete all checkpoints except the newest `keep` and those that a link points to."""
     linked = {os.readlink(folder / name) for name in LINKS if (folder / name).is_symlink()}
     for path in _newest_first(folder)[keep:]:
         if path.name not in linked:
@@ -177,7 +183,7 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, and links that would point at none."""
+    """Delete the checkpoints of later steps, and links that pointed to them."""
     for path in _newest_first(folder):
         if step_of(path) > step:
             remove_checkpoint(path)
@@ -187,7 +193,7 @@ def remove_after(folder: Path, step: int) -> None:
 
 
 def later_than(folder: Path, step: int) -> Path | None:
-    """The newest whole checkpoint of a later step, if there is one."""
+    """The newest intact checkpoint of a later step, or None."""
     for path in _newest_first(folder):
         if step_of(path) > step:
             with suppress(UserError):
@@ -196,10 +202,10 @@ def later_than(folder: Path, step: int) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint at `path`, or the newest one that verifies in the run folder `path`.
+    """The checkpoint at `path`, or the newest intact one in the run folder `path`.
 
     Returns:
-        The checkpoint, and what is wrong with each newer one that was passed over.
+        The checkpoint, and for each newer one that was skipped what is wrong with it.
 
     Raises:
         UserError: If there is none.
@@ -213,27 +219,27 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
         except UserError as error:
             broken.append(str(error))
     if broken:
-        raise UserError(f"{path} holds no usable checkpoint: {'; '.join(broken)}")
-    raise UserError(f"{path} is no checkpoint and no run folder with checkpoints/step_.../manifest.json in it")
+        raise UserError(f"{path} has no usable checkpoint: {'; '.join(broken)}")
+    raise UserError(f"{path} is neither a checkpoint nor a run folder with checkpoints/step_.../manifest.json")
 
 
 def verified(path: Path) -> Checkpoint:
-    """The checkpoint in a folder whose files are all as its manifest says.
+    """The checkpoint in a folder, after comparing all its files with the manifest.
 
     Raises:
-        UserError: If a file is missing or changed; it is named.
+        UserError: If a file is missing or changed; the message names it.
     """
     try:
         manifest = json_of(path / MANIFEST)
         step, files = int(manifest["step"]), dict(manifest["files"])
-        named = STEP.fullmatch(path.name)
-        if named and int(named[1]) != step or step < 0:
-            raise ValueError(f"it is of step {step}")
+        step_name = STEP.fullmatch(path.name)
+        if step_name and int(step_name[1]) != step or step < 0:
+            raise ValueError(f"its step is {step}")
         if not set(files) <= {MODEL, EMA, STATE}:
-            raise ValueError("it names files that are none of a checkpoint's")
+            raise ValueError("it lists files that do not belong to a checkpoint")
         run = manifest.get("run") or {}
         if not isinstance(run, dict) or not all(isinstance(run.get(key, {}), dict) for key in ("options", "facts")):
-            raise ValueError("its run is no object of options and facts")
+            raise ValueError('its "run" is not an object with options and facts')
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path / MANIFEST} cannot be read: {error}") from error
     for name, expected in files.items():
@@ -241,9 +247,9 @@ def verified(path: Path) -> Checkpoint:
         if not file.is_file():
             raise UserError(f"{file} is missing")
         if sha256(file) != expected:
-            raise UserError(f"{file} is broken: its SHA-256 is not the manifest's")
+            raise UserError(f"{file} is broken: its SHA-256 differs from the one in the manifest")
     if MODEL not in files or STATE not in files:
-        raise UserError(f"{path / MANIFEST} names no {MODEL} or no {STATE}")
+        raise UserError(f"{path / MANIFEST} does not list both {MODEL} and {STATE}")
     return Checkpoint(path, step)
 
 
@@ -264,15 +270,15 @@ def sha256(path: Path) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Checkpoint folders, and those that a crash left in the middle of being replaced."""
-    found = [
+    """Checkpoint folders, including those whose replacement a crash interrupted."""
+    folders = [
         p for p in [*folder.glob("step_*"), *folder.glob(".step_*.old")] if STEP.fullmatch(p.name) and is_checkpoint(p)
     ]
-    return sorted(found, key=lambda p: (-step_of(p), p.name.startswith(".")))
+    return sorted(folders, key=lambda p: (-step_of(p), p.name.startswith(".")))
 
 
 def has_checkpoints(run_folder: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, whole or not."""
+    """Whether a run folder has a checkpoint, intact or not."""
     return bool(_newest_first(run_folder / "checkpoints"))
 
 

@@ -1,4 +1,4 @@
-"""How a trainer's command line is read, with the configurations of runs that it names."""
+"""Reads a trainer's command line and the stored configuration that --config or --resume names."""
 
 import shlex
 import sys
@@ -22,8 +22,8 @@ PER_CALL = (
     "self_test_resume",
     "max_steps",
     "allow_changed",
-)  # said anew in every call
-PROGRAMS = {"data_set": "main.py", "dataset": "main_llama.py"}  # an option that only its own configurations have
+)  # never taken from a stored configuration
+PROGRAMS = {"data_set": "main.py", "dataset": "main_llama.py"}  # an option that only this program's configurations have
 
 
 def read_command(
@@ -33,24 +33,24 @@ def read_command(
     description: str,
     presets: Callable[[Row], Row] = lambda values: {},
 ) -> list[Any]:
-    """A program's options; where the command line is silent, those of --config or of the run that --resume names.
+    """A program's options: from the command line, then from the configuration that --config or --resume names.
 
     Args:
         classes, argv, checks, description: As for `runtime.options.parse` and `build`.
-        presets: Defaults that follow from the options of the command line, where no stored ones hold.
+        presets: Computes defaults from the command line's options; used if there is no stored configuration.
 
     Raises:
-        UserError: For the first word or constraint that does not hold.
+        UserError: For the first word that cannot be read or the first constraint that is violated.
     """
     values, given = parse(classes, argv, description=description)
     source = _stored_config(values)
-    stored = {} if source is None else _stored(source, values, {each.name for cls in classes for each in fields(cls)})
-    anew = set(PER_CALL) - ({"max_steps"} if values["config"] else set())  # the same run again stops where it did
-    defaults = {name: value for name, value in stored.items() if name not in anew} or presets(values)
+    stored = {} if source is None else _stored(source, values, {f.name for cls in classes for f in fields(cls)})
+    not_stored = set(PER_CALL) - ({"max_steps"} if values["config"] else set())  # a repeated run has the same last step
+    defaults = {name: value for name, value in stored.items() if name not in not_stored} or presets(values)
     if values["config"]:
-        defaults.pop("output_dir", None)  # but elsewhere: it is another run
+        defaults.pop("output_dir", None)  # a repeated run needs a folder of its own
     if values["eval"]:
-        defaults.pop("export_hf", None)  # only a run's end exports without being told again
+        defaults.pop("export_hf", None)  # an evaluation exports only if the command line says so
     if defaults:
         values, _ = parse(classes, argv, defaults=defaults)
     if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in given:
@@ -71,7 +71,7 @@ def _stored_config(values: Mapping[str, Any]) -> Path | None:
     if values["resume"] not in ("", "auto") and not any(
         (resumed / name).exists() for name in ("manifest.json", "checkpoints")
     ):
-        missing = "is no checkpoint and no run folder with checkpoints in it" if resumed.exists() else "does not exist"
+        missing = "is neither a checkpoint nor a run folder with checkpoints" if resumed.exists() else "does not exist"
         raise UserError(f"--resume {resumed}: {missing}")
     for folder in (resumed, resumed.parent.parent) if values["resume"] else ():
         if (folder / runfolder.CONFIG).exists():
@@ -80,7 +80,7 @@ def _stored_config(values: Mapping[str, Any]) -> Path | None:
 
 
 def _stored(source: Path, values: Mapping[str, Any], known: Container[str]) -> Row:
-    """The options that a run's configuration holds, which is one of this program."""
+    """The options in a run's configuration; raises UserError if it is of another program."""
     typed = f"--config {values['config']}" if values["config"] else f"--resume {values['resume']}"
     try:
         stored = runfolder.read_config(source)
@@ -88,17 +88,17 @@ def _stored(source: Path, values: Mapping[str, Any], known: Container[str]) -> R
         raise UserError(f"{typed}: {error}") from error
     for option, program in PROGRAMS.items():
         if option in stored and option not in known:
-            raise UserError(f"{typed}: is of a run of {program}, which has other options; give it to {program}")
+            raise UserError(f"{typed}: is a run of {program}, which has other options; use {program}")
     return stored
 
 
-def command_to_go_on(folder: str, ranks: int) -> str:
-    """This program's command with what lets it go on from the folder."""
+def resume_command(folder: str, ranks: int) -> str:
+    """The command that resumes this run from the folder."""
     program = ["torchrun", f"--nproc_per_node={ranks}"] if ranks > 1 else ["python"]
-    anew, words = ("--resume", "--output_dir", "--output-dir"), list[str]()
+    replaced, words = ("--resume", "--output_dir", "--output-dir"), list[str]()
     for word in sys.argv:
-        if words and words[-1] in anew:
+        if words and words[-1] in replaced:
             words.pop()
-        elif word != "--overwrite" and word.split("=")[0] not in (anew if "=" in word else ()):
+        elif word != "--overwrite" and word.split("=")[0] not in (replaced if "=" in word else ()):
             words.append(word)
     return shlex.join([*program, *words, "--resume", "auto", "--output_dir", folder])

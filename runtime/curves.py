@@ -1,4 +1,4 @@
-"""Curves, histograms and figures for TensorBoard and, when asked for, wandb."""
+"""Curves, histograms and figures for TensorBoard and, with --enable_wandb, for wandb."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ from runtime.errors import UserError, first_line
 
 
 class Curves:
-    """Where a run's numbers are drawn while it goes on: tensorboard/ always, wandb when enabled."""
+    """Draws a run's values during training: in tensorboard/ always, in wandb if enabled."""
 
     def __init__(self, folder: Path, first_step: int, wandb: "Wandb | None") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events behind first_step are from a part of the run that is being repeated: TensorBoard drops them.
+        # TensorBoard drops events after first_step: those steps are repeated.
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self.wandb = wandb
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Draw one point of each curve; None is left out."""
+        """Draw one point per curve; None is skipped."""
         numbers = {name: value for name, value in values.items() if value is not None}
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
@@ -33,20 +33,20 @@ class Curves:
             self.writer.add_histogram(name, np.asarray(values), step)
 
     def figure(self, step: int, name: str, figure: Any) -> None:
-        """Show a matplotlib figure; it stays open."""
+        """Show a matplotlib figure without closing it."""
         self.writer.add_figure(name, figure, step, close=False)
         if self.wandb:
             self.wandb.figure(step, name, figure)
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write all buffered events and close."""
         self.writer.close()
         if self.wandb:
             self.wandb.close()
 
 
 class Wandb:
-    """A wandb run; its id goes into the checkpoint, so that a resumed run continues it."""
+    """A wandb run; its id is saved in the checkpoint, so that a resumed run continues it."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], project: str, name: str | None, run_id: str | None):
         try:
@@ -58,16 +58,16 @@ class Wandb:
             )
         except ModuleNotFoundError:
             raise UserError("--enable_wandb: needs wandb; pip install '.[train]'") from None
-        except Exception as error:  # wandb raises many kinds: no login, no network, a taken id
-            raise UserError(f"--enable_wandb: {first_line(error)} (WANDB_MODE=offline needs none)") from error
+        except Exception as error:  # wandb raises many types: no login, no network, an id in use
+            raise UserError(f"--enable_wandb: {first_line(error)} (WANDB_MODE=offline needs no login)") from error
 
     @property
     def id(self) -> str:
-        """What a resumed run continues."""
+        """The id by which a resumed run continues this one."""
         return self.run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Draw one point of each curve."""
+        """Draw one point per curve."""
         self.run.log(dict(values), step=step)
 
     def figure(self, step: int, name: str, figure: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run notes of its decays: refreshes and audits, in the decay log and as curves; trainers share it."""
+"""Logs the refreshes and audits of a run in its decay log and as curves; both trainers use it."""
 
 import alphadecay
 from alphadecay.audit import audit_rows
@@ -10,9 +10,9 @@ from runtime.tables import say
 
 
 def log_decays(decay: DecaySchedule, options: RunOptions, session: Session | None) -> None:
-    """Let the session write each refresh and, with --decay_audit, what decay did at each log interval.
+    """Make the session log each refresh and, with --decay_audit, an audit at each log interval.
 
-    All ranks must call; `session` is None on all but the main process.
+    All ranks must call this; `session` is None on all ranks but the main process.
     """
     if session is not None:
         decay.on_refresh = lambda schedule: session.log_refresh(refresh_rows(schedule))
@@ -24,6 +24,6 @@ def log_decays(decay: DecaySchedule, options: RunOptions, session: Session | Non
         alphadecay.DecayAudit(
             decay,
             options.log_interval,
-            on_audit=lambda found: session.log_audit(audit_rows(found)),
+            on_audit=lambda records: session.log_audit(audit_rows(records)),
             warn=lambda message: say(f"warning: {message}"),
         )

@@ -1,4 +1,4 @@
-"""The options of the decay, which both trainers have; imports neither torch nor anything as slow."""
+"""The weight decay options of both trainers. Imports neither torch nor other slow packages."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from runtime.options import option
 from runtime.strategies import PER_ENTRY, STRATEGIES, Strategy
 
 SCOPES = ("module", "entry")
-# What alphadecay has to choose from; it cannot be asked without torch.
+# The choices of alphadecay, repeated here because importing it would import torch.
 SCORES = (
     "alpha", "alpha_hat", "spectral_norm", "largest_eigenvalue", "frobenius_norm", "squared_frobenius_norm",
     "stable_rank", "entropy", "grad_norm", "grad_to_weight",
@@ -25,61 +25,70 @@ class DecayOptions:
     TITLE = "Decay"
     FIXED = "decay"
     weight_decay: float = option(5e-6, "base weight decay", minimum=0)
-    weight_decay_end: float | None = option(None, "base weight decay at the end, reached along a cosine", minimum=0)
-    decay: str = option("uniform", "how decay is spread over the modules", choices=tuple(STRATEGIES))
+    weight_decay_end: float | None = option(
+        None, "base weight decay at the last step, reached along a cosine", minimum=0
+    )
+    decay: str = option("uniform", "strategy: how decay is distributed over the modules", choices=tuple(STRATEGIES))
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
-    decay_lag: int = option(0, "steps that spectra may take to measure beside training; 0: training waits", minimum=0)
-    decay_metric: str = option("alpha", "what scores a module; higher scores get more decay", choices=SCORES)
-    decay_fit: str = option("median", "how the tail of a spectrum is found", choices=FITS)
+    decay_lag: int = option(0, "steps for computing spectra in the background; 0: training waits", minimum=0)
+    decay_metric: str = option("alpha", "metric that scores a module; a higher score gives more decay", choices=SCORES)
+    decay_fit: str = option("median", "how the tail of a spectrum is found and alpha is estimated", choices=FITS)
     decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)
     decay_window: str = option(
-        "none", "farms: alpha of square windows, the same for all shapes", choices=("none", "farms")
+        "none", "farms: alpha from square windows, comparable between matrix shapes", choices=("none", "farms")
     )
     filter_zeros: bool = option(False, "drop eigenvalues of at most 1e-5 before the fit, as published")
-    decay_assign: str = option("linear", "from scores to multipliers", choices=RULES)
+    decay_assign: str = option("linear", "rule that maps scores to decay multipliers", choices=RULES)
     decay_low: float = option(2 / 3, "smallest multiplier of the linear rule", minimum=0)
     decay_high: float = option(3.0, "largest multiplier of the linear rule", minimum=0)
-    decay_budget: str = option("free", "matched: the mean multiplier is held at 1", choices=BUDGETS)
-    decay_control: str = option("none", "a control to compare with", choices=("none", *CONTROLS))
-    decay_frozen: bool = option(False, "a control: keep the first assignment for ever")
+    decay_budget: str = option("free", "matched: scale multipliers to a mean of 1 over all parameters", choices=BUDGETS)
+    decay_control: str = option(
+        "none",
+        "wrong multipliers to compare with; invert: high scores get less decay; shuffle: multipliers are permuted "
+        "between modules; by-type: modules of one role get their mean",
+        choices=("none", *CONTROLS),
+    )
+    decay_frozen: bool = option(False, "a control: keep the multipliers of the first refresh")
     decay_cautious: bool = option(
-        False, "decay only entries that the update does not push away from zero; decoupled optimizers"
+        False, "decay only entries that the update does not push away from zero; decoupled optimizers only"
     )
     adadecay_scope: str = option(
-        "module", "as AlphaDecay's authors ran it, or as published first: per entry", choices=SCOPES
+        "module",
+        "adadecay: decay per module, as AlphaDecay's authors ran it, or per entry, as first published",
+        choices=SCOPES,
     )
-    awd_scale: float = option(50.0, "awd: the base times this times gradient norm / weight norm", above=0)
-    decay_ledger: str = option("", "replay: a run's decay.jsonl", metavar="FILE")
-    decay_ledger_mean: bool = option(False, "replay: each module's mean over time")
+    awd_scale: float = option(50.0, "awd: decay = base decay x this x gradient norm / weight norm", above=0)
+    decay_ledger: str = option("", "replay: the decay.jsonl of a run", metavar="FILE")
+    decay_ledger_mean: bool = option(False, "replay: use each module's mean decay over time")
     decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
-    batchnorm: bool = option(True, "with --decay_norm_bias: a batch norm is decayed as the convolution of like name")
+    batchnorm: bool = option(True, "with --decay_norm_bias: a batch norm gets its convolution's decay, matched by name")
 
     remove_first_layer: bool = option(True, "the stem keeps its base decay")
     remove_last_layer: bool = option(True, "the head keeps its base decay")
 
     def selection(self, model: Any) -> dict[str, Any]:
-        """Which matrices take part besides the usual ones, or do not, as `alphadecay.analyze` has it."""
+        """Which usually skipped matrices are adapted, as keyword arguments of `alphadecay.analyze`."""
         ends = (("stem", not self.remove_first_layer), ("head", not self.remove_last_layer))
-        return {"include": tuple(name for name, takes_part in ends if takes_part)}
+        return {"include": tuple(name for name, adapted in ends if adapted)}
 
     def __post_init__(self) -> None:
-        """Name what the published options say in their own way."""
+        """Translate the published options for adadecay into --decay adadecay."""
         if (self.decay, self.decay_metric, self.decay_assign) == ("alphadecay", "grad_norm", "sigmoid"):
             for name, value in (("decay", "adadecay"), ("decay_metric", "alpha"), ("decay_assign", "linear")):
                 object.__setattr__(self, name, value)
 
     @property
     def strategy(self) -> Strategy:
-        """How decay is spread over the modules."""
+        """The strategy of weight decay."""
         return PER_ENTRY if (self.decay, self.adadecay_scope) == ("adadecay", "entry") else STRATEGIES[self.decay]
 
     @property
     def assigns(self) -> bool:
-        """Whether modules are assigned decays of their own."""
+        """Whether the strategy assigns multipliers to modules."""
         return self.strategy.assigns
 
     def arguments(self, seed: int) -> dict[str, Any]:
-        """The arguments of the strategy's class that are options."""
+        """The arguments of the strategy's class, from the options."""
         values = vars(self) | {"seed": seed}
         chosen = {argument: values[option] for argument, option in self.strategy.arguments.items()}
         return {argument: None if value == "none" else value for argument, value in chosen.items()}
@@ -89,19 +98,19 @@ class DecayOptions:
         *(
             (
                 lambda o, name=name: o.decay == "replay" or not getattr(o, name),
-                f"--{name} {{{name}}}: acts with --decay replay, not {{decay}}",
+                f"--{name} {{{name}}}: needs --decay replay, not {{decay}}",
             )
             for name in ("decay_ledger", "decay_ledger_mean")
         ),
         (
             lambda o: o.decay != "adadecay" or (o.decay_metric, o.decay_assign) == ("alpha", "linear"),
-            "--decay_metric {decay_metric}, --decay_assign {decay_assign}: adadecay has its own, the sigmoid of the "
-            "gradient's norm; with --decay alphadecay they act",
+            "--decay_metric {decay_metric}, --decay_assign {decay_assign}: adadecay always uses the sigmoid of the "
+            "gradient norm; to choose them, use --decay alphadecay",
         ),
         *(
             (
                 lambda o, name=name, off=off: o.assigns or getattr(o, name) == off,
-                f"--{name} {{{name}}}: nothing is assigned to modules with --decay {{decay}}"
+                f"--{name} {{{name}}}: has no effect with --decay {{decay}}, which assigns no multipliers to modules"
                 " (--adadecay_scope {adadecay_scope})",
             )
             for name, off in (

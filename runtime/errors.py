@@ -1,4 +1,4 @@
-"""Errors meant for the person at the keyboard, and the exit status of each."""
+"""Errors that are reported to the user, and their exit statuses."""
 
 import errno
 import os
@@ -18,8 +18,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # a disk th
 class UserError(Exception):
     """Bad input: one line that names the option, file or module and its value.
 
-    Rank 0 prints it; `here_only` says that the other ranks do not know of it, so that any rank prints it.
-    `details`, such as a table, are printed as they are before the line.
+    Only rank 0 prints it, except with `here_only`: then only this rank has the error, and it prints it whatever its
+    number. `details`, such as a table, are printed unchanged before the line.
     """
 
     def __init__(self, message: str, here_only: bool = False, details: str = "") -> None:
@@ -32,43 +32,43 @@ class NonFiniteError(Exception):
 
 
 class Preempted(Exception):
-    """A signal told the run to end; its message is the signal's name or what was saved."""
+    """A signal requested the run to end; the message is the signal's name or says what was saved."""
 
 
 class Interrupted(Preempted):
-    """Ctrl-C ended the run; its message says how to go on."""
+    """Ctrl-C ended the run; the message says how to resume it."""
 
 
 class RankLost(Exception):
-    """Another process of the run is gone, or cannot be reached."""
+    """Another process of the run has ended or cannot be reached."""
 
 
 class SelfTestFailed(Exception):
-    """What a self-test was to show does not hold."""
+    """A self-test failed."""
 
 
 class RunsFailed(Exception):
-    """Some of a comparison's runs have no result."""
+    """Some runs of a comparison have no result."""
 
 
 def printable(text: str) -> str:
-    """A text on one line, with control characters, such as those that move a terminal's cursor, written out."""
+    """A text on one line, with control characters (which could move a terminal's cursor) replaced by escapes."""
     return "".join(c if c.isprintable() else " " if c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str], at_most: int = 1, prefix: str = "") -> str:
-    """A question with the known names that are close to a mistyped one; "" if none is."""
+    """A question that suggests known names similar to a mistyped one; "" if none is similar."""
     close = get_close_matches(name, list(known), n=at_most)
-    return f"did you mean {' or '.join(prefix + each for each in close)}?" if close else ""
+    return f"did you mean {' or '.join(prefix + match for match in close)}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, and the next where it ends with a colon; its kind if it says nothing."""
+    """The first line of an error's message, and the next if the first ends with a colon; its type if it is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # kind, word, status, whether any rank says it
+ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # type, word, status, whether any rank prints it
     (NonFiniteError, "stopped", EXIT_NON_FINITE, False),
     (Interrupted, "interrupted", EXIT_INTERRUPTED, False),
     (Preempted, "preempted", EXIT_PREEMPTED, False),
@@ -79,22 +79,22 @@ ENDS: tuple[tuple[type[Exception], str, int, bool], ...] = (  # kind, word, stat
 
 
 def exit_status(program: Callable[[], object]) -> int:
-    """Run a program; print its error as one line on rank 0 and return the process' exit status."""
+    """Run a program; print its error as one line on rank 0 and return the exit status of the process."""
     try:
         program()
     except UserError as error:
         return _say(f"error: {error}", EXIT_BAD_INPUT, error.here_only, error.details)
-    except BrokenPipeError:  # whoever read what is printed, such as `head`, has gone
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
         if error.errno in UNWRITABLE:
-            said = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+            message = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         elif error.filename is not None:
-            said = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}"
         else:
             raise
-        return _say(f"error: {said}", EXIT_BAD_INPUT, any_rank=True)
+        return _say(f"error: {message}", EXIT_BAD_INPUT, any_rank=True)
     except KeyboardInterrupt:
         return _say("interrupted", EXIT_INTERRUPTED)
     except tuple(kind for kind, *_ in ENDS) as error:

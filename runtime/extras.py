@@ -1,11 +1,11 @@
-"""Packages of an extra that are not installed: said in one line before the program imports them."""
+"""Reports packages of an extra that are not installed in one line, before the program imports them."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from runtime.errors import UserError, exit_status
 
-# By the names they are imported by; what only an option needs is named where that option acts.
+# By import name. A package that only one option needs is checked when that option is used.
 PACKAGES = {
     "train": ("timm", "torchvision", "tensorboard", "PIL", "matplotlib", "safetensors", "tqdm"),
     "compare": ("yaml", "submitit", "rich", "scipy", "statsmodels", "jinja2"),
@@ -13,14 +13,18 @@ PACKAGES = {
 
 
 def require_extra(program: str, extra: str) -> None:
-    """Raise UserError if a package is not installed that the program needs."""
-    lacking = [name for name in PACKAGES[extra] if find_spec(name) is None]
-    if lacking:
-        raise UserError(f"{program} needs {', '.join(lacking)}: pip install '.[{extra}]'")
+    """Raise UserError if a package that the program needs is not installed."""
+    missing = [name for name in PACKAGES[extra] if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{program} needs {', '.join(missing)}: pip install '.[{extra}]'")
 
 
 def answered(program: str, read_options: Callable[[Sequence[str]], object], words: Sequence[str]) -> int:
-    """Answer --help, mistakes and a missing extra `train` before torch is loaded; the exit status, 0 to go on."""
+    """Handle --help, wrong options and a missing extra `train` before torch is loaded.
+
+    Returns:
+        The exit status; 0 if the program can continue.
+    """
 
     def check() -> None:
         read_options(words)

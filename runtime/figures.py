@@ -1,4 +1,4 @@
-"""Figures of any run, from its log."""
+"""Figures of a run, from its log and decay log."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,24 +17,24 @@ def figures_of_run(records: SpectrumRecords, decay_log: Sequence[Row], score: st
     """Figures of a run's spectra and decays, by name.
 
     Args:
-        records: The spectra at its end.
+        records: The spectra after the last step.
         decay_log: Rows of decay.jsonl.
-        score: What the decays were assigned by.
+        score: The metric from which the decays were assigned.
     """
     drawn = {"spectra": spectra_by_role(spectra_of(records)), "alpha_by_depth": alpha_by_depth(records)}
     if decay_log:
         drawn["decay_over_time"] = decay_over_time(decay_log, score)
-    if any(row["module"] != ALL for row in decay_log):  # not of a strategy with one decay for all
+    if any(row["module"] != ALL for row in decay_log):  # not for a strategy that gives all modules one decay
         drawn["decay_by_depth"] = decay_by_depth(decay_log, score)
     return drawn
 
 
 def training_curves(rows: Sequence[Row], metric: Metric) -> Any:
-    """Losses, one validation measure (raw and EMA) and the learning rate over optimizer steps.
+    """Losses, one validation metric (of raw and EMA weights) and the learning rate over optimizer steps.
 
     Args:
         rows: Lines of log.jsonl.
-        metric: The measure; that of the moving average, if the log has it, is drawn beside it.
+        metric: The validation metric; drawn for EMA weights too if the log has it.
 
     Returns:
         A matplotlib figure.
@@ -43,20 +43,20 @@ def training_curves(rows: Sequence[Row], metric: Metric) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.9, 2.1), layout="constrained")
-    with style.context("petroff10"):  # told apart by colour-blind readers too
-        losses, measures, rates = figure.subplots(1, 3)
+    with style.context("petroff10"):  # colours that colour-blind readers can distinguish
+        losses, metrics, rates = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
     for key, name in (("train_loss", "training"), ("loss", "validation"), ("loss_ema", "validation, EMA")):
         _line(losses, steps, rows, key, name)
-    _line(measures, steps, rows, metric.name, "raw weights")
-    _line(measures, steps, rows, metric.averaged().name, "EMA weights")
+    _line(metrics, steps, rows, metric.name, "raw weights")
+    _line(metrics, steps, rows, metric.averaged().name, "EMA weights")
     _line(rates, steps, rows, "lr", "learning rate")
-    for axes, title in ((losses, "cross-entropy"), (measures, metric.label), (rates, "learning rate")):
+    for axes, title in ((losses, "cross-entropy"), (metrics, metric.label), (rates, "learning rate")):
         axes.set(xlabel="optimizer step", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     losses.legend()
-    measures.legend()
+    metrics.legend()
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Files in folders that others may have filled: no pipe is waited for, and no link is written through."""
+"""Files in folders that others can write to: reading never waits for a pipe, writing never follows a link."""
 
 import json
 import os
@@ -10,20 +10,20 @@ from typing import IO, Any
 
 from runtime.errors import UserError
 
-MOST_BYTES, MOST_ROWS_BYTES = 16 << 20, 1 << 30  # of an object, of a file of rows
+MOST_BYTES, MOST_ROWS_BYTES = 16 << 20, 1 << 30  # of a JSON object, of a file of rows
 
 
 def open_regular(path: str | bytes | Path, most: int | None = None) -> IO[bytes]:
-    """A regular file to read, of at most so many bytes; None: of any size.
+    """Open a regular file of at most `most` bytes for reading; None: of any size.
 
     Raises:
-        OSError: If it is larger, or a pipe, a device or a socket, at which a reader could wait for ever.
+        OSError: If it is larger, or a pipe, device or socket, for which a reader could wait forever.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         file.close()
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     if most is not None and status.st_size > most:
         file.close()
         raise OSError(f"it has {status.st_size} bytes, more than {most}")
@@ -31,21 +31,21 @@ def open_regular(path: str | bytes | Path, most: int | None = None) -> IO[bytes]
 
 
 def content_of(path: Path, most: int = MOST_BYTES) -> bytes:
-    """What a regular file holds; OSError as of `open_regular`."""
+    """The content of a regular file; raises OSError as `open_regular`."""
     with open_regular(path, most) as file:
         return file.read(most)
 
 
 def json_of(path: Path) -> Any:
-    """What a JSON file of moderate size holds; OSError, ValueError or RecursionError if it cannot be read."""
+    """The value in a JSON file of at most MOST_BYTES; raises OSError, ValueError or RecursionError."""
     return json.loads(content_of(path).decode())
 
 
 def lines_of(path: Path) -> list[bytes]:
-    """The lines of a file of rows, none where there is no file.
+    """The lines of a file of rows; none if the file does not exist.
 
     Raises:
-        UserError: If it cannot be read, or is no regular file of moderate size.
+        UserError: If it cannot be read, is not a regular file, or has more than MOST_ROWS_BYTES.
     """
     try:
         return content_of(path, MOST_ROWS_BYTES).splitlines() if path.exists() else []
@@ -55,14 +55,14 @@ def lines_of(path: Path) -> list[bytes]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file to write that takes the place of `path` when it is whole and on the disk, and never before.
+    """A text file for writing that replaces `path` once it is complete and on the disk.
 
-    A link at `path`, or where the new file is written meanwhile, is replaced, not followed.
+    A link at `path`, or at the temporary file's path, is replaced, not followed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with open(temporary, "x") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave it empty under its name
+        os.fsync(file.fileno())  # else a power cut could leave an empty file at `path`
     temporary.replace(path)

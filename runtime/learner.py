@@ -1,4 +1,4 @@
-"""What training changes, and how it is put back from a checkpoint."""
+"""Everything that training changes, and how it is restored from a checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +20,20 @@ from runtime.validation import check_optimizer_state
 class Learner:
     """Everything that a training step changes."""
 
-    model: nn.Module  # as it is called: may be wrapped
+    model: nn.Module  # the one that is called, perhaps wrapped (DistributedDataParallel)
     plain: nn.Module  # the same model without wrappers
-    ema: Any  # timm's ModelEmaV3, or None: its `module` is the average
+    ema: Any  # timm's ModelEmaV3, whose `module` has the EMA weights, or None
     optimizer: Optimizer
     scaler: torch.amp.GradScaler  # does nothing unless enabled (fp16)
 
     @property
     def averaged(self) -> nn.Module | None:
-        """The moving average of the model, if one is kept."""
+        """The model with the EMA weights, or None."""
         return None if self.ema is None else self.ema.module
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Load a checkpoint's weights; raises UserError if they are another model's."""
+    """Load a checkpoint's weights; raises UserError if they do not fit the model."""
     try:
         load_whole_weights(model, weights)
     except RuntimeError as error:
@@ -42,10 +42,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Check
 
 
 def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingState:
-    """Put back weights, average, optimizer, scaler and this rank's random state; returns the training state.
+    """Restore raw and EMA weights, optimizer, scaler and this rank's random state; return the training state.
 
     Raises:
-        UserError: If the checkpoint is of another model or its groups were split differently.
+        UserError: If the checkpoint is from another model or its parameter groups differ.
     """
     load_weights(learner.plain, checkpoint.model_weights(), checkpoint)
     ema_weights = checkpoint.ema_weights()
@@ -58,19 +58,19 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
         learner.scaler.load_state_dict(state["scaler"])
         restore_random_state(state["random"][ranks.rank % len(state["random"])])
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = str(error) if isinstance(error, ValueError) else f"holds what no run writes ({error})"
-        raise UserError(f"{checkpoint.path / STATE}: {said.splitlines()[0]}") from error
+        reason = str(error) if isinstance(error, ValueError) else f"is invalid ({error})"
+        raise UserError(f"{checkpoint.path / STATE}: {reason.splitlines()[0]}") from error
     return TrainingState.of(state)
 
 
 def learner_state(learner: Learner, ranks: Ranks) -> LearnerState:
-    """What `restore` needs besides weights and average. All ranks must call it."""
+    """The state that `restore` needs besides raw and EMA weights. All ranks must call this."""
     optimizer = whole(learner.optimizer.state_dict())
     return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather(random_state()))
 
 
 def require_finite(model: nn.Module, step: int) -> None:
-    """Raise NonFiniteError if a weight is not finite: finite gradients can still make a step overflow."""
+    """Raise NonFiniteError if a weight is not finite: finite gradients can still make a weight overflow."""
     if all_finite(model.parameters()):
         return
     for name, p in model.named_parameters():

@@ -1,13 +1,13 @@
-"""How long threads of OpenMP spin while they wait for each other. To be imported before torch, which brings OpenMP.
+"""Limits how long OpenMP threads spin while they wait for each other. Import it before torch, which loads OpenMP.
 
-A thread that spins is at hand within microseconds, but takes the core from other processes; by default GNU's OpenMP
-lets it spin for milliseconds. The figures for other settings: docs/reliability.md, "A busy machine". What the user has
-set stays; whoever uses only the package `alphadecay` sets it for themselves.
+A spinning thread responds within microseconds, but keeps its core from other processes; by default GNU's OpenMP spins
+for milliseconds. docs/reliability.md, "A busy machine", has measurements. Settings of the user are kept. The package
+`alphadecay` does not import this: its users choose for themselves.
 """
 
 import os
 
-SPIN_COUNT = "1000"  # rounds of a loop, some microseconds
+SPIN_COUNT = "1000"  # loop iterations, a few microseconds
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 if not any(name in os.environ for name in SETTINGS):

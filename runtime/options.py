@@ -1,13 +1,13 @@
-"""Command-line options from frozen dataclasses: types and defaults are the fields', constraints their metadata.
+"""Command-line options from frozen dataclasses: the fields give types and defaults, their metadata constraints.
 
-A module of options, which imports nothing slow, declares them:
+A module of options, which imports no slow package, declares them:
 
     @dataclass(frozen=True)
     class DecayOptions:
-        TITLE = "Decay"  # of their group in --help
+        TITLE = "Decay"  # title of the group in --help
         decay_low: float = option(2 / 3, "smallest multiplier", minimum=0)
 
-and lists what must hold between them in `CHECKS`, as (predicate, message) pairs.
+and lists constraints between options in `CHECKS`, as (predicate, message) pairs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from runtime.errors import UserError, did_you_mean
 from runtime.published import PUBLISHED, RENAMED_VALUES, Published
 
 Check = tuple[Callable[[Any], bool], str]
-LARGEST = 2**63 - 1  # whole numbers beyond it fit no tensor, and some no float
+LARGEST = 2**63 - 1  # larger whole numbers do not fit into a tensor, and some not into a float
 OPTION_NAME = re.compile(r"--[A-Za-z][\w-]*")
 
 
@@ -38,10 +38,10 @@ def option(
     metavar: str | None = None,
     fixed: str | None = None,
 ) -> Any:
-    """A dataclass field that is a command-line option; a tuple as default takes any number of values.
+    """A dataclass field that is a command-line option; one whose default is a tuple takes any number of values.
 
-    `metavar` is what --help calls a value. `fixed` names what a run cannot change when it goes on, such as
-    "augmentation"; "": it can; None: as FIXED of the class says, if it has one. See `runtime.run_contract`.
+    `metavar` is the name of a value in --help. `fixed` is the category, such as "augmentation", of an option that must
+    not change when a run resumes; "": it may change; None: the class's FIXED, if any. See `runtime.run_contract`.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return field(default=default, metadata={"help": help, "metavar": metavar, "fixed": fixed, **limits})
@@ -62,12 +62,12 @@ def parse(
         description: Shown above the options by --help.
 
     Returns:
-        Every option's value by name, and the names that were given on the command line.
+        The value of every option by name, and the names of options on the command line.
 
     Raises:
         UserError: For an unknown option or a value of the wrong type.
     """
-    names = [each.name for cls in classes for each in fields(cls)]
+    names = [f.name for cls in classes for f in fields(cls)]
     parser = _Parser(
         usage="%(prog)s [options]", description=description, epilog=_epilog(names), allow_abbrev=False,
         formatter_class=_HelpFormatter,
@@ -77,40 +77,40 @@ def parse(
         title = getattr(cls, "TITLE", cls.__name__.removesuffix("Options"))
         group = parser.add_argument_group(title, (cls.__doc__ or "").split("\n")[0])
         hints = get_type_hints(cls)
-        for each in fields(cls):
-            known[each.name] = each.default
-            _add(group, each, hints[each.name])
+        for option_field in fields(cls):
+            known[option_field.name] = option_field.default
+            _add(group, option_field, hints[option_field.name])
             for name, published in PUBLISHED.items():
-                if published.option == each.name:
-                    _add_published(group, name, published, hints[each.name])
+                if published.option == option_field.name:
+                    _add_published(group, name, published, hints[option_field.name])
     _refuse_single_dashes(argv, known)
-    given, unknown = parser.parse_known_args([_spelled(word) for word in argv])
+    parsed, unknown = parser.parse_known_args([_spelled(word) for word in argv])
     if unknown:
         typed = next(word for word in argv if _spelled(word) == unknown[0])
         raise UserError(_unknown_option(typed, known))
-    values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)
+    values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(parsed)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return values, set(vars(given))
+    return values, set(vars(parsed))
 
 
 def build(classes: Sequence[type], values: Mapping[str, Any], checks: Sequence[Check] = ()) -> list[Any]:
-    """Instances of the dataclasses from values by name, every constraint checked.
+    """Instances of the dataclasses from values by name, after checking every constraint.
 
     Args:
         classes: As for `parse`; a class may have `CHECKS`, pairs of (predicate on the instance, message).
-        values: Every option's value.
+        values: The value of every option.
         checks: Pairs of (predicate on a namespace of all options, message); messages may use {option} fields.
 
     Raises:
-        UserError: For the first constraint that does not hold; option and value are named.
+        UserError: For the first violated constraint; the message names option and value.
     """
     instances = []
     for cls in classes:
         hints = get_type_hints(cls)
-        for each in fields(cls):
-            _check_type(each, values[each.name], hints[each.name])
-            _check_value(each, values[each.name])
-        instance = cls(**{each.name: values[each.name] for each in fields(cls)})
+        for option_field in fields(cls):
+            _check_type(option_field, values[option_field.name], hints[option_field.name])
+            _check_value(option_field, values[option_field.name])
+        instance = cls(**{f.name: values[f.name] for f in fields(cls)})
         for holds, message in getattr(cls, "CHECKS", ()):
             if not holds(instance):
                 raise UserError(message.format_map(vars(instance)))
@@ -128,7 +128,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Switch(argparse.Action):
-    """A published switch: on, it sets our option; off, it does so unless something else has (two may share one)."""
+    """A published switch: on, it sets our option; off, only if nothing else has set it (two switches can share one)."""
 
     def __init__(self, *words: Any, published: Published, **named: Any) -> None:
         super().__init__(*words, **named)
@@ -136,10 +136,10 @@ class _Switch(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         on = values if isinstance(values, bool) else self.const
-        before, wanted = getattr(namespace, self.dest, None), self.published.values[on]
-        if on and before not in (None, wanted, self.published.values[False]):
-            raise UserError(f"{option_string}: means --{self.dest} {wanted}, but --{self.dest} {before} was given too")
-        if on or before is None:
+        current, wanted = getattr(namespace, self.dest, None), self.published.values[on]
+        if on and current not in (None, wanted, self.published.values[False]):
+            raise UserError(f"{option_string}: means --{self.dest} {wanted}, but --{self.dest} {current} was given too")
+        if on or current is None:
             setattr(namespace, self.dest, wanted)
 
 
@@ -157,43 +157,44 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _epilog(names: Sequence[str]) -> str:
-    """What holds for all options, and the published names, which --help does not show beside ours."""
+    """Notes on all options, and the list of published names, which --help does not show next to ours."""
     pairs = [f"--{name} for --{each.option}" for name, each in PUBLISHED.items() if each.option in names]
     lines = ["A switch is turned off by --no_NAME. In names, dashes and underscores are the same."]
     lines += [f"The names of the published programs work too: {', '.join(pairs)}."] if pairs else []
     return "\n".join(textwrap.fill(line, 100, break_on_hyphens=False) for line in lines)
 
 
-def _add(group: Any, each: Field, hint: Any) -> None:
+def _add(group: Any, option_field: Field, hint: Any) -> None:
     kind, many = _kind(hint)
-    common = {"dest": each.name, "default": argparse.SUPPRESS, "help": _help(each).replace("%", "%%")}
+    name = option_field.name
+    common = {"dest": name, "default": argparse.SUPPRESS, "help": _help(option_field).replace("%", "%%")}
     if kind is bool:
-        group.add_argument(f"--{each.name}", nargs="?", const=True, type=_boolean, **common)
+        group.add_argument(f"--{name}", nargs="?", const=True, type=_boolean, **common)
         off = {**common, "help": argparse.SUPPRESS}
-        group.add_argument(f"--no_{each.name}", action="store_const", const=False, **off)
+        group.add_argument(f"--no_{name}", action="store_const", const=False, **off)
         return
-    converter = _renamed(RENAMED_VALUES.get(each.name, {}), _converter(kind))
-    metavar = each.metadata["metavar"] or {int: "N", float: "X"}.get(kind, "NAME")
-    group.add_argument(f"--{each.name}", type=converter, nargs="*" if many else None, metavar=metavar, **common)
+    converter = _renamed(RENAMED_VALUES.get(name, {}), _converter(kind))
+    metavar = option_field.metadata["metavar"] or {int: "N", float: "X"}.get(kind, "NAME")
+    group.add_argument(f"--{name}", type=converter, nargs="*" if many else None, metavar=metavar, **common)
 
 
-def _help(each: Field) -> str:
-    """An option's help with its choices and, where it says something, its default."""
-    text, choices = each.metadata["help"], each.metadata["choices"]
+def _help(option_field: Field) -> str:
+    """An option's help with its choices and its default, unless that is empty."""
+    text, choices, default = option_field.metadata["help"], option_field.metadata["choices"], option_field.default
     if choices:
         text += f"; one of {', '.join(choices)}"
-    if each.default in ((), None, "") or each.default is False:
+    if default in ((), None, "") or default is False:
         return text
-    return f"{text} (default: {'on' if each.default is True else _readable(each.default)})"
+    return f"{text} (default: {'on' if default is True else _readable(default)})"
 
 
 def _readable(value: Any) -> str:
-    """0.6666666666666666 as 0.667; what is short stays as it is."""
+    """0.6666666666666666 as 0.667; short values unchanged."""
     return f"{value:.3g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
 def _add_published(group: Any, name: str, published: Published, hint: Any) -> None:
-    """The published name of an option of ours, out of sight of --help, which names it at ours."""
+    """Add the published name of an option of ours; --help shows it in the epilog only."""
     common = {"dest": published.option, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     if True in published.values:
         switch = {"action": _Switch, "published": published, "type": _boolean, **common}
@@ -217,12 +218,12 @@ def _kind(hint: Any) -> tuple[type, bool]:
     if get_origin(hint) is tuple:
         return get_args(hint)[0], True
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(each for each in get_args(hint) if each is not type(None))
+        hint = next(member for member in get_args(hint) if member is not type(None))
     return hint, False
 
 
 def _spelled(word: str) -> str:
-    """An option's name with underscores; values stay as they are."""
+    """A word with underscores in its option name; other words unchanged."""
     match = OPTION_NAME.match(word)
     if not match or (match.end() < len(word) and word[match.end()] != "="):
         return word
@@ -230,7 +231,7 @@ def _spelled(word: str) -> str:
 
 
 def _refuse_single_dashes(argv: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Raise UserError for a word such as -lr, of which argparse would only say that it does not know --lr."""
+    """Raise UserError for a word such as -lr; the message of argparse would not show the mistake."""
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, _ = word[1:].partition("=")
         spelled = name.replace("-", "_")
@@ -280,32 +281,32 @@ def _number(text: str) -> float:
     return value
 
 
-def _check_type(each: Field, value: Any, hint: Any) -> None:
-    """Values of a configuration file have not been through the parser."""
+def _check_type(option_field: Field, value: Any, hint: Any) -> None:
+    """Raise UserError for a value of the wrong type; the parser has not seen the values of a configuration file."""
     kind, many = _kind(hint)
     accepted = (int, float) if kind is float else kind
     parts = value if many and isinstance(value, tuple) else (value,)
-    right = all(isinstance(p, accepted) and (kind is bool or not isinstance(p, bool)) for p in parts)
+    matches = all(isinstance(p, accepted) and (kind is bool or not isinstance(p, bool)) for p in parts)
     if many and not isinstance(value, tuple):
-        raise UserError(f"--{each.name} {value!r}: must be a list")
-    if not right and not (value is None and each.default is None):
+        raise UserError(f"--{option_field.name} {value!r}: must be a list")
+    if not matches and not (value is None and option_field.default is None):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
-        raise UserError(f"--{each.name} {value!r}: must be {'a list, each ' * many}{wanted}")
+        raise UserError(f"--{option_field.name} {value!r}: must be {'a list, each ' * many}{wanted}")
     if any(isinstance(p, int) and abs(p) > LARGEST or isinstance(p, float) and not math.isfinite(p) for p in parts):
-        raise UserError(f"--{each.name} {str(value)[:40]}: is no number that is finite and fits 63 bits")
+        raise UserError(f"--{option_field.name} {str(value)[:40]}: must be a finite number below 2^63")
 
 
-def _check_value(each: Field, value: Any) -> None:
-    rules = each.metadata
-    if value is None or each.default is MISSING:
+def _check_value(option_field: Field, value: Any) -> None:
+    name, rules = option_field.name, option_field.metadata
+    if value is None or option_field.default is MISSING:
         return
     if rules["choices"] and value not in rules["choices"]:
         hint = f" ({close})" if (close := did_you_mean(str(value), rules["choices"])) else ""
-        raise UserError(f"--{each.name} {value}: must be one of {', '.join(rules['choices'])}{hint}")
+        raise UserError(f"--{name} {value}: must be one of {', '.join(rules['choices'])}{hint}")
     for rule, broken, words in (
         ("minimum", lambda limit: value < limit, "at least"),
         ("above", lambda limit: value <= limit, "above"),
         ("maximum", lambda limit: value > limit, "at most"),
     ):
         if rules[rule] is not None and broken(rules[rule]):
-            raise UserError(f"--{each.name} {value}: must be {words} {rules[rule]:g}")
+            raise UserError(f"--{name} {value}: must be {words} {rules[rule]:g}")

@@ -1,5 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C end a run in order: every rank learns of a signal at the same place, then all save and
-leave."""
+"""Ends a run in order after SIGTERM, SIGUSR1 or Ctrl-C: all ranks see the signal at the same check, save and exit."""
 
 import os
 import signal
@@ -16,31 +15,31 @@ from runtime.errors import Preempted
 from runtime.processes import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-SAME_SIGNAL = 3.0  # seconds in which signals count as one: torchrun repeats them, a terminal sends them to all
+SAME_SIGNAL = 3.0  # seconds in which signals count as one: torchrun passes on what a terminal has sent to all
 Item = TypeVar("Item")
 
 
 class Preemption:
-    """Whether the run has been told to end. All ranks must call `check` in the same places.
+    """Whether a signal has requested the run to end. All ranks must call `check` at the same places.
 
-    A check starts an exchange between the ranks that the next check reads, so that none waits for another: a
-    signal acts at the check after the one that saw it. The exchange is between CPUs and never waits for a GPU.
+    A check starts an exchange between the ranks, and the next check reads its result, so that no rank waits for
+    another: a signal takes effect one check later. The exchange uses CPUs and never waits for a GPU.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._group = ranks.control
-        self._received = 0  # number of the signal, 0 for none
+        self._received = 0  # number of the signal, or 0
         self._since = 0.0
         self._exchange: tuple[torch.Tensor, Any] | None = None
 
     def check(self) -> None:
-        """Raise Preempted, on all ranks alike, if any of them has received a signal."""
+        """Raise Preempted on all ranks if any of them has received a signal."""
         agreed = self._received if self._group is None else self._agree()
         if agreed:
             raise Preempted(signal.Signals(agreed).name)
 
     def watched(self, items: Iterable[Item], checks: int) -> Iterator[Item]:
-        """The items, with a check after each and, where a rank has fewer, as many checks as on the others."""
+        """Yield the items with a check after each; with fewer than `checks` items, make the missing checks at the end."""
         done = 0
         for item in items:
             yield item
@@ -50,10 +49,10 @@ class Preemption:
             self.check()
 
     def note(self, number: int, _: Any = None) -> None:
-        """Remember a signal; the run goes on to the next place where it can stop. A later one ends it at once."""
+        """Remember a signal; the run continues to the next check. A second signal ends it immediately."""
         now = time.monotonic()
         if self._received and now - self._since > SAME_SIGNAL:
-            os.write(2, f"{signal.Signals(number).name} again: ended at once, without saving\n".encode())
+            os.write(2, f"{signal.Signals(number).name} again: ended immediately, without saving\n".encode())
             os._exit(128 + number)
         if not self._received:
             self._received, self._since = number, now
@@ -71,22 +70,23 @@ class Preemption:
 
 @contextmanager
 def preemption(ranks: Ranks) -> Iterator[Preemption]:
-    """Note the signals instead of dying of them; what they did before is put back on leaving."""
-    noted = Preemption(ranks)
-    # A shell without job control lets its background jobs ignore Ctrl-C, which is meant for another program.
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, noted.note) for number in heard}
+    """Remember signals instead of ending at them; restore the previous handlers when the context ends."""
+    watch = Preemption(ranks)
+    # A shell without job control makes its background jobs ignore Ctrl-C: it is meant for another program.
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, watch.note) for number in handled}
     try:
-        yield noted
+        yield watch
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def outlive_signals(_: int) -> None:
-    """For a loader process: only its trainer's own SIGTERM ends it, not one that goes to the whole process group.
+    """Make a loader process ignore signals, except a SIGTERM that its trainer sends.
 
-    Else the trainer would find its loaders dead before it has saved. A loader whose trainer is gone ends by itself.
+    A signal to the whole process group would otherwise end the loaders before the trainer has saved. Loaders still end
+    when their trainer ends.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The process group of a run: one process, or those that torchrun started."""
+"""The process group of a run: one process, or the processes that torchrun started."""
 
 import os
 import re
@@ -12,31 +12,33 @@ import torch.distributed as dist
 
 from runtime.errors import RankLost, UserError, first_line
 
-CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe")  # what gloo's plain errors say
+CONNECTION_LOST = re.compile(
+    r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe"
+)  # in the messages of gloo's RuntimeErrors
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among the others, and the device it computes on."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     count: int
     device: torch.device
-    control: Any = None  # group for messages between CPUs; None for a single process
+    control: Any = None  # process group for messages between CPUs; None for a single process
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """Whether this is the main process, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, the same on each."""
+        """The sum over all ranks of a tensor of any shape, in place; the same on each rank."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on each rank."""
+        """The values of all ranks, in rank order, on each rank."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -44,7 +46,7 @@ class Ranks:
         return values
 
     def any(self, flag: torch.Tensor) -> torch.Tensor:
-        """Whether a flag, a bool tensor on this rank's device, is set on any rank; the device is not waited for."""
+        """Whether a flag is set on any rank: bool, any shape, on this rank's device. Does not wait for the device."""
         if self.count == 1:
             return flag
         number = flag.float()
@@ -52,21 +54,21 @@ class Ranks:
         return number > 0
 
     def from_main(self, function: Callable[[], Any]) -> Any:
-        """What a function returns on the main process, on every rank; so is a UserError that it raises there."""
+        """Run a function on rank 0 and broadcast its result, or its UserError, to all ranks."""
         value = error = None
         if self.is_main:
             try:
                 value = function()
             except UserError as raised:
                 error = raised
-                error.here_only = False  # all ranks will know of it
+                error.here_only = False  # all ranks get it
         value, error = self.gather((value, error))[0]
         if error is not None:
             raise error
         return value
 
     def tensor_from_main(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """A tensor on the CPU that a function returns on the main process, on every rank; UserError as `from_main`."""
+        """`from_main` for a function that returns a CPU tensor of any shape and dtype."""
         made: list[torch.Tensor] = []
 
         def describe() -> tuple[torch.Size, torch.dtype]:
@@ -80,20 +82,20 @@ class Ranks:
         return tensor
 
     def wait(self) -> None:
-        """Return when all ranks have come here."""
+        """Return when all ranks have called this."""
         if self.count > 1:
             dist.barrier(group=self.control)
 
 
 @contextmanager
 def process_group(device_name: str) -> Iterator[Ranks]:
-    """Join the process group torchrun describes in the environment (NCCL on GPUs, else gloo); leave it at the end.
+    """Join the process group that torchrun describes in the environment (NCCL on GPUs, else gloo); leave it at the end.
 
     Args:
-        device_name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
+        device_name: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UserError: If the device is unknown or not there.
+        UserError: If the device is unknown or does not exist.
         RankLost: If the connection to another process breaks.
     """
     rank, count = _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
@@ -115,7 +117,9 @@ def process_group(device_name: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         if count > 1 and (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
             reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
-            raise RankLost(f"rank {rank}: another process of this run is gone or out of reach ({reason})") from error
+            raise RankLost(
+                f"rank {rank}: another process of this run has ended or cannot be reached ({reason})"
+            ) from error
         raise
     finally:
         if count > 1:
@@ -125,16 +129,16 @@ def process_group(device_name: str) -> Iterator[Ranks]:
 def _from_environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise UserError(f"{name}={text} in the environment: is no whole number", here_only=True)
+        raise UserError(f"{name}={text} in the environment: is not a whole number", here_only=True)
     return int(text)
 
 
 def _meeting_point(count: int) -> dist.Store:
-    """The store where the processes find each other.
+    """The store by which the processes find each other.
 
-    torchrun uses one store for all restarts (pytorch#135712), and a restarted process would look for its peers at the
-    addresses of dead ones: on one node each restart has its own part of it. On several nodes restarts are not counted
-    alike, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each a store of its own (docs/cluster.md).
+    torchrun uses one store for all restarts (pytorch#135712), so restarted processes would find the addresses of ended
+    ones. On one node each restart therefore uses its own prefix. On several nodes the restart counts can differ; there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each restart its own store (docs/cluster.md).
     """
     store, _, _ = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") != str(count):

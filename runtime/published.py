@@ -1,4 +1,4 @@
-"""Names and values of the published programs, and of older timm: which of ours they mean."""
+"""Translates option names and values of the published programs, and model names of older timm, into ours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """An option of the published programs: which of ours it sets, and what its values mean there."""
+    """An option of the published programs: the option of ours that it sets, and our words for its values."""
 
     option: str
-    values: Mapping[Any, str] = field(default_factory=dict)  # True and False for a switch; others pass as they are
+    values: Mapping[Any, str] = field(
+        default_factory=dict
+    )  # keys True and False for a switch; other values pass unchanged
 
 
 PUBLISHED: dict[str, Published] = {
@@ -42,7 +44,7 @@ PUBLISHED: dict[str, Published] = {
         },
     ),
 }
-# Names of values that timm has changed since.
+# Model names that timm has changed since.
 RENAMED_VALUES: dict[str, Mapping[str, str]] = {
     "model": {f"vit_deit_{size}_patch16_224": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")},
 }

@@ -1,4 +1,4 @@
-"""What both trainers say of their decays: means by role, the parameter groups, what was applied."""
+"""Reports of both trainers about decays: means by role, parameter groups, the applied decay."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -17,16 +17,16 @@ from runtime.tables import say, table
 
 
 def show_decay_by_role(decay_log: Sequence[Row], score: str) -> None:
-    """Print means of the score and of decay by role at the last refresh, if there was one."""
+    """Print the mean score and decay of each role at the last refresh, if there was one."""
     assigned = refreshes(decay_log)
     if assigned:
         last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
-        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], role_means(last)))
+        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], decay_by_role(last)))
 
 
-def role_means(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Role, number of modules, and the means of score, decay and multiplier."""
+def decay_by_role(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """One row per role: its name, number of modules, and the means of score, decay and multiplier."""
     by_role: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_role.setdefault(row["role"], []).append(row)
@@ -39,7 +39,7 @@ def role_means(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
-    """Print every parameter with its group, shape, learning-rate scale, decay as last refreshed, and why."""
+    """Print every parameter with its group, shape, learning-rate scale, decay since the last refresh, and reason."""
     names = parameter_names(plain)
     records = {r.name: r for r in decay.records}
     reasons = {id(m.weight): m.reason for m in decay.matrices}
@@ -63,7 +63,7 @@ def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
 
 
 def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:
-    """The mean alpha of each role's modules, for roles that have one."""
+    """The mean alpha of each role's modules, for roles whose modules have an alpha."""
     by_role: dict[str, list[float]] = {}
     for record in records:
         if record.alpha is not None:
@@ -74,7 +74,7 @@ def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:
 def applied_decay(decay: DecaySchedule) -> Row:
     """Smallest, largest and mean applied decay, weighted by parameters, and the norm of the weights.
 
-    All are over what is decayed at all; all ranks must call.
+    They cover the parameter groups that are decayed. All ranks must call this.
     """
     groups = [g for g in decay.optimizer.param_groups if g["static_multiplier"] > 0]
     sizes = [sum(p.numel() for p in g["params"]) for g in groups]

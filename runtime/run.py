@@ -1,4 +1,4 @@
-"""How both programs begin: the frame of a command, and a run whose folder is opened and whose state is put back."""
+"""Start of both programs: what a command does, and a run whose folder is open and whose state is restored."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from runtime.training_state import TrainingState
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that has begun, as a rank sees it."""
+class StartedRun:
+    """A run whose folder is open and whose state is restored, on one rank."""
 
     options: RunOptions
     ranks: Ranks
-    session: Session | None  # of the main process; it alone writes
-    state: TrainingState  # what it goes on from
+    session: Session | None  # None on all ranks but the main process, which alone writes
+    state: TrainingState  # the state it resumes from
     preemption: Preemption
 
 
@@ -39,13 +39,13 @@ def launch(
     show: Callable[[Ranks], None],
     harmless: Sequence[str] = (),
 ) -> None:
-    """Do what a program's options say, on every rank.
+    """Train, evaluate (--eval), show the groups (--dry_run) or test resuming (--self_test_resume), on every rank.
 
     Args:
-        options: Of the run.
-        fixed: What a run cannot change when it goes on.
-        command: The program and its words, for --self_test_resume.
-        train, evaluate, show: What the program does for a run, --eval and --dry_run.
+        options: The run's options.
+        fixed: The options that must not change when a run resumes.
+        command: The program and its arguments, for --self_test_resume.
+        train, evaluate, show: The program's functions for a run, --eval and --dry_run.
         harmless: For --self_test_resume, as in `runtime.self_test`.
     """
     check_names(options.allow_changed, fixed)
@@ -61,42 +61,42 @@ def launch(
             elif options.dry_run:
                 show(ranks)
             else:
-                with preemption(ranks) as noted:
-                    train(start, ranks, noted)
+                with preemption(ranks) as watch:
+                    train(start, ranks, watch)
 
 
 def begin(
-    what: tuple[str, str],
+    names: tuple[str, str],
     learner: Learner,
     options: RunOptions,
     config: Row,
     contract: Contract,
     start: Start,
     ranks: Ranks,
-    noted: Preemption,
-) -> Run:
-    """Put the checkpoint's state back, say what is trained, and open the run's folder.
+    watch: Preemption,
+) -> StartedRun:
+    """Restore the checkpoint's state, print what is trained, and open the run folder.
 
     Args:
-        what: The names of the model and of its data.
+        names: The names of the model and of its data.
         config: Every option, for config.json.
 
     Raises:
-        UserError: If something keeps the run from beginning; on all ranks alike.
+        UserError: On all ranks, if the run cannot start.
     """
-    seed_everything(options.seed, ranks.rank)  # each rank drops out its own
+    seed_everything(options.seed, ranks.rank)  # so that dropout differs between ranks
     state = restore(learner, start.checkpoint, ranks) if start.checkpoint else TrainingState()
     if ranks.is_main:
-        say(introduction(what, learner, options, ranks))
+        say(introduction(names, learner, options, ranks))
     opened: list[Session] = []
     ranks.from_main(lambda: opened.append(Session(options, start, config, state.written, contract)))
-    return Run(options, ranks, opened[0] if opened else None, state, noted)
+    return StartedRun(options, ranks, opened[0] if opened else None, state, watch)
 
 
-def introduction(what: tuple[str, str], learner: Learner, options: RunOptions, ranks: Ranks) -> str:
-    """What is trained, on which devices, and where it is written."""
+def introduction(names: tuple[str, str], learner: Learner, options: RunOptions, ranks: Ranks) -> str:
+    """A line on the model, data, devices, precision and run folder."""
     size = sum(p.numel() for p in learner.plain.parameters())
     device = f"{ranks.count} x {ranks.device.type}" if ranks.count > 1 else str(ranks.device)
     precision = "float32" if options.amp == "none" else f"{options.amp} with float32 weights"
-    (model, data), where = what, printable(options.output_dir)
+    (model, data), where = names, printable(options.output_dir)
     return f"training {model} ({size:,} parameters) on {data}; {device}, {precision}; writes to {where}"

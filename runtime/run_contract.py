@@ -1,7 +1,7 @@
-"""What a run cannot change when it goes on: a checkpoint holds it, and a resumption that differs is refused.
+"""The contract of a run: everything that must not change when the run resumes. Each checkpoint stores it.
 
-It is called the contract: the options that are declared with `fixed=ROOM`, and facts that no option states, such
-as the number of processes, the data's fingerprint and the libraries. --allow_changed names what may differ.
+The contract has the options declared with `fixed=CATEGORY`, and facts that are not options, such as the number of
+processes, the data's fingerprint and the libraries. --allow_changed names options, facts or categories that may differ.
 """
 
 import json
@@ -19,7 +19,7 @@ from runtime.processes import Ranks
 from runtime.runfolder import VERSIONS, library_versions
 from runtime.tables import say, table
 
-FACT_ROOMS = {
+FACT_CATEGORIES = {
     "world_size": "world_size",
     "data": "data",
     "architecture": "model",
@@ -33,16 +33,16 @@ Contract = dict[str, dict[str, Any]]  # "options" and "facts", each by name; pla
 
 
 class Fixed(NamedTuple):
-    """An option that a run cannot change when it goes on."""
+    """An option that must not change when a run resumes."""
 
-    room: str  # what it belongs to, such as "augmentation"
+    category: str  # such as "augmentation"
     default: Any
 
 
 class Change(NamedTuple):
-    """Something that is not as it was."""
+    """A difference between the contracts of a checkpoint and of the run that resumes from it."""
 
-    room: str
+    category: str
     name: str  # of the option or fact
     before: Any
     now: Any
@@ -50,32 +50,32 @@ class Change(NamedTuple):
 
 def fixed_options(classes: Sequence[type]) -> dict[str, Fixed]:
     """The options of dataclasses that are declared as fixed, by name."""
-    found = {}
+    fixed = {}
     for cls in classes:
-        for each in fields(cls):
-            room = each.metadata["fixed"]
-            room = getattr(cls, "FIXED", "") if room is None else room
-            if room:
-                found[each.name] = Fixed(room, each.default)
-    return found
+        for option_field in fields(cls):
+            category = option_field.metadata["fixed"]
+            category = getattr(cls, "FIXED", "") if category is None else category
+            if category:
+                fixed[option_field.name] = Fixed(category, option_field.default)
+    return fixed
 
 
 def facts_of(ranks: Ranks, data: str) -> dict[str, Any]:
-    """What results depend on besides the options.
+    """The facts that results depend on besides the options.
 
     Args:
         ranks: The processes and their device.
-        data: Fingerprint of the data, hexadecimal; 16 digits of it are kept.
+        data: Fingerprint of the data, hexadecimal; the facts have its first 16 digits.
     """
     device = ranks.device
-    found = {"world_size": ranks.count, "data": data[:16], "device": device.type, "machine": machine(device)}
-    if device.type == "cpu":  # on a GPU it changes no result
-        found["threads"] = torch.get_num_threads()
-    return found | library_versions()
+    facts = {"world_size": ranks.count, "data": data[:16], "device": device.type, "machine": machine(device)}
+    if device.type == "cpu":  # on a GPU the number of threads changes no result
+        facts["threads"] = torch.get_num_threads()
+    return facts | library_versions()
 
 
 def machine(device: torch.device) -> str:
-    """The model of the GPU, or that of the CPU with the instruction set torch uses there."""
+    """The model of the GPU, or the model of the CPU and the instruction set that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
@@ -84,41 +84,41 @@ def machine(device: torch.device) -> str:
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def contract_of(options: Mapping[str, Any], facts: Mapping[str, Any], fixed: Iterable[str]) -> Contract:
-    """What a checkpoint notes: the fixed ones of all options, and the facts; as JSON gives them back."""
+    """The contract for a checkpoint, from all options, the facts and the names of fixed options; in JSON's types."""
     return json.loads(json.dumps({"options": {name: options[name] for name in fixed}, "facts": dict(facts)}))
 
 
-def changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[str, Fixed]) -> list[Change]:
-    """What is not as it was, options first.
+def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[str, Fixed]) -> list[Change]:
+    """The differences between two contracts, options first.
 
-    An option that the checkpoint does not know is newer than it and counts as its default then; a fact it does not
-    know counts as changed. Of a checkpoint that notes no options at all nothing is said about them.
+    An option that is not in the checkpoint is newer than it: it counts as unchanged if it has its default value. A fact
+    that is not in the checkpoint counts as changed. If the checkpoint has no options, they are not compared.
     """
-    found = []
+    changes = []
     options_before = before.get("options", now["options"])
     for name, value in now["options"].items():
-        room, default = fixed[name]
-        was = options_before.get(name, list(default) if isinstance(default, tuple) else default)
-        if was != value:
-            found.append(Change(room, name, was, value))
+        category, default = fixed[name]
+        saved = options_before.get(name, list(default) if isinstance(default, tuple) else default)
+        if saved != value:
+            changes.append(Change(category, name, saved, value))
     facts_before = before.get("facts", {})
     for name, value in now["facts"].items():
         if name not in facts_before or facts_before[name] != value:
-            found.append(Change(FACT_ROOMS[name], name, facts_before.get(name), value))
-    return found
+            changes.append(Change(FACT_CATEGORIES[name], name, facts_before.get(name), value))
+    return changes
 
 
 def check_names(allowed: Sequence[str], fixed: Mapping[str, Fixed]) -> None:
-    """Raise UserError for a name in --allow_changed that is none of a room, a fixed option or a fact."""
-    rooms = sorted({each.room for each in fixed.values()} | set(FACT_ROOMS.values()))
-    known = list(dict.fromkeys([*rooms, *fixed, *FACT_ROOMS]))
+    """Raise UserError for a name in --allow_changed that is not a category, fixed option or fact."""
+    categories = sorted({option.category for option in fixed.values()} | set(FACT_CATEGORIES.values()))
+    known = list(dict.fromkeys([*categories, *fixed, *FACT_CATEGORIES]))
     for name in allowed:
         if name not in known:
             hint = f" ({close})" if (close := did_you_mean(name, known)) else ""
@@ -128,36 +128,36 @@ def check_names(allowed: Sequence[str], fixed: Mapping[str, Fixed]) -> None:
 def check_unchanged(
     checkpoint: Checkpoint | None, now: Contract, fixed: Mapping[str, Fixed], allowed: Sequence[str], ranks: Ranks
 ) -> None:
-    """Refuse to go on from a checkpoint of a run that was otherwise; all ranks must call this.
+    """Refuse to resume from a checkpoint whose contract differs; all ranks must call this.
 
-    The first rank compares and the others follow it, since it alone knows the data's fingerprint. What is allowed
-    to differ it prints. Nothing is written.
+    Only the main process compares, because it alone knows the data's fingerprint; it also prints allowed differences.
+    Nothing is written.
 
     Raises:
-        UserError: If anything differs that `allowed` names neither itself nor by its room; with a table of it.
+        UserError: If anything differs whose name and category are not in `allowed`; with a table of it.
     """
     if checkpoint is None:
         return
     refused: list[Change] = []
     if ranks.is_main:
-        found = changes(checkpoint.contract(), now, fixed)
-        refused = [each for each in found if each.room not in allowed and each.name not in allowed]
-        if found and not refused:
-            _say_allowed(found)
+        changes = contract_changes(checkpoint.contract(), now, fixed)
+        refused = [change for change in changes if change.category not in allowed and change.name not in allowed]
+        if changes and not refused:
+            _say_allowed(changes)
     refused = ranks.gather(refused)[0]
     if refused:
         raise UserError(_refusal(refused, checkpoint), details=change_table(refused))
 
 
-def change_table(found: Sequence[Change]) -> str:
+def change_table(changes: Sequence[Change]) -> str:
     """Changes as a table for the terminal."""
-    rows = [(each.room, each.name, _shown(each.before, each.name), _shown(each.now, each.name)) for each in found]
-    return table(("room", "what", "in the checkpoint", "now"), rows)
+    rows = [(c.category, c.name, _shown(c.before, c.name), _shown(c.now, c.name)) for c in changes]
+    return table(("category", "name", "in the checkpoint", "now"), rows)
 
 
 def _shown(value: Any, name: str) -> str:
-    """In full, unlike other numbers in tables: what differs must be seen to differ."""
-    if value is None and name in FACT_ROOMS:
+    """A value in full, unlike other numbers in tables, so that different values look different."""
+    if value is None and name in FACT_CATEGORIES:
         return "unknown"
     if value in (None, "", []):
         return "none"
@@ -165,17 +165,17 @@ def _shown(value: Any, name: str) -> str:
 
 
 def _refusal(refused: Sequence[Change], checkpoint: Checkpoint) -> str:
-    names = ", ".join(each.name for each in refused)
-    things = "1 thing is" if len(refused) == 1 else f"{len(refused)} things are"
-    threads = next((each.before for each in refused if each.name == "threads" and each.before), None)
-    back = f"; OMP_NUM_THREADS={threads} gives the threads back" if threads else ""
+    names = ", ".join(change.name for change in refused)
+    count = "1 difference" if len(refused) == 1 else f"{len(refused)} differences"
+    threads = next((change.before for change in refused if change.name == "threads" and change.before), None)
+    restore = f"; OMP_NUM_THREADS={threads} restores the threads" if threads else ""
     return (
-        f"--resume {checkpoint.path}: {things} not as in the checkpoint: {names}{back}; "
-        "--allow_changed NAME... goes on all the same"
+        f"--resume {checkpoint.path}: {count} from the checkpoint: {names}{restore}; "
+        "to resume anyway, give --allow_changed NAME..."
     )
 
 
-def _say_allowed(found: Sequence[Change]) -> None:
-    names = ", ".join(each.name for each in found)
-    say(change_table(found))
-    say(f"going on although changed (--allow_changed): {names}; from here on it is not the run that was stopped")
+def _say_allowed(changes: Sequence[Change]) -> None:
+    names = ", ".join(change.name for change in changes)
+    say(change_table(changes))
+    say(f"resuming with changes (--allow_changed): {names}; results can differ from those of the run before")

@@ -1,6 +1,6 @@
-"""The options that both trainers have: of the optimizer and of the run.
+"""The optimizer and run options of both trainers.
 
-Modules of options import neither torch nor anything as slow, so that --help and mistakes are answered at once.
+Modules of options import neither torch nor other slow packages, so that --help and errors appear immediately.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ POLICIES = ("stop", "skip", "rollback")  # after a loss or gradient that is not 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The optimizer and its learning rate; each trainer adds how its steps are counted."""
+    """The optimizer and its learning rate; each trainer adds how its length is given."""
 
     TITLE = "Optimizer"
     FIXED = "schedule"
@@ -24,37 +24,39 @@ class OptimizerOptions:
     min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0)
     warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate")
     momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
-    clip_grad: float | None = option(None, "largest norm of the gradient; 0: any", minimum=0, fixed="optimizer")
+    clip_grad: float | None = option(None, "largest norm of the gradient; 0: no limit", minimum=0, fixed="optimizer")
 
     CHECKS = ((lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run: where it goes, how long, on what."""
+    """The run: its folder, length and device."""
 
     TITLE = "Run"
     output_dir: str = option("runs/run", "folder of the run", metavar="FOLDER")
     overwrite: bool = option(False, "replace the run that is in --output_dir")
     resume: str = option(
-        "", "go on from a run folder or a checkpoint; auto: from --output_dir if it holds a run", metavar="FOLDER"
+        "", "resume from a run folder or a checkpoint; auto: from --output_dir if a run is there", metavar="FOLDER"
     )
-    allow_changed: tuple[str, ...] = option((), "what may be otherwise than in the checkpoint of --resume")
-    config: str = option("", "a run's config.json whose options hold where the command line is silent", metavar="FILE")
-    eval: bool = option(False, "only evaluate what --resume names")
+    allow_changed: tuple[str, ...] = option((), "options or categories allowed to differ from the checkpoint")
+    config: str = option("", "a run's config.json; its options apply unless the command line has them", metavar="FILE")
+    eval: bool = option(False, "only evaluate the checkpoint of --resume")
     results_file: str = option(
-        "", "file for the figures of --eval (without it: evaluation.json in the run's folder)", metavar="FILE"
+        "", "file for the metrics of --eval (without it: evaluation.json in the run folder)", metavar="FILE"
     )
-    dry_run: bool = option(False, "print every parameter with its group, decay and why, then stop")
-    self_test_resume: bool = option(False, "show that these options resume to the same bits, then stop")
-    max_steps: int | None = option(None, "stop after this optimizer step; schedules stay as they are", minimum=1)
-    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints, besides each epoch's", minimum=1)
+    dry_run: bool = option(False, "print every parameter with its group, decay and the reason, then stop")
+    self_test_resume: bool = option(False, "test that resuming with these options is bitwise reproducible, then stop")
+    max_steps: int | None = option(None, "stop after this optimizer step; schedules do not change", minimum=1)
+    checkpoint_every: int | None = option(
+        None, "optimizer steps between checkpoints, besides one after each evaluation", minimum=1
+    )
     save_ckpt_num: int = option(3, "newest checkpoints kept, besides the best", minimum=1)
-    on_nonfinite: str = option("stop", "after a loss or gradient that is not finite", choices=POLICIES)
+    on_nonfinite: str = option("stop", "action after a loss or gradient that is not finite", choices=POLICIES)
     max_nonfinite: int = option(10, "steps that may be skipped or rolled back; one more ends the run", minimum=0)
     log_interval: int = option(10, "optimizer steps between points of the training curves", minimum=1)
-    decay_audit: bool = option(False, "note at log intervals what decay did to each module's stored weights")
-    seed: int = option(0, "of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
+    decay_audit: bool = option(False, "log at each log interval how decay changed each module's stored weights")
+    seed: int = option(0, "seed of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE")
     amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
     enable_wandb: bool = option(False, "log to wandb too")
@@ -62,9 +64,9 @@ class RunOptions:
     wandb_name: str = option("", "name of the wandb run")
 
     CHECKS = (
-        (lambda o: o.output_dir, "--output_dir {output_dir!r}: is empty; a full stop is the current folder"),
+        (lambda o: o.output_dir, "--output_dir {output_dir!r}: must not be empty; '.' is the current folder"),
         (
             lambda o: not any("\ud800" <= letter <= "\udfff" for letter in o.output_dir),
-            "--output_dir {output_dir}: is no UTF-8, which the curves' library needs",
+            "--output_dir {output_dir}: is not UTF-8, which TensorBoard needs",
         ),
     )

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where training is, never on which process or worker draws them."""
+"""Random numbers that depend on the position in training, never on the process or worker that draws them."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch (CPU) from whole numbers; put back their states on leaving."""
+    """Seed Python, NumPy and torch (CPU) from whole numbers; restore their states when the context ends."""
     before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
@@ -26,7 +26,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed this process; ranks differ in what they drop out, not in their initial weights (see the trainers)."""
+    """Seed this process; dropout differs between ranks, initial weights do not (see the trainers)."""
     words = np.random.SeedSequence((seed, rank)).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -34,7 +34,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators of this process, as plain values and tensors."""
+    """The states of all random generators of this process, as plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -45,7 +45,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the states that `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

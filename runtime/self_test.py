@@ -1,4 +1,4 @@
-"""Shows a user that their own options resume to the last bit: all steps at once against the same steps in two parts."""
+"""Tests that resuming with the user's options is bitwise reproducible: compares one run with a run in two parts."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from runtime.processes import Ranks
 from runtime.run_options import RunOptions
 from runtime.tables import say, table
 
-STEPS = 8  # of the test where --max_steps does not say
+STEPS = 8  # of the test, unless --max_steps is given
 TIMES = (
     "seconds",
     "train_seconds",
@@ -26,24 +26,24 @@ TIMES = (
     "tokens_per_second",
     "mfu",
     "wandb_id",
-)  # what may differ between the parts
+)  # may differ between the runs
 SHOWN_LINES = 15
 
 
 def self_test(command: Sequence[str], options: RunOptions, ranks: Ranks, harmless: Sequence[str] = ()) -> None:
-    """Run a trainer's command three times in processes of their own and compare what the runs leave, bit by bit.
+    """Run a trainer's command three times in separate processes and compare the results bitwise.
 
-    The first run takes all steps, the second stops before half of them, the third goes on from there. Every rank starts
-    its part of each.
+    The first run takes all steps, the second stops before half of them, the third resumes the second. Every rank starts
+    its own process of each run.
 
     Args:
         command: The trainer's sys.argv.
-        options: Its options; --max_steps gives the number of steps.
+        options: The trainer's options; --max_steps gives the number of steps.
         ranks: The process group.
-        harmless: Options of the third run that should not change anything, such as another --num_workers.
+        harmless: Options of the third run that should not change results, such as another --num_workers.
 
     Raises:
-        UserError: If a run fails, or the folder for them is taken.
+        UserError: If a run fails, or the folder for the runs exists.
         SelfTestFailed: If something differs.
     """
     steps = options.max_steps or STEPS
@@ -54,7 +54,7 @@ def self_test(command: Sequence[str], options: RunOptions, ranks: Ranks, harmles
     whole, parts = folder / "whole", folder / "parts"
     middle = max(1, steps * 3 // 8)
     for label, words in (
-        (f"{steps} steps at once", run_to(whole, steps)),
+        (f"{steps} steps in one run", run_to(whole, steps)),
         (f"{middle} steps", run_to(parts, middle)),
         (f"steps {middle + 1} to {steps}", [*run_to(parts, steps), "--resume", str(parts), *harmless]),
     ):
@@ -65,29 +65,31 @@ def self_test(command: Sequence[str], options: RunOptions, ranks: Ranks, harmles
 
 
 def run_to(folder: Path, step: int) -> list[str]:
-    """Options for a fresh run in a folder up to a step, whatever the command said before."""
-    fresh = ["--resume", "", "--no_self_test_resume", "--no_enable_wandb", "--no_overwrite"]
-    return [*fresh, "--output_dir", str(folder), "--max_steps", str(step)]
+    """Options that make a command start a new run in a folder and stop at a step."""
+    new_run = ["--resume", "", "--no_self_test_resume", "--no_enable_wandb", "--no_overwrite"]
+    return [*new_run, "--output_dir", str(folder), "--max_steps", str(step)]
 
 
 def _check_free(folder: Path) -> None:
     if folder.exists():
-        raise UserError(f"{folder} is there already, perhaps from a self-test that was interrupted; remove it first")
+        raise UserError(f"{folder} exists, perhaps from an interrupted self-test; remove it first")
 
 
 def _run(command: Sequence[str], words: Sequence[str], ranks: Ranks, label: str) -> None:
-    """Run the command with other words behind its own, as this rank of a process group of its own."""
+    """Run the command with further arguments, as this rank of a separate process group."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
     if ranks.count > 1:
         environment["MASTER_PORT"] = str(ranks.from_main(_free_port))
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *command, *words], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    failed = [each for each in ranks.gather((done.returncode, done.stdout)) if each[0] != 0]
+    failed = [
+        (status, output) for status, output in ranks.gather((completed.returncode, completed.stdout)) if status != 0
+    ]
     if failed:
-        status, said = failed[0]
-        last = "\n".join(said.splitlines()[-SHOWN_LINES:])
+        status, output = failed[0]
+        last = "\n".join(output.splitlines()[-SHOWN_LINES:])
         raise UserError(f"--self_test_resume: the run of {label} ended with status {status}", details=last)
 
 
@@ -98,31 +100,31 @@ def _free_port() -> int:
 
 
 def _compare(whole: Path, parts: Path, folder: Path) -> None:
-    """Print a table of what was compared; the runs are deleted if all is the same."""
-    compared = what_runs_leave(whole, parts)
+    """Print a table of the comparison; delete the runs if nothing differs."""
+    compared = paired_values(whole, parts)
     different = differences(whole, parts)
-    rows = [(name, len(pairs), different.get(name, "same bits")) for name, pairs in compared.items()]
-    say("\n" + table(["compared", "values", "in one go and in two parts"], rows))
+    rows = [(name, len(pairs), different.get(name, "identical")) for name, pairs in compared.items()]
+    say("\n" + table(["compared", "values", "one run and two parts"], rows))
     if different:
         raise SelfTestFailed(f"resuming changed {', '.join(different)}; both runs are kept in {folder}")
     shutil.rmtree(folder)
-    say("\nresuming is exact: nothing differs but times")
+    say("\nresuming is exact: only times differ")
 
 
 def differences(whole: Path, parts: Path) -> dict[str, str]:
-    """What differs between two runs' last checkpoints, logs and decay logs, times apart: its name, and where first."""
-    found = {name: first_difference(pairs) for name, pairs in what_runs_leave(whole, parts).items()}
-    return {name: difference for name, difference in found.items() if difference}
+    """The first difference in each part of two runs' last checkpoints, logs and decay logs; times are not compared."""
+    first = {name: first_difference(pairs) for name, pairs in paired_values(whole, parts).items()}
+    return {name: difference for name, difference in first.items() if difference}
 
 
-def what_runs_leave(whole: Path, parts: Path) -> dict[str, list[tuple[str, Any, Any]]]:
-    """By name of what is compared: the name of each value and the value in both runs."""
+def paired_values(whole: Path, parts: Path) -> dict[str, list[tuple[str, Any, Any]]]:
+    """For each compared part, by name: the name of each value, and the value in both runs."""
     compared: dict[str, list[tuple[str, Any, Any]]] = {}
     runs = [(folder, find_checkpoint(folder)[0]) for folder in (whole, parts)]
     contents = [_contents(folder, checkpoint) for folder, checkpoint in runs]
     for name in contents[0]:
-        ours, theirs = (dict(leaves(content[name])) for content in contents)
-        compared[name] = [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
+        first, second = (dict(leaves(content[name])) for content in contents)
+        compared[name] = [(key, first.get(key), second.get(key)) for key in {**first, **second}]
     return compared
 
 
@@ -134,7 +136,7 @@ def _contents(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "EMA weights": checkpoint.ema_weights() or {},
         "optimizer and decay": state.pop("optimizer"),
         "random states": state.pop("random"),
-        "counts and best figures": {key: value for key, value in state.items() if key not in TIMES},
+        "counts and best metrics": {key: value for key, value in state.items() if key not in TIMES},
     }
     for name in (runfolder.LOG, runfolder.DECAY_LOG):
         rows = runfolder.read_rows(folder / name)
@@ -143,19 +145,19 @@ def _contents(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of what is not a dict, list or tuple, at any depth."""
+    """Names and values of all items in nested dicts, lists and tuples."""
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from leaves(each, f"{name}.{key}" if name else str(key))
+        for key, item in value.items():
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from leaves(each, f"{name}[{index}]")
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{name}[{index}]")
     else:
         yield name or "value", value
 
 
 def first_difference(pairs: Sequence[tuple[str, Any, Any]]) -> str:
-    """Where two runs first differ, in words; empty if nowhere. Tensors differ if a bit of them does."""
+    """A description of the first difference between two runs, or "". Tensors are compared bitwise."""
     for name, ours, theirs in pairs:
         if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
             same = ours.dtype == theirs.dtype and ours.shape == theirs.shape and _bits(ours) == _bits(theirs)

@@ -1,4 +1,4 @@
-"""A run in its folder: log, decay log, curves, checkpoints, best figures."""
+"""Writes a run's folder: log, decay log, curves, checkpoints, best metrics."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from runtime.writer import BackgroundWriter
 
 
 class Session:
-    """What the main process of a run writes. Seconds go on from the checkpoint's."""
+    """Everything that the main process of a run writes. Its clock continues from the checkpoint's seconds."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Session:
         written: Written,
         contract: Mapping[str, Any],
     ) -> None:
-        self.contract = contract  # of `runtime.run_contract`, for the checkpoints
+        self.contract = contract  # see `runtime.run_contract`; stored in checkpoints
         self.options, self.folder, self.start = options, start.folder, start
         self.checkpoints = self.folder / "checkpoints"
         self.best: dict[str, Row] = dict(written.best)
@@ -50,68 +50,68 @@ class Session:
             runfolder.require_rows(start.checkpoint.path.parent.parent, self.rows)
         ended = self._ended() if start.continues else -1
         wandb = None
-        if options.enable_wandb:  # first: a login that fails must cost no run that is there
+        if options.enable_wandb:  # before anything is deleted: the login can fail
             name = options.wandb_name or None
             wandb = Wandb(self.folder, config, options.project, name, written.wandb_id)
         if not start.continues:
             runfolder.remove_run(self.folder)
         runfolder.write_config(self.folder, config)
-        self._forget_what_comes_again()
+        self._cut_back_to_checkpoint()
         if ended > start.step:
-            (self.folder / runfolder.SUMMARY).unlink()  # of steps that come again
+            (self.folder / runfolder.SUMMARY).unlink()  # its steps are repeated
         self.curves = Curves(self.folder, start.step, wandb)
 
     def _ended(self) -> int:
-        """The step at which the run in the folder ended before, -1 if it did not."""
+        """The last step of the run in the folder if it was finished, else -1."""
         path = self.folder / runfolder.SUMMARY
         step = runfolder.read_json(path, "a run's summary").get("step") if path.exists() else -1
         if not isinstance(step, int):
-            raise UserError(f"{path}: step {step!r} is no whole number")
+            raise UserError(f"{path}: step {step!r} is not a whole number")
         return step
 
-    def _forget_what_comes_again(self) -> None:
-        """Cut the folder back to what the checkpoint has seen of it."""
+    def _cut_back_to_checkpoint(self) -> None:
+        """Remove from the folder everything written after the checkpoint."""
         (self.folder / runfolder.REQUEUE).unlink(missing_ok=True)
         recover(self.checkpoints)
         remove_after(self.checkpoints, self.start.step)
         if self.start.checkpoint is not None:
-            for line in runfolder.cut_back(self.folder, self.rows, self.start.checkpoint.path.parent.parent):
-                say(f"warning: {line}")
+            for message in runfolder.cut_back(self.folder, self.rows, self.start.checkpoint.path.parent.parent):
+                say(f"warning: {message}")
         for name in LINKS:
             if (self.checkpoints / name).is_symlink() and name not in self.best:
                 (self.checkpoints / name).unlink()
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run, those before a resumption included."""
+        """Wall-clock seconds of the run, including those before it was resumed."""
         return self._seconds_before + time.perf_counter() - self._began
 
     def append(self, name: str, rows: Sequence[Row]) -> None:
-        """Append to one of the files of rows."""
+        """Append rows to one of the files of rows."""
         runfolder.append_rows(self.folder / name, rows)
         self.rows[name] = self.rows.get(name, 0) + len(rows)
 
     def log_evaluation(self, row: Row) -> None:
-        """Append to log.jsonl and draw it."""
+        """Append an evaluation to log.jsonl and draw its values."""
         self.append(runfolder.LOG, [row])
         curves = {f"evaluation/{k}": v for k, v in row.items() if k not in ("step", "epoch") and v is not None}
         self.curves.scalars(row["step"], curves)
 
     def log_refresh(self, rows: Sequence[Row]) -> None:
-        """Append the modules' decays to decay.jsonl and draw means by role."""
+        """Append a refresh to decay.jsonl; draw means by role and histograms."""
         self.append(runfolder.DECAY_LOG, rows)
         for key in ("score", "weight_decay"):
             self._draw_by_role(rows, f"decay_{key}", [row[key] for row in rows])
             self.curves.histogram(rows[0]["step"], f"decay_{key}", [row[key] for row in rows if row[key] is not None])
 
     def log_audit(self, rows: Sequence[Row]) -> None:
-        """Append what decay did to the modules to decay.jsonl and draw means by role."""
+        """Append an audit to decay.jsonl and draw means by role."""
         self.append(runfolder.DECAY_LOG, rows)
         for key in ("ratio", "swallowed", "kept"):
             self._draw_by_role(rows, f"decay_{key}", [row["audit"][key] for row in rows])
 
     def _draw_by_role(self, rows: Sequence[Row], name: str, values: Sequence[float | None]) -> None:
-        """Draw the mean over each role's modules of one value a row; None is left out."""
+        """Draw the mean of each role's values; `values` has one value per row, and None is skipped."""
         by_role: dict[str, list[float]] = {}
         for row, value in zip(rows, values, strict=True):
             if value is not None:
@@ -119,32 +119,32 @@ class Session:
         self.curves.scalars(rows[0]["step"], {f"{name}/{role}": sum(v) / len(v) for role, v in by_role.items()})
 
     def note_best(self, name: str, metric: Metric, row: Row) -> None:
-        """Remember an evaluation's figure if it is the best so far; `name` is the link to point at its checkpoint."""
-        before, value = self.best.get(name), row.get(metric.name)
-        if value is not None and (before is None or metric.better(value, before["value"])):
+        """Remember an evaluation's metric if it is the best so far; `name` is the link to its checkpoint."""
+        best, value = self.best.get(name), row.get(metric.name)
+        if value is not None and (best is None or metric.better(value, best["value"])):
             self.best[name] = {"value": value, "step": row["step"]}
 
     def written(self) -> Written:
-        """What a resumed run needs to know of the files written so far."""
+        """The state of the files written so far, which a resumed run needs."""
         wandb = self.curves.wandb
         return Written(dict(self.best), dict(self.rows), self.seconds, wandb.id if wandb else None)
 
     def save(self, step: int, model: Mapping[str, Any], ema: Mapping[str, Any] | None, state: TrainingState) -> None:
-        """Copy a checkpoint's contents; it is written behind the training, after the one before it.
+        """Copy a checkpoint's contents and write them in the background, after the previous checkpoint.
 
-        Then the links of the best are pointed at theirs and old checkpoints deleted.
+        Then the links of the best checkpoints are updated and old checkpoints deleted.
 
         Raises:
-            UserError: If the checkpoint before could not be written.
+            UserError: If the previous checkpoint could not be written.
         """
-        self._writer.wait()  # first, so that there is one copy in memory at most
+        self._writer.wait()  # first, so that memory has at most one copy
         contents = Contents.copied(step, model, ema, state.flat(), self.contract)
         links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
         self._writer.submit(lambda: self._write(contents, links))
 
     def _write(self, contents: Contents, links: Sequence[str]) -> None:
-        seen = [self.folder / name for name in runfolder.ROWS]
-        checkpoint = write_checkpoint(self.checkpoints, contents, before_rename=seen)
+        logs = [self.folder / name for name in runfolder.ROWS]
+        checkpoint = write_checkpoint(self.checkpoints, contents, before_rename=logs)
         for name in links:
             link(self.checkpoints, name, checkpoint)
         remove_old(self.checkpoints, self.options.save_ckpt_num)
@@ -158,15 +158,15 @@ class Session:
         self._writer.wait()
 
     def last_evaluation(self) -> int | None:
-        """The optimizer step of the log's last row."""
-        logged = runfolder.whole_rows(self.folder / runfolder.LOG)
-        return logged[-1]["step"] if logged else None
+        """The optimizer step of the log's last row; None if the log is empty."""
+        rows = runfolder.whole_rows(self.folder / runfolder.LOG)
+        return rows[-1]["step"] if rows else None
 
     def leave(self, mark: str) -> None:
-        """Close a run that was told to end; the last checkpoint is on the disk then.
+        """Close a run that a signal ended, after its last checkpoint is on the disk.
 
         Args:
-            mark: What the file says that asks for the run to be put into the queue again; "" for no such file.
+            mark: Text of the file REQUEUE, which requests that the run is queued again; "": write no file.
         """
         self.wait_saved()
         self.curves.close()
@@ -174,14 +174,14 @@ class Session:
             (self.folder / runfolder.REQUEUE).write_text(mark + "\n")
 
     def finish(self, summary: Row, figures: Mapping[str, Any]) -> None:
-        """Write summary.json and the figures, and close the curves; the last checkpoint is on the disk then."""
+        """Write summary.json and the figures, and close the curves, after the last checkpoint is on the disk."""
         self.wait_saved()
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
             path = self.folder / "figures" / f"{name}.png"
-            path.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+            path.unlink(missing_ok=True)  # if it is a link, its target stays unchanged
             figure.savefig(path, dpi=200)
-            figure.set_layout_engine("none")  # it is laid out: once more would only take time
+            figure.set_layout_engine("none")  # the layout is done; repeating it would take time
             self.curves.figure(summary["step"], name, figure)
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
         self.curves.close()

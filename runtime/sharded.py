@@ -1,4 +1,4 @@
-"""States of models whose weights are sharded over processes (FSDP2), as whole tensors and back."""
+"""Converts states of models whose weights are sharded over processes (FSDP2) to whole tensors and back."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,31 +13,34 @@ from alphadecay.skeletons import skeleton
 
 
 def whole(value: Any) -> Any:
-    """A state with whole tensors in place of shards; all processes that hold parts must call."""
+    """A state with whole tensors (any shape) instead of shards; all processes that have shards must call this."""
     if is_sharded(value):
         return value.full_tensor()
     if isinstance(value, dict):
-        return type(value)((key, whole(each)) for key, each in value.items())
+        return type(value)((key, whole(item)) for key, item in value.items())
     if isinstance(value, list):
-        return [whole(each) for each in value]
+        return [whole(item) for item in value]
     return value
 
 
 def whole_model(plain: nn.Module) -> nn.Module:
-    """The model, or modules with its whole weights where they are sharded; all ranks come here."""
+    """The model; if it is sharded, modules with its whole weights instead. All ranks must call this."""
     if not any(is_sharded(p) for p in plain.parameters()):
         return plain
     return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load whole tensors into a model, sharded or not; raises RuntimeError as `load_state_dict`."""
+    """Load whole tensors, each with the shape of the model's, into a model, sharded or not.
+
+    Raises RuntimeError as `load_state_dict`.
+    """
     own = model.state_dict()
     model.load_state_dict({name: _like(own.get(name), value) for name, value in weights.items()})
 
 
 def sharded_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer state of whole tensors as this optimizer, whose parameters may be sharded, can load it."""
+    """Convert an optimizer state of whole tensors for an optimizer whose parameters may be sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [index for group in state["param_groups"] for index in group["params"]]
     if not any(is_sharded(p) for p in parameters) or len(saved) != len(parameters):
@@ -51,14 +54,15 @@ def sharded_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> dict
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all values of all tensors are finite; of shards, on all processes."""
-    # What is not finite makes a sum so too, and sums are quick; so could large finite values, which are looked at.
-    tensors = [each.detach() for each in tensors]
-    parts = [local_part(each) for each in tensors]
+    """Whether all values of all tensors (any shape) are finite; for shards, on all processes."""
+    # A value that is not finite makes the sum not finite, and sums are fast. Large finite values can overflow the sum,
+    # so then every value is checked.
+    tensors = [tensor.detach() for tensor in tensors]
+    parts = [local_part(tensor) for tensor in tensors]
     fine = torch.stack([part.sum(dtype=torch.float32) for part in parts]).isfinite().all()
     if not fine:
         fine = torch.stack([part.isfinite().all() for part in parts]).all()
-    if any(is_sharded(each) for each in tensors):
+    if any(is_sharded(tensor) for tensor in tensors):
         broken = (~fine).float()
         dist.all_reduce(broken, dist.ReduceOp.MAX)
         fine = broken == 0
@@ -66,7 +70,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _like(own: Any, value: Any) -> Any:
-    """A whole tensor distributed as one of the model's or optimizer's, if that is sharded and of its shape."""
+    """A whole tensor, sharded like `own` if `own` is sharded and has the same shape."""
     if is_sharded(own) and isinstance(value, Tensor) and value.shape == own.shape:
         from torch.distributed.tensor import distribute_tensor
 

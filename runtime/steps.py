@@ -1,4 +1,4 @@
-"""An optimizer step as every trainer takes it: micro-steps, clipping, the gate, the update, the moving average."""
+"""The optimizer step of both trainers: micro-steps, gradient clipping, check for finite values, update, EMA."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.finite import Finding, FiniteGate, traced
+from runtime.finite import BadValues, FiniteGate, traced
 from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.schedules import Schedules
 from runtime.sharded import whole
 
-# (learner, micro-batch, step, micro-step): adds gradients, returns its share of the step's loss
+# (learner, micro-batch, step, micro-step): adds gradients, returns its share of the step's loss, a scalar
 Backward = Callable[[Learner, Any, int, int], Tensor]
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRules:
-    """How an optimizer step is taken, whatever the loss."""
+    """How an optimizer step is taken, for any loss."""
 
     schedules: Schedules
     accumulate: int  # micro-steps per optimizer step
@@ -41,16 +41,16 @@ def take_step(
 
     Args:
         learner: What is trained, in training mode.
-        micro_batches: Those of this rank, `rules.accumulate` of them.
-        backward: Adds the gradients of one of them.
+        micro_batches: `rules.accumulate` micro-batches of this rank.
+        backward: Adds the gradients of one micro-batch.
         rules: How a step is taken.
         step: Optimizer steps taken before.
-        gate: Decides whether an update may happen.
+        gate: Decides whether the update is allowed.
         on_bad_step: Called with the number of a step whose loss or gradient is not finite, instead of its update;
-            training goes on with the next batch if it returns.
+            if it returns, training continues with the next batch.
 
     Returns:
-        The step's mean loss on this rank, a tensor on the device; None where the update was left out.
+        The step's mean loss on this rank, a scalar float32 tensor on the device; None if the update was skipped.
     """
     rules.schedules.write(learner.optimizer, step)
     buffers = [] if gate.policy == "stop" else [buffer.clone() for buffer in learner.plain.buffers()]
@@ -62,14 +62,14 @@ def take_step(
     loss = torch.stack(losses).sum(dtype=torch.float32)
     learner.scaler.unscale_(learner.optimizer)
     norm = clipped_norm(learner.plain, rules.clip_grad)
-    bad_step = gate.look(step, loss, norm)
+    bad_step = gate.check(step, loss, norm)
     if bad_step is None:
         _update(learner, step)
     else:
-        _put_back(learner, buffers)
+        _restore_buffers(learner, buffers)
         learner.scaler.update()
         on_bad_step(bad_step)
-        gate.forgive()
+        gate.reset()
     learner.optimizer.zero_grad(set_to_none=True)
     return loss if bad_step is None else None
 
@@ -81,34 +81,34 @@ def _update(learner: Learner, step: int) -> None:
         learner.ema.update(learner.plain, step=step + 1)
 
 
-def _put_back(learner: Learner, buffers: list[Tensor]) -> None:
-    """Undo what a forward pass did to running statistics."""
-    for buffer, kept in zip(learner.plain.buffers(), buffers, strict=False):
-        buffer.copy_(kept)
+def _restore_buffers(learner: Learner, buffers: list[Tensor]) -> None:
+    """Undo a forward pass's changes of running statistics; `buffers` are copies, with the shapes of the model's."""
+    for buffer, saved in zip(learner.plain.buffers(), buffers, strict=False):
+        buffer.copy_(saved)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """The context of a forward pass in mixed precision; None for none."""
+    """The context of a forward pass in mixed precision; None: without mixed precision."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def find_bad_values(learner: Learner, micro_batches: Sequence[Any], backward: Backward, step: int) -> Finding:
-    """Do a bad step again, without its update, and find the first module whose values are not finite."""
+def find_bad_values(learner: Learner, micro_batches: Sequence[Any], backward: Backward, step: int) -> BadValues:
+    """Repeat a bad step, without its update, and find the first module whose values are not finite."""
     device = next(learner.plain.parameters()).device.type
     alone = replace(learner, model=learner.plain, scaler=torch.amp.GradScaler(device, enabled=False))
     buffers = [buffer.clone() for buffer in learner.plain.buffers()]
-    found = Finding()
+    first = BadValues()
     for micro_step, batch in enumerate(micro_batches):
         learner.optimizer.zero_grad(set_to_none=True)
-        with traced(learner.plain, micro_step, len(batch[0])) as now:
+        with traced(learner.plain, micro_step, len(batch[0])) as bad:
             backward(alone, batch, step, micro_step)
-        found = found if found.module else now
-    _put_back(learner, buffers)
-    return found
+        first = first if first.module else bad
+    _restore_buffers(learner, buffers)
+    return first
 
 
 def clipped_norm(model: nn.Module, largest: float | None) -> Tensor:
-    """The norm of the gradient before it is clipped to `largest` (None or 0: it is not)."""
+    """Clip the gradient to the norm `largest` (None or 0: not at all); return its norm before, a scalar."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest:
@@ -127,14 +127,14 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as ranks train it together."""
+    """The model, wrapped in DistributedDataParallel if there are several ranks."""
     if ranks.count == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
-    """Leave gradients of ranks apart: only the last micro-step of an optimizer step joins them."""
+    """Do not average gradients over ranks: only the last micro-step of an optimizer step does."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return _without_reducing(model) if hasattr(model, "set_requires_gradient_sync") else nullcontext()
@@ -142,7 +142,7 @@ def without_sync(model: nn.Module) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _without_reducing(model: Any) -> Iterator[None]:
-    """FSDP2: gradients of a micro-step stay whole on each process."""
+    """FSDP2: each process keeps the whole gradients of a micro-step."""
     model.set_requires_gradient_sync(False)
     try:
         yield

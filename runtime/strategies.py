@@ -1,6 +1,6 @@
-"""The strategies of weight decay, each one entry: builder, options, figures and comparisons read this table.
+"""The table of weight decay strategies, which builder, options, figures and comparisons read.
 
-Imports neither torch nor anything as slow. A new strategy is a class of `alphadecay` and an entry here.
+Imports neither torch nor other slow packages. A new strategy needs a class of `alphadecay` and an entry here.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Strategy:
-    """How decay is spread over the modules."""
+    """How decay is distributed over the modules."""
 
     builds: str  # class of `alphadecay`
-    arguments: Mapping[str, str] = field(default_factory=dict)  # of the class: the option that each is
-    assigns: bool = False  # decays to modules, so what is common to all assignments acts
-    score: str | None = None  # label of what modules are scored by; None: what --decay_metric says
-    colour: str = ""  # in comparisons, as matplotlib names it
+    arguments: Mapping[str, str] = field(default_factory=dict)  # argument of the class -> option
+    assigns: bool = False  # multipliers to modules, so that --decay_control, --decay_budget and the like apply
+    score: str | None = None  # label of the metric that scores modules; None: --decay_metric
+    colour: str = ""  # in comparisons; a matplotlib colour
 
 
 EVERY = {"interval": "decay_interval"}

@@ -12,7 +12,7 @@ from alphadecay.tables import aligned
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows under a header, columns aligned: text to the left, numbers to the right, None as a dash."""
+    """Rows under a header with aligned columns: text on the left, numbers on the right, None as a dash."""
     texts = {i for i in range(len(header)) if not all(isinstance(row[i], int | float | None) for row in rows)}
     return aligned(header, [[_text(cell) for cell in row] for row in rows], texts)
 
@@ -30,15 +30,15 @@ def say(text: str = "") -> None:
 
 
 class PlainProgress:
-    """Progress where there is no terminal: a line at most every minute, and one for each evaluation."""
+    """Progress without a terminal: at most one line per minute, and one per evaluation."""
 
     INTERVAL = 60.0  # seconds
 
     def __init__(self, total: int, done: int, unit: str, label: str) -> None:
         self.total, self.n, self.unit, self.label = total, done, unit, label
         self._first, self._began = done, time.monotonic()
-        self._said = self._began
-        self._figures = ""
+        self._written = self._began  # time of the last line
+        self._metrics = ""
 
     def __enter__(self) -> "PlainProgress":
         return self
@@ -48,27 +48,27 @@ class PlainProgress:
             self.line("")
 
     def update(self, n: int = 1) -> None:
-        """Count so many more."""
+        """Add `n` to the count."""
         self.n += n
-        if time.monotonic() - self._said >= self.INTERVAL:
-            self.line(self._figures)
+        if time.monotonic() - self._written >= self.INTERVAL:
+            self.line(self._metrics)
 
-    def set_postfix(self, figures: Mapping[str, Any] | None = None, refresh: bool = True, **more: Any) -> None:
-        """Figures for the next line."""
-        self._figures = "".join(f", {name} {_text(value)}" for name, value in {**(figures or {}), **more}.items())
+    def set_postfix(self, metrics: Mapping[str, Any] | None = None, refresh: bool = True, **others: Any) -> None:
+        """Set the metrics for the next line."""
+        self._metrics = "".join(f", {name} {_text(value)}" for name, value in {**(metrics or {}), **others}.items())
 
-    def line(self, more: str) -> None:
-        """Write how far it is, at which rate, how long it still takes, and what else is to be said."""
-        self._said = time.monotonic()
-        rate = (self.n - self._first) / max(self._said - self._began, 1e-9)
+    def line(self, suffix: str) -> None:
+        """Write a line with the count, the rate, the time left and a suffix."""
+        self._written = time.monotonic()
+        rate = (self.n - self._first) / max(self._written - self._began, 1e-9)
         left = timedelta(seconds=round((self.total - self.n) / rate)) if rate else "unknown"
         counts = f"{self.n:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {left} left"
-        sys.stderr.write(f"{self.label}: {counts}{more}\n")
+        sys.stderr.write(f"{self.label}: {counts}{suffix}\n")
         sys.stderr.flush()
 
 
 def progress(total: int, done: int, unit: str, label: str, shown: bool) -> "tqdm | PlainProgress":
-    """A bar on standard error with rate and time left; where that is no terminal, plain lines."""
+    """A bar on standard error with rate and time left; plain lines if standard error is not a terminal."""
     if shown and not sys.stderr.isatty():
         return PlainProgress(total, done, unit, label)
     return tqdm(
@@ -77,8 +77,8 @@ def progress(total: int, done: int, unit: str, label: str, shown: bool) -> "tqdm
     )  # fmt: skip
 
 
-def tell_evaluation(bar: "tqdm | PlainProgress", step: int, figures: Mapping[str, Any]) -> None:
-    """Show the figures of an evaluation beside the bar, or in a line of their own."""
-    bar.set_postfix(figures, refresh=False)
+def show_evaluation(bar: "tqdm | PlainProgress", step: int, metrics: Mapping[str, Any]) -> None:
+    """Show the metrics of an evaluation next to the bar, or in a separate line."""
+    bar.set_postfix(metrics, refresh=False)
     if isinstance(bar, PlainProgress):
-        bar.line(f"; step {step}" + "".join(f", {name} {_text(value)}" for name, value in figures.items()))
+        bar.line(f"; step {step}" + "".join(f", {name} {_text(value)}" for name, value in metrics.items()))

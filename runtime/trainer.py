@@ -1,4 +1,4 @@
-"""The trainer of both programs: steps between evaluations, checkpoints, a signal's end, bad steps, the summary."""
+"""The trainer of both programs: steps, evaluations, checkpoints, ending after a signal, bad steps, the summary."""
 
 import time
 from abc import ABC, abstractmethod
@@ -17,25 +17,25 @@ from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
 from runtime import runfolder
 from runtime.checkpoints import find_checkpoint, has_checkpoints
-from runtime.command import command_to_go_on
+from runtime.command import resume_command
 from runtime.decay_log import log_decays
 from runtime.errors import Interrupted, NonFiniteError, Preempted
 from runtime.figures import figures_of_run
 from runtime.finite import FiniteGate
 from runtime.learner import Learner, learner_state, require_finite, restore
 from runtime.reports import applied_decay, mean_alphas
-from runtime.run import Run
+from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.session import Session
 from runtime.sharded import whole, whole_model
 from runtime.steps import StepRules
-from runtime.tables import progress, say, tell_evaluation
+from runtime.tables import progress, say, show_evaluation
 from runtime.training_state import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run consists of, built before anything is written; each program adds what is particular to it."""
+    """The parts of a run, built before anything is written; each program adds its own."""
 
     learner: Learner
     decay: DecaySchedule
@@ -44,17 +44,17 @@ class Task:
 
 
 class Trainer(ABC):
-    """A run from its first step, or a checkpoint's, to its last; on every rank.
+    """Trains from the first step, or from a checkpoint's, to the last; on every rank.
 
     Args:
-        task: What is trained, how, and until when.
-        run: Where it is written and what it goes on from.
-        unit: What progress is counted in, such as "img".
-        units_per_step: How many of them an optimizer step takes, over all ranks.
-        samples_per_step: Images or sequences of an optimizer step, over all ranks.
+        task: The parts of the run.
+        run: Its folder and the state it resumes from.
+        unit: The unit of progress, such as "img".
+        units_per_step: Units per optimizer step, over all ranks.
+        samples_per_step: Images or sequences per optimizer step, over all ranks.
     """
 
-    def __init__(self, task: Task, run: Run, unit: str, units_per_step: int, samples_per_step: int) -> None:
+    def __init__(self, task: Task, run: StartedRun, unit: str, units_per_step: int, samples_per_step: int) -> None:
         self.learner, self.decay, self.schedules, self.last_step = (
             task.learner, task.decay, task.rules.schedules, task.last_step
         )  # fmt: skip
@@ -70,31 +70,31 @@ class Trainer(ABC):
 
     @abstractmethod
     def take_steps(self, step: int) -> None:
-        """Train from optimizer step `step` on, up to the next evaluation; tell `after_step` and `bad_step`."""
+        """Train from optimizer step `step` to the next evaluation; call `after_step` and `bad_step`."""
 
     @abstractmethod
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation belongs to the run after so many optimizer steps, wherever it stops."""
+        """Whether the run has an evaluation after optimizer step `step`, not counting one at its last step."""
 
     @abstractmethod
     def evaluate(self) -> Row:
-        """Validation figures for the log; raises Preempted if the run is told to end meanwhile."""
+        """Validation metrics for the log; raises Preempted if a signal requests the run to end."""
 
     @abstractmethod
     def note_best(self, row: Row, session: Session) -> None:
-        """Remember the best figures of the run."""
+        """Remember the best metrics of the run."""
 
     @abstractmethod
     def trace(self, step: int) -> Row:
-        """Where a bad step stopped being finite on this rank: "module" (or ""), "found" in words, "suspects"."""
+        """Where values of a bad step are not finite on this rank: "module" (or ""), "found" (in words), "suspects"."""
 
     @abstractmethod
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
-        """Final and best figures, besides those that every trainer has."""
+        """Final and best metrics, besides those that every trainer has."""
 
     @abstractmethod
     def curves(self, log: Sequence[Row]) -> Any:
-        """The figure of the log."""
+        """The figure of the training log."""
 
     @abstractmethod
     def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
@@ -102,29 +102,29 @@ class Trainer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End what runs beside the training, however that ended."""
+        """End loaders and other background work; called however the training ended."""
 
     def facts(self, step: int) -> Row:
-        """What else the log says of a step."""
+        """Further entries of the log's row for a step."""
         return {}
 
     def streams(self) -> list[Row] | None:
-        """Where each rank's stream of data stands, if a step's number does not say; all ranks come here."""
+        """The position of each rank's data stream; None if the step number gives it. All ranks must call this."""
         return None
 
     def shown(self, row: Row) -> Row:
-        """What the progress bar shows of an evaluation."""
+        """The metrics of an evaluation that the progress bar shows."""
         return {}
 
     def hand_over(self) -> None:
-        """Write what a finished run leaves besides its folder; all ranks come here."""
+        """Write the results of a finished run outside its folder. All ranks must call this."""
         return None
 
     def run(self) -> None:
         """Train to the last step; evaluate, log and save in between.
 
         Raises:
-            Preempted: If the run was told to end; a checkpoint of the step it had reached is on the disk.
+            Preempted: If a signal requested the run to end; a checkpoint of the last step is on the disk.
         """
         done, last = self.counts.step * self.units_per_step, self.last_step * self.units_per_step
         try:
@@ -148,23 +148,27 @@ class Trainer(ABC):
             began = time.perf_counter()
             try:
                 self.take_steps(counts.step)
-            except NonFiniteWeight as error:  # met by a refresh of the decays, between two looks
+            except NonFiniteWeight as error:  # found by a refresh, between two checks
                 raise NonFiniteError(str(error)) from error
             finally:
                 counts.train_seconds += time.perf_counter() - began
             self._evaluate_and_save()
 
     def _is_evaluated(self) -> bool:
-        """Whether the log's last row is of the step that has been reached."""
+        """Whether the log's last row belongs to the current step."""
         session, step = self.session, self.counts.step
         return self.ranks.from_main(lambda: session is not None and session.last_evaluation() == step)
 
     def after_step(self, step: int, loss: Tensor | None) -> bool:
-        """Take note of a step, and save where it is time; returns whether the run ends with it.
+        """Count a step, and save if a checkpoint is due; return whether the run ends with it.
+
+        Args:
+            step: Optimizer steps taken, including this one.
+            loss: The step's mean loss on this rank, a scalar; None if the update was skipped.
 
         Raises:
-            UserError: If a checkpoint could not be written behind the training.
-            Preempted: If the run is told to end.
+            UserError: If a checkpoint could not be written in the background.
+            Preempted: If a signal requests the run to end.
         """
         counts, ends, evaluates = self.counts, step == self.last_step, self.evaluates_after(step)
         counts.step, counts.evaluation_due = step, evaluates
@@ -186,23 +190,26 @@ class Trainer(ABC):
         return ends
 
     def _evaluate_and_save(self) -> None:
-        """Evaluate, log and save. A run that ends before its next evaluation is saved as it was before this one."""
+        """Evaluate, log and save.
+
+        If --max_steps ends the run between evaluations, the checkpoint has the state from before this extra evaluation.
+        """
         counts = self.counts
         self._require_finite()
         before = None if counts.evaluation_due else self.state()
         lr, base = self._rates()
         row: Row = {"step": counts.step, **self.facts(counts.step), "lr": lr, "weight_decay": base}
         row |= {"bad_steps": counts.bad_steps} | applied_decay(self.decay) | self.evaluate()
-        row |= {"train_loss": self._mean_loss()}  # last: a run told to end while it evaluates keeps its sums
+        row |= {"train_loss": self._mean_loss()}  # last: a run that ends during the evaluation keeps its sums
         counts.evaluation_due = False
         if self.session is not None:
             self.note_best(row, self.session)
             self.session.log_evaluation(row | {"seconds": round(self.session.seconds, 3)})
-            tell_evaluation(self.bar, counts.step, self.shown(row))
+            show_evaluation(self.bar, counts.step, self.shown(row))
         self.save(before)
 
     def _mean_loss(self) -> float | None:
-        """Mean training loss over all ranks since it was last asked for; None if there was no step."""
+        """Mean training loss over all ranks since the last call; None if there was no step."""
         steps = torch.full_like(self._loss_sum, self.counts.loss_steps)
         total, steps = self.ranks.sum(torch.stack([self._loss_sum, steps]))
         self._loss_sum, self.counts.loss_steps = torch.zeros_like(self._loss_sum), 0
@@ -214,7 +221,7 @@ class Trainer(ABC):
         return self.schedules.lr_at(step), self.schedules.weight_decay_at(step)
 
     def state(self) -> TrainingState:
-        """What a checkpoint holds besides weights and average; all ranks come here."""
+        """The state for a checkpoint, besides raw and EMA weights. All ranks must call this."""
         sums, seconds = self.ranks.gather(self._loss_sum.item()), self._decay_seconds_before + self.decay.seconds
         counts = replace(self.counts, loss_sums=sums, decay_seconds=seconds)
         learner, streams = learner_state(self.learner, self.ranks), self.streams()
@@ -223,10 +230,10 @@ class Trainer(ABC):
         return TrainingState(counts, learner, self.session.written(), streams)
 
     def save(self, state: TrainingState | None = None) -> None:
-        """Begin to write a checkpoint, of `state` if it was taken before. All ranks come here.
+        """Write a checkpoint in the background, with `state` or the current one. All ranks must call this.
 
         Raises:
-            NonFiniteError: If a weight is not finite; nothing is saved then.
+            NonFiniteError: If a weight is not finite; then nothing is saved.
         """
         self._require_finite()
         state = state or self.state()
@@ -238,56 +245,56 @@ class Trainer(ABC):
             self.session.save(self.counts.step, weights, ema, state)
 
     def _ensure_checkpoint(self) -> None:
-        """Save the beginning where the policy is to roll back and the run's folder holds no checkpoint yet."""
+        """Save the initial state if the policy is rollback and the run folder has no checkpoint."""
         folder = Path(self.options.output_dir)
         if self.options.on_nonfinite == "rollback" and not self.ranks.from_main(lambda: has_checkpoints(folder)):
             self.save()
 
     def _leave(self, signal: str) -> Preempted:
-        """Save where the run was told to end, and leave the mark; returns the error to end with."""
+        """Save the current step after a signal and write the file REQUEUE; return the error to raise."""
         if self.counts.step > self.saved_step:
             self.save()
-        said = f"{signal} at optimizer step {self.counts.step}; go on with"
-        interrupted = signal == "SIGINT"  # by a person, who will say when to go on
+        message = f"{signal} at optimizer step {self.counts.step}; resume with"
+        interrupted = signal == "SIGINT"  # by a person, who decides when to resume
         if self.session is not None:
-            self.session.leave("" if interrupted else f"{said} --resume auto")
-        self.ranks.wait()  # torchrun ends the others as soon as one has gone
+            self.session.leave("" if interrupted else f"{message} --resume auto")
+        self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         if interrupted:
-            return Interrupted(f"{said}: {command_to_go_on(self.options.output_dir, self.ranks.count)}")
-        return Preempted(f"{said} --resume auto")
+            return Interrupted(f"{message}: {resume_command(self.options.output_dir, self.ranks.count)}")
+        return Preempted(f"{message} --resume auto")
 
     def _require_finite(self) -> None:
-        """Raise NonFiniteError if a step since the last look, or a weight, is not finite."""
+        """Handle a bad step since the last check; raise NonFiniteError if a weight is not finite."""
         bad_step = self.gate.bad_step()
         if bad_step is not None:
             self.bad_step(bad_step)
         require_finite(self.learner.plain, self.counts.step)
 
     def bad_step(self, step: int) -> None:
-        """Trace a step whose loss or gradient is not finite, then do what --on_nonfinite says.
+        """Trace a step whose loss or gradient is not finite, then apply the policy --on_nonfinite.
 
         Raises:
-            NonFiniteError: If the policy is to stop, or there have been more than --max_nonfinite of them.
+            NonFiniteError: If the policy is stop, or there were more than --max_nonfinite bad steps.
         """
         self.counts.bad_steps += 1
         count, policy, most = self.counts.bad_steps, self.options.on_nonfinite, self.options.max_nonfinite
-        found = self.ranks.gather(self.trace(step))
-        first = next((row for row in found if row["module"]), found[0])
+        traces = self.ranks.gather(self.trace(step))
+        first = next((row for row in traces if row["module"]), traces[0])
         suspects = f", sample {first['suspects'][0]}" if first["suspects"] else ""
         message = f"loss or gradient not finite at optimizer step {step}: first in {first['found']}{suspects}"
         if self.session is not None:
-            self.session.append(runfolder.BAD_STEPS, [{"step": step, "action": policy, "ranks": found}])
+            self.session.append(runfolder.BAD_STEPS, [{"step": step, "action": policy, "ranks": traces}])
         if policy == "stop":
-            raise NonFiniteError(f"{message}; --on_nonfinite skip or rollback would go on")
+            raise NonFiniteError(f"{message}; --on_nonfinite skip or rollback would continue")
         if count > most:
             raise NonFiniteError(f"{message}; such steps: {count}, more than --max_nonfinite {most}")
         if policy == "rollback":
             message += f"; back to the weights of step {self._roll_back()}"
         if self.ranks.is_main:
-            say(f"warning: {message}; its update is left out ({count} so far)")
+            say(f"warning: {message}; its update is skipped ({count} so far)")
 
     def _roll_back(self) -> int:
-        """Put back the newest checkpoint's state; data and schedules go on. Returns its step."""
+        """Restore the newest checkpoint's state; data and schedules continue. Return its step."""
         if self.session is not None:
             self.session.wait_saved()
         folder = Path(self.options.output_dir)
@@ -296,22 +303,21 @@ class Trainer(ABC):
         return checkpoint.step
 
     def _finish(self, session: Session, records: SpectrumRecords) -> None:
-        """Write the summary and the figures, and print what a person looks for first."""
+        """Write the summary and the figures, and print the summary."""
         log = runfolder.read_rows(session.folder / runfolder.LOG)
         decay_log = runfolder.read_rows(session.folder / runfolder.DECAY_LOG)
-        trained, seconds = self.counts.step * self.samples_per_step, self.counts.train_seconds
+        samples, seconds = self.counts.step * self.samples_per_step, self.counts.train_seconds
         summary = self.summary(session, log) | {
             "train_loss": log[-1].get("train_loss") if log else None,
             "bad_steps": self.counts.bad_steps,
             "parameters": sum(p.numel() for p in self.learner.plain.parameters()),
             "seconds": round(session.seconds, 3),
-            "samples_per_second": round(trained / seconds, 3) if seconds else None,
+            "samples_per_second": round(samples / seconds, 3) if seconds else None,
             "decay_seconds": round(self._decay_seconds_before + self.decay.seconds, 3),
             "alpha_by_role": mean_alphas(records),
         }
         with print_style():
-            drawn = self._figures(records, log, decay_log)
-            session.finish(summary, drawn)
+            session.finish(summary, self._figures(records, log, decay_log))
         self.show(summary, decay_log)
         say(f"\nrun folder: {session.folder}")
 

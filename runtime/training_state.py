@@ -1,4 +1,4 @@
-"""What `training_state.pt` of a checkpoint holds, each part with its owner. In the file all parts lie in one dict."""
+"""The content of a checkpoint's `training_state.pt`, in parts by owner. In the file all parts are in one dict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,7 @@ Part = TypeVar("Part")
 
 @dataclass
 class Counts:
-    """The trainer's (`runtime.trainer`): how far the run is."""
+    """The trainer's part (`runtime.trainer`): the progress of the run."""
 
     step: int = 0  # optimizer steps taken
     evaluation_due: bool = False  # the step's evaluation is not in the log yet
@@ -19,12 +19,12 @@ class Counts:
     loss_sums: list[float] = field(default_factory=lambda: [0.0])  # since the last evaluation, one per rank
     loss_steps: int = 0
     train_seconds: float = 0.0
-    decay_seconds: float = 0.0  # that training waited for spectra and assignments
+    decay_seconds: float = 0.0  # during which training waited for spectra and assignments
 
 
 @dataclass(frozen=True)
 class LearnerState:
-    """The learner's (`runtime.learner`), besides the weights and their average, which have files of their own."""
+    """The learner's part (`runtime.learner`); raw and EMA weights have separate files."""
 
     optimizer: Row = field(default_factory=dict)  # with the decay of each group; whole tensors, sharded or not
     scaler: Row = field(default_factory=dict)
@@ -33,7 +33,7 @@ class LearnerState:
 
 @dataclass(frozen=True)
 class Written:
-    """The session's (`runtime.session`): what the main process has written so far."""
+    """The session's part (`runtime.session`): what the main process has written so far."""
 
     best: dict[str, Row] = field(default_factory=dict)  # link -> {"value", "step"}
     rows: dict[str, int] = field(default_factory=dict)  # file -> lines
@@ -43,23 +43,23 @@ class Written:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything besides weights that training goes on from; as it is here, the beginning of a run."""
+    """Everything besides weights that training resumes from; the defaults are the start of a run."""
 
     counts: Counts = field(default_factory=Counts)
     learner: LearnerState = field(default_factory=LearnerState)
     written: Written = field(default_factory=Written)
-    streams: list[Row] | None = None  # where each rank's stream of text stands (`llama.stream`)
+    streams: list[Row] | None = None  # the position of each rank's text stream (`llama.stream`)
 
     def flat(self) -> Row:
-        """As the file holds it."""
+        """All parts in one dict, as in the file."""
         streams = {} if self.streams is None else {"streams": self.streams}
         return vars(self.counts) | vars(self.learner) | vars(self.written) | streams
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> "TrainingState":
-        """From what a file holds; an entry that an older file lacks is as at a run's beginning."""
+        """The state from a file's dict; entries that an older file lacks get their defaults."""
         return cls(_part(Counts, flat), _part(LearnerState, flat), _part(Written, flat), flat.get("streams"))
 
 
 def _part(kind: type[Part], flat: Mapping[str, Any]) -> Part:
-    return kind(**{each.name: flat[each.name] for each in fields(kind) if each.name in flat})  # type: ignore[arg-type]
+    return kind(**{f.name: flat[f.name] for f in fields(kind) if f.name in flat})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a checkpoint holds is looked at before a kernel sees it: types, shapes and counts."""
+"""Validates the types, shapes and counts in a checkpoint's training state before it is loaded."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Optimizer states that have one entry for each of the weight's, in torch's and timm's optimizers. A fused kernel reads
-# as many as the weight has, whether they are there or not.
+# Optimizer states with the shape of the weight, in torch's and timm's optimizers. A fused kernel reads as many entries
+# as the weight has, even if a state has fewer.
 PER_ENTRY = frozenset(
     "exp_avg exp_avg_sq max_exp_avg_sq momentum_buffer square_avg grad_avg acc_delta sum exp_inf prev step_size".split()
 )
 
 
 class Unfit(ValueError):
-    """What is wrong with a training state."""
+    """A training state is invalid; the message says why."""
 
 
 def _count(value: Any) -> bool:
@@ -50,61 +50,62 @@ NEEDED = ("optimizer", "scaler", "random")
 
 
 def check_state(state: Any, step: int) -> None:
-    """Raise Unfit unless a training state has the entries that every run has, each of its type.
+    """Raise Unfit unless a training state has the entries that every run has, each with its type.
 
     Args:
-        state: What was read.
-        step: The checkpoint's optimizer step; the state must be of the same.
+        state: The value read from the file.
+        step: The checkpoint's optimizer step, which must be the state's.
     """
     if not isinstance(state, dict):
-        raise Unfit("is no dict")
+        raise Unfit("is not a dict")
     for name in NEEDED:
         if name not in state:
-            raise Unfit(f"holds no {name!r}")
+            raise Unfit(f"has no {name!r}")
     for name, holds in ENTRIES.items():
         if name in state and not holds(state[name]):
-            raise Unfit(f"its {name!r} is not as a run writes it")
+            raise Unfit(f"has an invalid {name!r}")
     if state.get("step", step) != step:
         raise Unfit(f"is of step {state['step']}, not {step}")
 
 
 def check_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any], step: int) -> None:
-    """Raise Unfit unless the saved state has the optimizer's groups, numbers where it has numbers, and fitting shapes.
+    """Raise Unfit unless a saved state fits the optimizer: its groups, their numbers, and the shapes of tensors.
 
     Args:
-        optimizer: What the state is to be loaded into.
-        saved: As `check_state` has seen it; states of whole tensors, also where the weights are sharded.
+        optimizer: The optimizer to load the state into.
+        saved: Its state, checked by `check_state`, with whole tensors even if the weights are sharded.
         step: The optimizer step it was saved after.
     """
     groups = saved["param_groups"]
     averages = any("betas" in group or group.get("momentum") for group in optimizer.param_groups)
     if step and averages and not saved["state"]:
-        raise Unfit("holds no averages of gradients")
+        raise Unfit("has no averages of gradients")
     if len(groups) != len(optimizer.param_groups):
         raise Unfit(f"has {len(groups)} parameter groups, the optimizer {len(optimizer.param_groups)}")
-    for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
-        numbers = theirs.get("params")
-        if not isinstance(numbers, list) or len(numbers) != len(ours["params"]):
-            raise Unfit("a parameter group has another number of weights")
-        for name, value in ours.items():
-            if _finite(value) and name in theirs and not (_finite(theirs[name]) or isinstance(theirs[name], Tensor)):
-                raise Unfit(f"{name} of a parameter group is {theirs[name]!r}, no number")
-        for number, p in zip(numbers, ours["params"], strict=True):
-            _check_entries(saved["state"].get(number, {}), p)
+    for group, saved_group in zip(optimizer.param_groups, groups, strict=True):
+        indices = saved_group.get("params")
+        if not isinstance(indices, list) or len(indices) != len(group["params"]):
+            raise Unfit("a parameter group has a different number of weights")
+        for name, value in group.items():
+            saved_value = saved_group.get(name, value)
+            if _finite(value) and not (_finite(saved_value) or isinstance(saved_value, Tensor)):
+                raise Unfit(f"{name} of a parameter group is {saved_value!r}, not a number")
+        for index, p in zip(indices, group["params"], strict=True):
+            _check_entries(saved["state"].get(index, {}), p)
 
 
 def _check_entries(entries: Any, p: Tensor) -> None:
     if not isinstance(entries, dict):
-        raise Unfit("the state of a weight is no dict")
+        raise Unfit("the state of a weight is not a dict")
     for name, value in entries.items():
         if name == "step" and not (_finite(value) or (isinstance(value, Tensor) and value.numel() == 1)):
-            raise Unfit("a weight's step is no number")
+            raise Unfit("a weight's step is not a number")
         if name not in PER_ENTRY or value is None:
             continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
-            raise Unfit(f"{name} of a weight is no tensor")
+            raise Unfit(f"{name} of a weight is not a tensor")
         if value.shape != p.shape:
             shapes = f"{tuple(value.shape)}, the weight {tuple(p.shape)}"
             raise Unfit(f"{name} of a weight has the shape {shapes}")
         if not value.is_floating_point():
-            raise Unfit(f"{name} of a weight is of the type {value.dtype}")
+            raise Unfit(f"{name} of a weight has the type {value.dtype}")

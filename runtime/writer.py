@@ -1,4 +1,4 @@
-"""Work behind the training's back: one job at a time, its errors raised where the training can act on them."""
+"""Runs jobs in the background, one at a time, and raises their errors in the training thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,24 +6,24 @@ from typing import Any
 
 
 class BackgroundWriter:
-    """Runs jobs in one thread, in order. A job that was begun is finished, also when the program ends by an error."""
+    """Runs jobs in one thread, in order. A started job is finished even if the program ends with an error."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._job: Future[Any] | None = None
 
     def submit(self, job: Callable[[], Any]) -> None:
-        """Start a job once the one before is done; raises what that one raised."""
+        """Start a job after the previous one is done; raises that one's error."""
         self.wait()
         self._job = self._thread.submit(job)
 
     def check(self) -> None:
-        """Raise what the last job raised, if it is done; does not wait."""
+        """Raise the last job's error, if it is done; does not wait."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when the last job is done; raises what it raised."""
+        """Wait until the last job is done; raises its error."""
         job, self._job = self._job, None
         if job is not None:
             job.result()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quick check of the commit hook and of developers: format, lint, types, quick tests. Three minutes on 2 cores.
+# The quick check for developers and the commit hook: format, lint, types, quick tests. Three minutes on 2 cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/environment.sh dev

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make .venv with this project, what the trainers need and the given extras in it, or reuse the one that is there.
+# Make .venv with this project, the trainers' packages and the given extras, or reuse an existing one.
 #   bash scripts/environment.sh digits
-# PYTHON=python3.12 chooses the interpreter; TORCH="torch==2.7.0 torchvision==0.22.0" chooses the releases.
+# PYTHON=python3.12 selects the interpreter; TORCH="torch==2.7.0 torchvision==0.22.0" selects the releases.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras="${1:?extras, such as digits or dev}"
@@ -18,7 +18,7 @@ find_python() {
   fail "no ${PYTHON:-python3} of version 3.10 or newer found; install one or set PYTHON=/path/to/python3"
 }
 
-# Without an NVIDIA GPU the CPU builds of torch do, a tenth of the download; they have an index of their own.
+# Without an NVIDIA GPU, install the CPU builds of torch: a tenth of the download, from a separate index.
 install_torch() {
   local wanted="${TORCH:-torch>=2.7 torchvision>=0.22}" index=https://download.pytorch.org/whl/cpu
   local packages; read -ra packages <<<"$wanted"
@@ -29,13 +29,13 @@ install_torch() {
   .venv/bin/python -m pip install -q "${packages[@]}"
 }
 
-# A line of the stamp says which extras were installed, from which pyproject.toml, and where.
-made="${TORCH:-} $(cksum <pyproject.toml) $PWD"
-for present in "$extras" dev; do # dev holds all other extras
-  if [ -x .venv/bin/python ] && grep -qxF "$made $present" .venv/alphadecay-stamp 2>/dev/null; then exit 0; fi
+# Each line of the stamp has the extras that were installed, the checksum of pyproject.toml, and the folder.
+stamp="${TORCH:-} $(cksum <pyproject.toml) $PWD"
+for present in "$extras" dev; do # dev includes all other extras
+  if [ -x .venv/bin/python ] && grep -qxF "$stamp $present" .venv/alphadecay-stamp 2>/dev/null; then exit 0; fi
 done
 
-echo "making the environment in .venv (extras: $extras); the first time this takes some minutes" >&2
+echo "making the environment in .venv (extras: $extras); the first time this takes a few minutes" >&2
 if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
   python="$(find_python)"
   rm -rf .venv
@@ -43,4 +43,4 @@ if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
 fi
 install_torch
 .venv/bin/python -m pip install -q -e ".[train,$extras]"
-echo "$made $extras" >>.venv/alphadecay-stamp
+echo "$stamp $extras" >>.venv/alphadecay-stamp

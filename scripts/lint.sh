@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint and types, without any test. Needs .venv: scripts/check.sh makes it.
+# Check format, lint and types, without tests. Needs .venv, which scripts/check.sh makes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/ruff format --check .

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The quick tests with the oldest release of each dependency that pyproject.toml declares, in a clone of its own.
-#   bash scripts/oldest.sh [FOLDER]     the folder keeps the clone and its .venv; without it they go
-# PYTHON chooses the interpreter: one for which those releases have wheels, such as python3.11.
+# Run the quick tests with the oldest release of each dependency that pyproject.toml declares, in a separate clone.
+#   bash scripts/oldest.sh [FOLDER]     FOLDER keeps the clone and its .venv; without FOLDER they are deleted
+# PYTHON selects the interpreter. Those releases need wheels for it: python3.11, for example.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 copy="${1:-$(mktemp -d)}"
@@ -13,4 +13,4 @@ cd "$copy"
 .venv/bin/uv pip install -q --python .venv --resolution lowest-direct -e ".[dev]"
 .venv/bin/uv pip list --python .venv | grep -E '^(torch|torchvision|timm|numpy|transformers) '
 .venv/bin/python -m pytest -q -m "not slow and not proof" -n auto --maxprocesses 4 --dist worksteal \
-  -W default # newer releases of what those need in turn warn of them
+  -W default # newer releases of indirect dependencies warn about the oldest ones

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What takes long by nature and is left out of scripts/test.sh: many hits of kill -9, whole comparisons, the whole
-# quickstart, faults planted in the code that some test must notice, the oldest declared releases. Run it before a
-# release, and when what it proves was changed; docs/reliability.md has its last outcome. About an hour on 2 cores.
+# Long tests that scripts/test.sh skips: repeated kill -9, whole comparisons, the whole quickstart, faults planted in the
+# code that some test must notice, the oldest declared releases. Run it before a release, and after changes of the code
+# that it tests; docs/reliability.md has its last result. About an hour on 2 cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/environment.sh dev

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A small ViT on scikit-learn's handwritten digits with AlphaDecay, from nothing to a table.
-# Cost: about 100 s on 2 CPU cores, besides installing.  Result: docs/results.md.
-# Options are passed through: bash scripts/quickstart.sh --decay uniform --output_dir runs/uniform
+# Train a small ViT on scikit-learn's handwritten digits with AlphaDecay, from installing to a table of results.
+# Cost: about 100 s on 2 CPU cores, after installing.  Result: docs/results.md.
+# Options are passed to main.py: bash scripts/quickstart.sh --decay uniform --output_dir runs/uniform
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/environment.sh digits

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One run on several nodes under Slurm; it puts itself back into the queue before its time is up. See docs/cluster.md.
+# One run on several nodes under Slurm. Before its time limit it saves and is queued again. See docs/cluster.md.
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh --data_path /data/imagenet --output_dir runs/first ...
-# Options before the script go to Slurm and count more than the lines below; those behind it go to main.py, or to
-# main_llama.py with PROGRAM=main_llama.py in the environment.
-# Submit it from the repository; the repository, the data and --output_dir must be where all nodes see them.
-# Not run here: only its logic was tried, with stand-ins for Slurm's commands.
+# Options before the script go to Slurm and override the lines below; those after it go to main.py, or to main_llama.py
+# with PROGRAM=main_llama.py in the environment.
+# Submit it from the repository. All nodes must see the repository, the data and --output_dir.
+# Not tested under Slurm: its logic was tested with replacements for Slurm's commands.
 #SBATCH --job-name=alphadecay
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,13 +17,13 @@
 #SBATCH --output=slurm-%j.out
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-PATH="$PATH:$PWD/.venv/bin" # torchrun of the active environment, else that of .venv
+PATH="$PATH:$PWD/.venv/bin" # use torchrun of the active environment, else of .venv
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
-port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not share a port
+port=$((20000 + SLURM_JOB_ID % 10000)) # jobs on the same node have different ports
 
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else processes restarted by --max-restarts look for dead ones (pytorch#135712)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else restarted processes look for ended ones (pytorch#135712)
 
-# The run's folder: main.py leaves a file REQUEUE there when it was told to end and has saved.
+# The run folder: main.py writes a file REQUEUE in it after a signal has requested its end and it has saved.
 folder=runs/run
 words=("$@")
 for i in "${!words[@]}"; do
@@ -34,8 +34,8 @@ for i in "${!words[@]}"; do
 done
 rm -f "$folder/REQUEUE"
 
-# 120 s before the end Slurm sends USR1 to this script alone. It passes it on as TERM, which torchrun knows, through
-# scancel: srun itself would turn TERM into KILL.
+# 120 s before the time limit Slurm sends USR1 to this script only. The script sends TERM, which torchrun handles,
+# with scancel, because srun itself would turn TERM into KILL.
 stop() {
   echo "USR1: stopping the training to requeue job $SLURM_JOB_ID" >&2
   scancel --signal=TERM "$SLURM_JOB_ID"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What CI runs: the quick check and the slow tests. Makes .venv first where it is missing; then ten minutes on 2 cores.
+# The tests of CI: the quick check and the slow tests. Makes .venv if it is missing. Ten minutes on 2 cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/environment.sh dev

@@ -14,7 +14,7 @@ from runtime.metrics import Metric
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.reports import show_decay_by_role
-from runtime.run import Run
+from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.schedules import Schedules, schedules_of
 from runtime.seeding import random_state, restore_random_state
@@ -71,7 +71,7 @@ def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_
 class ImageTraining(Trainer):
     """The loop over epochs."""
 
-    def __init__(self, task: ImageTask, run: Run) -> None:
+    def __init__(self, task: ImageTask, run: StartedRun) -> None:
         self.task, images = task, task.train.batches.images_a_step
         super().__init__(task, run, "img", images, images)
 

@@ -191,7 +191,7 @@ CELL = "cell digits/small/{}/seed0: "
     (changed(((*DIGITS, "options", "lr"), "fast")), "none", "--lr: 'fast' is not a number"),
     (changed(((*DIGITS, "options", "lr"), [1, 2])), "none", "unexpected word '2'"),
     (changed(((*DIGITS, "options", "lr"), None)), "none", "lr: has no value"),
-    (changed(((*DIGITS, "options", "decay_control"), "shuffle")), "none", "--decay_control shuffle: nothing is"),
+    (changed(((*DIGITS, "options", "decay_control"), "shuffle")), "none", "--decay_control shuffle: has no effect"),
     (digits("metric", "acc1_ema"), "none", "metric: acc1_ema: needs model_ema_eval: true"),
 ])  # fmt: skip
 def test_what_a_trainer_refuses_is_said_of_the_cell(refusal, grid, cell, words):

@@ -179,8 +179,8 @@ FAULTS = [
     Fault(
         "changes_are_let_through",
         "runtime/run_contract.py",
-        "if each.room not in allowed and each.name not in allowed]",
-        "if each.room not in allowed and each.name in allowed]",
+        "if change.category not in allowed and change.name not in allowed]",
+        "if change.category not in allowed and change.name in allowed]",
         "runtime/test_run_contract.py::test_what_a_run_cannot_change_is_refused_before_anything_is_written "
         "runtime/test_run_contract.py",
         "a run goes on with another learning rate",

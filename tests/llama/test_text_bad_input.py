@@ -155,7 +155,7 @@ def test_the_architecture_cannot_change_under_a_run(tmp_path, capsys):
     changed_config(tmp_path / "model", rope_theta=77.0)  # of the same sizes: the weights would fit
     assert run_text("--resume", tmp_path / "run") == 2
     said = capsys.readouterr().err
-    assert "architecture" in said and "1 thing is not as in the checkpoint" in said
+    assert "architecture" in said and "1 difference from the checkpoint" in said
     assert (
         run_text("--resume", tmp_path / "run", "--model_config", CONFIG, "--max_steps", "2") == 0
     )  # the same, elsewhere

@@ -75,7 +75,7 @@ MISTAKES = [
     ),
     ("main.py", "--resume /nope", "--resume /nope: does not exist"),
     ("main_llama.py", "--eval --resume nope", "--resume nope: does not exist"),
-    ("main.py", "--resume .", "--resume .: is no checkpoint and no run folder with checkpoints in it"),
+    ("main.py", "--resume .", "--resume .: is neither a checkpoint nor a run folder with checkpoints"),
     ("main.py", "--config /nope", "--config /nope: /nope cannot be read as a run's configuration"),
     ("main.py", "--config broken.json", "--config broken.json: broken.json cannot be read as a run's configuration"),
     (

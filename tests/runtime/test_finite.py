@@ -105,7 +105,7 @@ def test_a_late_gate_keeps_the_weights_until_the_host_looks(monkeypatch, optimiz
 
 def test_only_a_gate_that_stops_and_an_optimizer_that_can_be_told_are_late(monkeypatch):
     monkeypatch.setattr("runtime.finite.host_runs_ahead", lambda device: True)
-    late = [FiniteGate(made, ALONE, policy, 4).late for made in (learner(), fused()) for policy in POLICIES]
+    late = [FiniteGate(made, ALONE, policy, 4).deferred for made in (learner(), fused()) for policy in POLICIES]
     assert late == [False, False, False, True, False, False]
 
 
@@ -150,7 +150,7 @@ def test_large_weights_are_finite():
 def test_a_step_that_was_fine_has_no_finding():
     made = learner()
     finding = find_bad_values(made, batches(1, 8), backward(rules(), ALONE), 0)
-    assert finding.module == "" and str(finding) == "nothing, when the step was done again"
+    assert finding.module == "" and str(finding) == "nothing, when the step was repeated"
     with traced(made.plain, 0, 8):
         pass
     assert not any(module._forward_hooks for module in made.plain.modules())

@@ -131,7 +131,7 @@ def test_a_user_can_see_it_for_their_own_options(tmp_path, monkeypatch, capsys, 
         status, said = done.returncode, done.stdout
     else:
         status, said = run(*words, monkeypatch=monkeypatch), capsys.readouterr().out
-    assert status == 0 and "resuming is exact: nothing differs but times" in said
+    assert status == 0 and "resuming is exact: only times differ" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,7 +145,7 @@ def test_the_self_test_can_fail(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "failed: resuming changed weights, EMA weights" in said.err and "differs" in said.out
     assert run(*words, monkeypatch=monkeypatch) == 2  # what was kept is not overwritten
-    assert "_self_test is there already" in capsys.readouterr().err
+    assert "_self_test exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -154,7 +154,9 @@ def test_a_self_test_whose_runs_fail_says_why(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("runtime.self_test.run_to", lambda *_: ["--no_self_test_resume", "--lr", "-1"])
     assert run(*words, monkeypatch=monkeypatch) == 2
     said = capfd.readouterr().err
-    assert "error: --lr -1.0: must be above 0\nerror: --self_test_resume: the run of 8 steps at once ended with" in said
+    assert (
+        "error: --lr -1.0: must be above 0\nerror: --self_test_resume: the run of 8 steps in one run ended with" in said
+    )
 
 
 SIGNALLED_IN = {
@@ -179,7 +181,7 @@ def test_told_to_end_it_saves_leaves_a_mark_and_goes_on(whole, tmp_path, monkeyp
         assert run(*words, monkeypatch=inner) == 75
     said = capsys.readouterr().err
     step = find_checkpoint(tmp_path / "run")[0].step
-    assert f"preempted: {number.name} at optimizer step {step}; go on with --resume auto" in said
+    assert f"preempted: {number.name} at optimizer step {step}; resume with --resume auto" in said
     assert (tmp_path / "run" / "REQUEUE").read_text().startswith(f"{number.name} at optimizer step {step}")
     assert step == {"training": 3, "evaluating": 5, "refreshing": 4, "writing": 6}[phase]
     assert run(*words, monkeypatch=monkeypatch) == 0
@@ -220,7 +222,7 @@ def test_a_checkpoint_that_cannot_be_written_behind_the_training_ends_it(tmp_pat
     monkeypatch.setattr("runtime.checkpoints.save_file", full)
     words = [*TINY, "--output_dir", tmp_path / "run", "--checkpoint_every", "1", "--epochs", "50"]
     assert run(*words, monkeypatch=monkeypatch) == 2
-    assert re.search(r"step_00000001 \([\d.]+ MB free there\): \[Errno 28\] No space left", capsys.readouterr().err)
+    assert re.search(r"step_00000001 \([\d.]+ MB free\): \[Errno 28\] No space left", capsys.readouterr().err)
     assert not (tmp_path / "run" / "log.jsonl").exists()  # it did not train to the end of the epoch first
 
 
@@ -247,7 +249,7 @@ def test_a_broken_checkpoint_is_named_and_passed_over(whole, tmp_path, monkeypat
         file.write(b"!")
     assert run("--resume", folder, "--max_steps", "10", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "warning: passed over a broken checkpoint" in said and "step_00000010/model.safetensors is broken" in said
+    assert "warning: skipped a broken checkpoint" in said and "step_00000010/model.safetensors is broken" in said
     assert "resuming from" in said and "(step 5)" in said and differences(whole, folder) == {}
 
 
@@ -256,7 +258,7 @@ def test_log_lines_that_are_gone_are_missed(tmp_path, monkeypatch, capsys):
     assert run(*TINY, "--output_dir", folder, "--max_steps", "5", monkeypatch=monkeypatch) == 0
     (folder / "log.jsonl").unlink()
     assert run("--resume", folder, "--max_steps", "6", monkeypatch=monkeypatch) == 0
-    assert "log.jsonl has 0 lines, the checkpoint had seen 1" in capsys.readouterr().out
+    assert "log.jsonl has 0 lines, but had 1 at the checkpoint" in capsys.readouterr().out
 
 
 def test_the_links_of_the_best_follow_what_is_repeated(tmp_path, monkeypatch):

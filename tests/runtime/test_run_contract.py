@@ -31,7 +31,7 @@ FIXED = {
 }
 OPTIONS = {"mixup": 0.8, "many": (), "lr": 1e-3}
 
-# Options that change no result of a run that goes on.
+# Options that change no result of a run that is resumed.
 FREE = {
     "data_set", "data_path", "eval_data_path", "nb_classes",  # the data's fingerprint stands for them
     "max_bad_images",  # when to give up
@@ -40,7 +40,7 @@ FREE = {
     "model_ema_eval",  # what is evaluated, not what is trained
     "output_dir", "overwrite", "save_ckpt_num", "checkpoint_every",  # where and when files are written
     "resume", "config", "eval", "results_file", "dry_run", "self_test_resume", "allow_changed",  # what a call does
-    "on_nonfinite", "max_nonfinite",  # to go on after a bad step with another policy is what they are for
+    "on_nonfinite", "max_nonfinite",  # their purpose is to resume after a bad step with another policy
     "max_steps",  # where the run stops; schedules stay
     "log_interval", "decay_audit", "enable_wandb", "project", "wandb_name",  # what is shown
     "device",  # the machine is a fact of its own
@@ -68,9 +68,9 @@ def test_every_option_is_fixed_or_known_to_change_no_result(trainer, free):
     assert set(trainer.FIXED) | free == names and set(trainer.FIXED) & free == set()
 
 
-def test_rooms_of_options_and_facts_are_those_of_the_documentation():
-    rooms = {each.room for each in program.FIXED.values()} | set(run_contract.FACT_ROOMS.values())
-    assert rooms == {
+def test_categories_of_options_and_facts_are_those_of_the_documentation():
+    categories = {each.category for each in program.FIXED.values()} | set(run_contract.FACT_CATEGORIES.values())
+    assert categories == {
         "model", "data", "batch_size", "world_size", "decay", "schedule", "augmentation", "threads",
         "optimizer", "ema", "precision", "seed", "machine", "libraries",
     }  # fmt: skip
@@ -82,11 +82,11 @@ def contract(options=(), **facts):
 
 def test_what_a_manifest_gives_back_is_unchanged():
     given_back = json.loads(json.dumps(contract({"many": ("a", "b")})))
-    assert run_contract.changes(given_back, contract({"many": ("a", "b")}), FIXED) == []
+    assert run_contract.contract_changes(given_back, contract({"many": ("a", "b")}), FIXED) == []
 
 
-def test_changes_name_room_and_both_values():
-    found = run_contract.changes(contract(threads=4), contract({"lr": 0.1, "many": ("a",)}, threads=8), FIXED)
+def test_changes_name_category_and_both_values():
+    found = run_contract.contract_changes(contract(threads=4), contract({"lr": 0.1, "many": ("a",)}, threads=8), FIXED)
     assert found == [("augmentation", "many", [], ["a"]), ("schedule", "lr", 1e-3, 0.1), ("threads", "threads", 4, 8)]
 
 
@@ -94,23 +94,23 @@ def test_changes_name_room_and_both_values():
 def test_an_option_newer_than_the_checkpoint_had_its_default(now, changed):
     before = contract()
     del before["options"]["mixup"], before["options"]["many"]
-    assert [each.name for each in run_contract.changes(before, contract(now), FIXED)] == changed
+    assert [each.name for each in run_contract.contract_changes(before, contract(now), FIXED)] == changed
 
 
 def test_a_fact_that_the_checkpoint_does_not_know_is_changed():
     before = contract()
     del before["facts"]["timm"]
-    found = run_contract.changes(before, contract(), FIXED)
+    found = run_contract.contract_changes(before, contract(), FIXED)
     assert [(each.name, each.before) for each in found] == [("timm", None)]
     assert "unknown" in run_contract.change_table(found)
 
 
 def test_a_checkpoint_without_a_contract_says_nothing_of_options():
-    assert {each.name for each in run_contract.changes({}, contract(), FIXED)} == set(contract()["facts"])
+    assert {each.name for each in run_contract.contract_changes({}, contract(), FIXED)} == set(contract()["facts"])
 
 
 def test_values_that_differ_are_seen_to_differ():
-    found = run_contract.changes(contract({"lr": 0.1}), contract({"lr": 0.1000001, "many": ("a", "b")}), FIXED)
+    found = run_contract.contract_changes(contract({"lr": 0.1}), contract({"lr": 0.1000001, "many": ("a", "b")}), FIXED)
     said = run_contract.change_table(found)
     assert "0.1000001" in said and "a b" in said and "none" in said
 
@@ -123,7 +123,7 @@ def test_threads_are_no_fact_of_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["augmentation", "mixup", "threads", "timm", "libraries"])
-def test_rooms_options_and_facts_can_be_allowed(name):
+def test_categories_options_and_facts_can_be_allowed(name):
     run_contract.check_names((name,), FIXED)
 
 
@@ -173,11 +173,11 @@ def test_what_a_run_cannot_change_is_refused_before_anything_is_written(
     before = times(stopped)
     assert run("--resume", stopped, *words.split(), monkeypatch=monkeypatch) == 2
     *lines, last = capsys.readouterr().err.splitlines()
-    assert lines[0].split() == ["room", "what", "in", "the", "checkpoint", "now"]
+    assert lines[0].split() == ["category", "name", "in", "the", "checkpoint", "now"]
     assert any(re.fullmatch(row, line) for line in lines)
-    things = "1 thing is" if len(lines) == 3 else f"{len(lines) - 2} things are"
-    assert last.startswith(f"error: --resume {stopped}/checkpoints/step_00000002: {things} not as in the checkpoint: ")
-    assert last.endswith("; --allow_changed NAME... goes on all the same")
+    count = "1 difference" if len(lines) == 3 else f"{len(lines) - 2} differences"
+    assert last.startswith(f"error: --resume {stopped}/checkpoints/step_00000002: {count} from the checkpoint: ")
+    assert last.endswith("; to resume anyway, give --allow_changed NAME...")
     assert times(stopped) == before
 
 
@@ -190,7 +190,7 @@ def test_other_threads_are_refused_with_how_to_get_them_back(stopped, tmp_path, 
     words = ["--resume", resume.replace("RUN", str(stopped)), "--output_dir", folder]
     assert run(*words, monkeypatch=monkeypatch) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f"not as in the checkpoint: threads; OMP_NUM_THREADS={threads} gives the threads back" in last
+    assert f"1 difference from the checkpoint: threads; OMP_NUM_THREADS={threads} restores the threads" in last
     assert times(stopped) == before and list(tmp_path.iterdir()) == []
 
 
@@ -198,7 +198,7 @@ def test_other_threads_are_refused_with_how_to_get_them_back(stopped, tmp_path, 
 def test_another_world_size_is_refused_by_all_ranks_and_said_once(stopped):
     before = times(stopped)
     done = forked(2, "--resume", stopped, timeout=120)
-    assert done.returncode == 1 and done.stderr.count("not as in the checkpoint: ") == 1
+    assert done.returncode == 1 and done.stderr.count("from the checkpoint: ") == 1
     assert any(line.split() == ["world_size", "world_size", "1", "2"] for line in done.stderr.splitlines())
     assert times(stopped) == before
 
@@ -210,13 +210,13 @@ def copied(stopped, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_allowed_by_room_or_name_is_said_and_becomes_the_runs(copied, monkeypatch, capsys):
+def test_what_is_allowed_by_category_or_name_is_said_and_becomes_the_runs(copied, monkeypatch, capsys):
     words = ["--resume", copied, "--max_steps", "3", "--mixup", "0.4", "--reprob", "0", "--lr", "0.002"]
     assert run(*words, "--allow_changed", "mixup", "seed", monkeypatch=monkeypatch) == 2
-    assert "2 things are not as in the checkpoint: reprob, lr;" in capsys.readouterr().err
+    assert "2 differences from the checkpoint: reprob, lr;" in capsys.readouterr().err
     assert run(*words, "--allow_changed", "augmentation", "lr", "seed", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "going on although changed (--allow_changed): reprob, mixup, lr; from here on" in said
+    assert "resuming with changes (--allow_changed): reprob, mixup, lr; results can differ" in said
     assert any(line.split() == ["augmentation", "mixup", "0.8", "0.4"] for line in said.splitlines())
     assert find_checkpoint(copied)[0].contract()["options"]["lr"] == 0.002
     assert run("--resume", copied, "--max_steps", "4", monkeypatch=monkeypatch) == 0
@@ -243,7 +243,7 @@ def test_other_images_in_the_same_folders_are_refused(tmp_path, monkeypatch, cap
     CHANGED_FILES[change](images / "n0000" / "001.JPEG")
     before = times(folder)
     assert run("--resume", folder, monkeypatch=monkeypatch) == 2
-    assert "1 thing is not as in the checkpoint: data;" in capsys.readouterr().err and times(folder) == before
+    assert "1 difference from the checkpoint: data;" in capsys.readouterr().err and times(folder) == before
 
 
 # The data's fingerprint

@@ -15,7 +15,7 @@ from tiny import ROOT, TINY, rows, run
 from tiny_text import TINY_TEXT, run_text
 
 from runtime.checkpoints import find_checkpoint
-from runtime.command import command_to_go_on
+from runtime.command import resume_command
 from runtime.locks import LOCK
 from runtime.self_test import differences
 
@@ -112,7 +112,7 @@ def test_a_run_that_the_new_one_reads_is_not_replaced_by_it(go, tmp_path, capsys
     assert go("--max_steps", "3") == 0
     before, name = everything(tmp_path / "run"), "decay.jsonl" if "replay" in option else "checkpoints/best"
     assert go("--max_steps", "3", "--overwrite", *option.split(), str(tmp_path / "run" / name)) == 2
-    assert f"{name}: lies in the run that --overwrite would delete" in capsys.readouterr().err
+    assert f"{name}: is in the run that --overwrite would delete" in capsys.readouterr().err
     assert everything(tmp_path / "run") == before
 
 
@@ -147,13 +147,13 @@ def test_a_broken_checkpoint_is_not_evaluated_as_the_one_before(go, tmp_path, ca
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert go("--eval", "--resume", tmp_path / "run") == 2
     said = capsys.readouterr().err
-    assert f"{path} is broken" in said and "step_00000002 evaluates the one before" in said
+    assert f"{path} is broken" in said and "step_00000002 evaluates the one before it" in said
 
 
 def test_the_command_that_goes_on_says_each_option_once(monkeypatch):
     words = "main.py --output_dir a --lr 1 --resume=b --overwrite --output-dir=c --resume d".split()
     monkeypatch.setattr(sys, "argv", words)
-    assert command_to_go_on("a", 1) == "python main.py --lr 1 --resume auto --output_dir a"
+    assert resume_command("a", 1) == "python main.py --lr 1 --resume auto --output_dir a"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_name_that_it_would_write_and_no_run_wrote_is_refused(go, tmp_path, ca
     path.write_text("{}")
     before = everything(tmp_path)
     assert go("--max_steps", "1", *words) == 2
-    assert f"/run: {name} is there, and no run wrote it; move it away" in capsys.readouterr().err
+    assert f"/run: has a file {name} that no run wrote; move it away" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
 
@@ -271,7 +271,7 @@ def test_a_second_writer_is_told_of_the_first(go, tmp_path, capsys):
             assert go(*words) == 2
             said = capsys.readouterr().err
             assert (
-                f"error: --output_dir {folder}: process {first.pid} on {os.uname().nodename} is writing there" in said
+                f"error: --output_dir {folder}: process {first.pid} on {os.uname().nodename} is writing to it" in said
             )
         assert go("--eval", "--resume", str(folder)) == 0  # who only evaluates may
         (folder / "evaluation.json").unlink()
@@ -287,7 +287,7 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(go, tmp_path, monkeypatc
         signal_at(3, "vision.run.ImageTraining._rates", signal.SIGINT, inner)
         assert go("--log_interval", "1") == 130
     said = capsys.readouterr().err
-    assert f"interrupted: SIGINT at optimizer step 3; go on with: python main.py {' '.join(TINY[:2])}" in said
+    assert f"interrupted: SIGINT at optimizer step 3; resume with: python main.py {' '.join(TINY[:2])}" in said
     assert said.rstrip().endswith(f"--resume auto --output_dir {folder}") and not (folder / "REQUEUE").exists()
     assert find_checkpoint(folder)[0].step == 3
 
@@ -323,7 +323,7 @@ def test_signals_at_once_are_one_and_a_later_one_ends_it_with_the_checkpoint_bef
         assert process.poll() is None  # still saving
         time.sleep(3.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130 and "SIGINT again: ended at once" in process.stderr.read()
+        assert process.wait(10) == 130 and "SIGINT again: ended immediately" in process.stderr.read()
     assert find_checkpoint(folder)[0].step == 1
 
 
@@ -338,7 +338,7 @@ def test_ctrl_c_to_both_ranks_saves_once(tmp_path):
         "vision.run.ImageTraining.after_step = after_step\nsys.exit(exit_status(main.main))\n"
     )
     done = forked(2, *TINY, "--batch_size", "120", "--output_dir", folder, program=program)
-    assert done.codes == [130, 130] and done.stderr.count("go on with: torchrun --nproc_per_node=2 ") == 1
+    assert done.codes == [130, 130] and done.stderr.count("resume with: torchrun --nproc_per_node=2 ") == 1
     assert find_checkpoint(folder)[0].step in (2, 3)
 
 

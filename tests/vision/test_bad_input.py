@@ -72,13 +72,13 @@ CASES = {
     ),
     "a ledger that nobody reads": (
         ["--decay_ledger", "x"],
-        "--decay_ledger x: acts with --decay replay, not alphadecay",
+        "--decay_ledger x: needs --decay replay, not alphadecay",
     ),
-    "a mean that nobody takes": (["--decay_ledger_mean"], "--decay_ledger_mean True: acts with --decay replay"),
+    "a mean that nobody takes": (["--decay_ledger_mean"], "--decay_ledger_mean True: needs --decay replay"),
     "a metric that nobody takes": (["--decay", "adadecay", "--decay_metric", "entropy"], "--decay_metric entropy, "),
     "a control of nothing": (
         ["--decay", "awd", "--decay_control", "shuffle"],
-        "--decay_control shuffle: nothing is assigned to modules with --decay awd",
+        "--decay_control shuffle: has no effect with --decay awd",
     ),
     "scale 0": (["--awd_scale", "0"], "--awd_scale 0.0: must be above 0"),
     "two published kinds": (

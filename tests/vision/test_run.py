@@ -105,7 +105,7 @@ def timeless(path):
 def test_auto_starts_fresh_and_says_so_and_then_goes_on(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--output_dir", tmp_path / "run", "--resume", "auto", "--max_steps"]
     assert run(*words, "3", monkeypatch=monkeypatch) == 0
-    assert "starting fresh" in capsys.readouterr().out
+    assert "starting a new run" in capsys.readouterr().out
     assert run(*words, "6", monkeypatch=monkeypatch) == 0
     assert "resuming from" in capsys.readouterr().out
 
