@@ -22,7 +22,7 @@ from main import build_task, read_options
 from runtime.checkpoints import Contents, write_checkpoint
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
-from runtime.run import Run
+from runtime.run import StartedRun
 from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.session import Session
@@ -99,7 +99,7 @@ def started(model: str, folder: Path) -> tuple[ImageTraining, Session]:
     seed_everything(0)
     task = build_task(options, ALONE)
     session = Session(options.run, Start(folder / "run", None), options.flat(), Written(), {})
-    return ImageTraining(task, Run(options.run, ALONE, session, TrainingState(), Preemption(ALONE))), session
+    return ImageTraining(task, StartedRun(options.run, ALONE, session, TrainingState(), Preemption(ALONE))), session
 
 
 def take_steps(training: ImageTraining, steps: int) -> None:

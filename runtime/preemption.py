@@ -39,7 +39,7 @@ class Preemption:
             raise Preempted(signal.Signals(agreed).name)
 
     def watched(self, items: Iterable[Item], checks: int) -> Iterator[Item]:
-        """Yield the items with a check after each; with fewer than `checks` items, make the missing checks at the end."""
+        """Yield the items with a check after each; after fewer than `checks` items, make the missing checks."""
         done = 0
         for item in items:
             yield item

@@ -31,7 +31,7 @@ ASSIGNED = EVERY | {
     "lag": "decay_lag",
 }
 RANGE = {"low": "decay_low", "high": "decay_high", "rule": "decay_assign", "metric": "decay_metric"}
-LOG = {"ledger": "decay_ledger", "mean": "decay_ledger_mean"}
+LOG = dict(ledger="decay_ledger", mean="decay_ledger_mean")
 
 STRATEGIES = {
     "uniform": Strategy("UniformDecay", EVERY, colour="C0"),

@@ -62,8 +62,8 @@ FAULTS = [
     Fault(
         "stored_options_win",
         "runtime/options.py",
-        "values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(given)",
-        "values = known | vars(given) | {name: value for name, value in (defaults or {}).items() if name in known}",
+        "values = known | {name: value for name, value in (defaults or {}).items() if name in known} | vars(parsed)",
+        "values = known | vars(parsed) | {name: value for name, value in (defaults or {}).items() if name in known}",
         "runtime/test_options.py",
         "the command line is silently ignored on resuming",
     ),

@@ -33,11 +33,11 @@ FAULTS = [
         """        for path in [*temporary.iterdir(), temporary, *filter(Path.exists, before_rename)]:
             _sync(path)
         if target.exists():
-            os.rename(target, old)  # not deleted before the new one is there; see recover
+            os.rename(target, old)  # not deleted before the new one is complete; see recover
         os.rename(temporary, target)
 """,
         """        if target.exists():
-            os.rename(target, old)  # not deleted before the new one is there; see recover
+            os.rename(target, old)  # not deleted before the new one is complete; see recover
         os.rename(temporary, target)
         for path in [*target.iterdir(), target, *filter(Path.exists, before_rename)]:
             _sync(path)
@@ -88,8 +88,8 @@ FAULTS = [
     Fault(
         "copies_follow_the_training",
         "runtime/checkpoints.py",
-        "taken = cls(step, copied(dict(model)), average,",
-        "taken = cls(step, dict(model), average,",
+        "contents = cls(step, copied(dict(model)), average,",
+        "contents = cls(step, dict(model), average,",
         "runtime/test_checkpoints.py::test_contents_do_not_follow_what_training_goes_on_to_do",
         "a checkpoint mixes weights of several steps",
     ),
@@ -163,8 +163,8 @@ FAULTS = [
     Fault(
         "evaluation_is_forgotten",
         "runtime/training_state.py",
-        "for each in fields(kind) if each.name in flat",
-        "for each in fields(kind) if each.name in flat and each.name != 'evaluation_due'",
+        "for f in fields(kind) if f.name in flat",
+        "for f in fields(kind) if f.name in flat and f.name != 'evaluation_due'",
         "runtime/test_resume.py::test_told_to_end_it_saves_leaves_a_mark_and_goes_on[evaluating-SIGTERM]",
         "an evaluation that was interrupted is missing in the log",
     ),
@@ -236,7 +236,7 @@ FAULTS = [
     Fault(
         "foreign_files_are_deleted",
         "runtime/runfolder.py",
-        'return [path for path in found if "step_" not in path.name or is_checkpoint(path)]',
+        'return [path for path in paths if "step_" not in path.name or is_checkpoint(path)]',
         "return found",
         "runtime/test_run_folder.py",
         "a folder of the user's is deleted",
@@ -253,11 +253,11 @@ FAULTS = [
         "login_comes_last",
         "runtime/session.py",
         """        wandb = None
-        if options.enable_wandb:  # first""",
+        if options.enable_wandb:  # before""",
         """        if not start.continues:
             runfolder.remove_run(self.folder)
         wandb = None
-        if options.enable_wandb:  # first""",
+        if options.enable_wandb:  # before""",
         "runtime/test_run_folder.py",
         "a login that fails costs the run that was there",
     ),

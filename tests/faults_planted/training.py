@@ -98,7 +98,7 @@ FAULTS = [
     Fault(
         "statistics_of_bad_steps_stay",
         "runtime/steps.py",
-        "        _put_back(learner, buffers)\n",
+        "        _restore_buffers(learner, buffers)\n",
         "",
         "runtime/test_finite.py::test_a_skipped_step_leaves_running_statistics_alone",
         "one bad batch spoils batch norm for ever",
