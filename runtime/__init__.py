@@ -1,1 +1,1 @@
-"""What both trainers stand on: options, process group, seeding, checkpoints, the run's folder, tables, figures."""
+"""The base of both trainers: options, process group, seeding, checkpoints, run folder, tables, figures."""

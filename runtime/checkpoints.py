@@ -159,11 +159,11 @@ def recover(folder: Path) -> None:
     for path in folder.glob(".step_*.tmp"):
         remove_checkpoint(path)
     for path in folder.glob(".step_*.old"):
-        whole = folder / path.name[1:-4]
-        if whole.exists():
+        target = folder / path.name[1:-4]  # without the dot and ".old"
+        if target.exists():
             remove_checkpoint(path)
         else:
-            os.rename(path, whole)
+            os.rename(path, target)
 
 
 def link(folder: Path, name: str, checkpoint: Checkpoint) -> None:

@@ -42,7 +42,7 @@ def read_command(
     Raises:
         UserError: For the first word that cannot be read or the first constraint that is violated.
     """
-    values, given = parse(classes, argv, description=description)
+    values, typed = parse(classes, argv, description=description)
     source = _stored_config(values)
     stored = {} if source is None else _stored(source, values, {f.name for cls in classes for f in fields(cls)})
     not_stored = set(PER_CALL) - ({"max_steps"} if values["config"] else set())  # a repeated run has the same last step
@@ -53,13 +53,13 @@ def read_command(
         defaults.pop("export_hf", None)  # an evaluation exports only if the command line says so
     if defaults:
         values, _ = parse(classes, argv, defaults=defaults)
-    if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in given:
+    if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in typed:
         values["output_dir"] = str(source)
     try:
         return build(classes, values, checks)
     except UserError as error:
-        named = str(error).removeprefix("--").split(" ")[0].rstrip(":")
-        if named in stored and named not in given:
+        name = str(error).removeprefix("--").split(" ")[0].rstrip(":")
+        if name in stored and name not in typed:
             raise UserError(f"{error} (from {source})") from error
         raise
 

@@ -158,7 +158,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _epilog(names: Sequence[str]) -> str:
     """Notes on all options, and the list of published names, which --help does not show next to ours."""
-    pairs = [f"--{name} for --{each.option}" for name, each in PUBLISHED.items() if each.option in names]
+    pairs = [f"--{name} for --{published.option}" for name, published in PUBLISHED.items() if published.option in names]
     lines = ["A switch is turned off by --no_NAME. In names, dashes and underscores are the same."]
     lines += [f"The names of the published programs work too: {', '.join(pairs)}."] if pairs else []
     return "\n".join(textwrap.fill(line, 100, break_on_hyphens=False) for line in lines)

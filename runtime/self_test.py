@@ -158,13 +158,13 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def first_difference(pairs: Sequence[tuple[str, Any, Any]]) -> str:
     """A description of the first difference between two runs, or "". Tensors are compared bitwise."""
-    for name, ours, theirs in pairs:
-        if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
-            same = ours.dtype == theirs.dtype and ours.shape == theirs.shape and _bits(ours) == _bits(theirs)
+    for name, first, second in pairs:
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+            same = first.dtype == second.dtype and first.shape == second.shape and _bits(first) == _bits(second)
         else:
-            same = ours == theirs
+            same = first == second
         if not same:
-            return f"{name} differs" if isinstance(ours, torch.Tensor) else f"{name}: {ours} and {theirs}"
+            return f"{name} differs" if isinstance(first, torch.Tensor) else f"{name}: {first} and {second}"
     return ""
 
 

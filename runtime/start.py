@@ -20,7 +20,7 @@ class Start:
 
     folder: Path
     checkpoint: Checkpoint | None
-    passed_over: Sequence[str] = ()  # for each newer checkpoint what is wrong with it
+    skipped: Sequence[str] = ()  # for each newer, broken checkpoint what is wrong with it
 
     @property
     def continues(self) -> bool:
@@ -47,8 +47,8 @@ def find_start(options: RunOptions, ranks: Ranks) -> Start:
 
 def _checked(start: Start, options: RunOptions) -> Start:
     """Raise UserError if an evaluation would silently use an older checkpoint because a newer one is broken."""
-    if options.eval and start.passed_over and start.checkpoint:
-        raise UserError(f"{start.passed_over[0]}; --resume {start.checkpoint.path} evaluates the one before it")
+    if options.eval and start.skipped and start.checkpoint:
+        raise UserError(f"{start.skipped[0]}; --resume {start.checkpoint.path} evaluates the one before it")
     return start
 
 
@@ -105,7 +105,7 @@ def announce(start: Start, options: RunOptions, ranks: Ranks) -> None:
     """Print where a run starts."""
     if not ranks.is_main:
         return
-    for reason in start.passed_over:
+    for reason in start.skipped:
         say(f"warning: skipped a broken checkpoint: {reason}")
     if start.checkpoint:
         action = "evaluating" if options.eval else "resuming from"

@@ -31,20 +31,20 @@ ENTRIES: dict[str, Callable[[Any], bool]] = {
     "optimizer": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict)
     and isinstance(v.get("param_groups"), list) and all(isinstance(group, dict) for group in v["param_groups"]),
     "scaler": lambda v: isinstance(v, dict),
-    "random": lambda v: isinstance(v, list) and bool(v) and all(isinstance(each, dict) for each in v),
+    "random": lambda v: isinstance(v, list) and bool(v) and all(isinstance(item, dict) for item in v),
     "step": _count,
     "bad_steps": _count,
     "loss_steps": _count,
     "evaluation_due": lambda v: isinstance(v, bool),
-    "loss_sums": lambda v: isinstance(v, list) and all(isinstance(each, float | int) for each in v),
-    "rows": lambda v: isinstance(v, dict) and all(isinstance(k, str) and _count(each) for k, each in v.items()),
+    "loss_sums": lambda v: isinstance(v, list) and all(isinstance(item, float | int) for item in v),
+    "rows": lambda v: isinstance(v, dict) and all(isinstance(k, str) and _count(n) for k, n in v.items()),
     "best": lambda v: isinstance(v, dict) and set(v) <= {"best", "best_ema"}
     and all(isinstance(e, dict) and _finite(e.get("value")) and _count(e.get("step")) for e in v.values()),
     "seconds": _finite,
     "train_seconds": _finite,
     "decay_seconds": _finite,
     "wandb_id": lambda v: v is None or isinstance(v, str),
-    "streams": lambda v: isinstance(v, list) and bool(v) and all(isinstance(each, dict) for each in v),
+    "streams": lambda v: isinstance(v, list) and bool(v) and all(isinstance(item, dict) for item in v),
 }  # fmt: skip
 NEEDED = ("optimizer", "scaler", "random")
 

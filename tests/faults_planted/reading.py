@@ -86,8 +86,8 @@ FAULTS = [
     Fault(
         "differences_of_bits_pass",
         "runtime/self_test.py",
-        "and _bits(ours) == _bits(theirs)",
-        "and torch.equal(ours, theirs)",
+        "and _bits(first) == _bits(second)",
+        "and torch.equal(first, second)",
         "runtime/test_resume.py::test_differences_are_found_wherever_they_are",
         "the self-test of resuming takes -0 for 0",
     ),

@@ -237,7 +237,7 @@ FAULTS = [
         "foreign_files_are_deleted",
         "runtime/runfolder.py",
         'return [path for path in paths if "step_" not in path.name or is_checkpoint(path)]',
-        "return found",
+        "return paths",
         "runtime/test_run_folder.py",
         "a folder of the user's is deleted",
     ),
@@ -313,7 +313,7 @@ FAULTS = [
     Fault(
         "one_checkpoint_is_evaluated_for_another",
         "runtime/start.py",
-        "    if options.eval and start.passed_over and start.checkpoint:",
+        "    if options.eval and start.skipped and start.checkpoint:",
         "    if False:",
         "runtime/test_run_folder.py",
         "figures of an earlier step are taken for the newest",
