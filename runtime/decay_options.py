@@ -30,7 +30,7 @@ class DecayOptions:
     )
     decay: str = option("uniform", "strategy: how decay is distributed over the modules", choices=tuple(STRATEGIES))
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
-    decay_lag: int = option(0, "steps for computing spectra in the background; 0: training waits", minimum=0)
+    decay_lag: int = option(0, "optimizer steps for spectra in the background; 0: training waits", minimum=0)
     decay_metric: str = option("alpha", "metric that scores a module; a higher score gives more decay", choices=SCORES)
     decay_fit: str = option("median", "how the tail of a spectrum is found and alpha is estimated", choices=FITS)
     decay_xmin_pos: float = option(2.0, "median fit: the tail is the top 1 - 1/x of the spectrum", above=1)

@@ -39,7 +39,7 @@ class RunOptions:
     resume: str = option(
         "", "resume from a run folder or a checkpoint; auto: from --output_dir if a run is there", metavar="FOLDER"
     )
-    allow_changed: tuple[str, ...] = option((), "options or categories allowed to differ from the checkpoint")
+    allow_changed: tuple[str, ...] = option((), "options, facts or categories that may differ from the checkpoint")
     config: str = option("", "a run's config.json; its options apply unless the command line has them", metavar="FILE")
     eval: bool = option(False, "only evaluate the checkpoint of --resume")
     results_file: str = option(
