@@ -10,9 +10,9 @@ from runtime.errors import exit_status
 from runtime.extras import answered
 from vision.options import OPTION_CLASSES, DataOptions, Options, read_options
 
-if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := answered("main.py", read_options, sys.argv[1:]):
-        sys.exit(mistaken)
+if __name__ == "__main__":  # answers --help and errors in options before torch and timm load, which takes seconds
+    if status := answered("main.py", read_options, sys.argv[1:]):
+        sys.exit(status)
 
 import runtime.openmp  # noqa: F401  before torch
 import runtime.timm_alone  # noqa: F401  before timm
@@ -62,21 +62,21 @@ def main() -> None:
     )
 
 
-def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> None:
-    """Build everything, go on from the checkpoint if there is one, and train."""
+def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) -> None:
+    """Build everything, resume from the checkpoint if there is one, and train."""
     task = build_task(options, ranks)
     facts = facts_of(ranks, fingerprint(task.data) if ranks.is_main else "")
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     if finished(start, task.last_step, METRICS, ranks):
         return
-    what = options.model.model, options.data.data_set
-    run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)
+    names = options.model.model, options.data.data_set
+    run = begin(names, task.learner, options.run, options.flat(), contract, start, ranks, preemption)
     ImageTraining(task, run).run()
 
 
 def show_only(options: Options, ranks: Ranks) -> None:
-    """Print every parameter with its group, decay and why."""
+    """Print every parameter with its group, its decay and the reason for it."""
     task = build_task(options, ranks)
     task.decay.refresh()
     if ranks.is_main:
@@ -84,7 +84,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
-    """Print the accuracies of a checkpoint's raw and EMA weights, or of the weights the model starts from."""
+    """Print the accuracies of a checkpoint's raw and EMA weights, or of the weights that the model starts from."""
     results = ranks.from_main(partial(results_file, options.run, start))
     data = open_images(options.data, ranks, train=False)
     model = build_model(options.model, data.classes, options.data.input_size, new_head=False).to(ranks.device)
@@ -98,15 +98,15 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     pin = ranks.device.type == "cuda"
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
-    found = evaluate_all(model, averaged, validation, ranks, precision)
+    metrics = evaluate_all(model, averaged, validation, ranks, precision)
     if ranks.is_main:
-        show_evaluation(found)
+        show_evaluation(metrics)
         if results is not None:
-            write_results(results, start, options.flat(), found)
+            write_results(results, start, options.flat(), metrics)
 
 
 def build_task(options: Options, ranks: Ranks) -> ImageTask:
-    """Data, model, average, optimizer, decay and rules of a run."""
+    """Build data, model, EMA, optimizer, decay and rules of a run."""
     seed_everything(options.run.seed)  # the same initial weights on every rank
     data = open_images(options.data, ranks)
     pin = ranks.device.type == "cuda"
@@ -142,7 +142,7 @@ def build_task(options: Options, ranks: Ranks) -> ImageTask:
 
 
 def build_loss(options: DataOptions, classes: int) -> tuple[nn.Module, Mixup | None]:
-    """The training loss, and timm's mixup where it is on (it then smooths the labels)."""
+    """The training loss and, if it is on, timm's mixup, which then smooths the labels."""
     if options.mixes:
         mixup = Mixup(
             mixup_alpha=options.mixup,

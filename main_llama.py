@@ -10,9 +10,9 @@ from llama.options import OPTION_CLASSES, LanguageModelOptions, Options, read_op
 from runtime.errors import UserError, exit_status
 from runtime.extras import answered
 
-if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
-    if mistaken := answered("main_llama.py", read_options, sys.argv[1:]):
-        sys.exit(mistaken)
+if __name__ == "__main__":  # answers --help and errors in options before torch and timm load, which takes seconds
+    if status := answered("main_llama.py", read_options, sys.argv[1:]):
+        sys.exit(status)
 
 import runtime.openmp  # noqa: F401  before torch
 import runtime.timm_alone  # noqa: F401  before timm
@@ -27,7 +27,7 @@ from torch import nn
 
 from llama.data import TextData, open_text, train_stream, validation_batches
 from llama.engine import METRICS, LossRules, evaluate
-from llama.models import architecture, build_model, check_export, export, longest, vocabulary_size
+from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
 from llama.run import TextTask, TextTraining, even_batches, sharded_layers, show_perplexity
 from llama.tokenizers import require_fits
 from optim_factory import build_decay, build_optimizer
@@ -45,8 +45,8 @@ from runtime.steps import AMP_DTYPES, StepRules, data_parallel
 from runtime.tables import say
 
 FIXED = fixed_options(OPTION_CLASSES)
-ROUNDED_AWAY = (
-    "warning: --pure_bf16: weights in bfloat16 round most of their decay away (--decay_audit shows how much); "
+ROUNDING_WARNING = (
+    "warning: --pure_bf16: with weights in bfloat16 most decay is lost to rounding (--decay_audit shows how much); "
     "--dtype bfloat16 keeps float32 weights"
 )
 
@@ -64,43 +64,43 @@ def main() -> None:
     )
 
 
-def train(options: Options, start: Start, ranks: Ranks, noted: Preemption) -> None:
-    """Build everything, go on from the checkpoint if there is one, and train."""
+def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) -> None:
+    """Build everything, resume from the checkpoint if there is one, and train."""
     text = open_text(options.text, ranks)
     task = build_task(options, text, ranks)
     facts = facts_of(ranks, text.fingerprint() if ranks.is_main else "")
-    facts["architecture"] = architecture(task.learner.plain)
+    facts["architecture"] = config_hash(task.learner.plain)
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     if finished(start, task.last_step, METRICS, ranks):
         task.stream.close()
-        hand_over_late(options, task, start, ranks)
+        export_finished(options, task, start, ranks)
         return
-    ranks.from_main(partial(require_free, options))
-    what = options.model.init_from or options.model.model_config, options.text.dataset
-    run = begin(what, task.learner, options.run, options.flat(), contract, start, ranks, noted)
+    ranks.from_main(partial(check_export_folder, options))
+    names = options.model.init_from or options.model.model_config, options.text.dataset
+    run = begin(names, task.learner, options.run, options.flat(), contract, start, ranks, preemption)
     TextTraining(task, run).run()
 
 
-def hand_over_late(options: Options, task: TextTask, start: Start, ranks: Ranks) -> None:
-    """Write the export of a finished run that ended before it had one."""
+def export_finished(options: Options, task: TextTask, start: Start, ranks: Ranks) -> None:
+    """Write the export of a run that had finished without one."""
     target = task.export_to
     if target is None or start.checkpoint is None or ranks.from_main(lambda: target.exists() and any(target.iterdir())):
         return
-    ranks.from_main(partial(require_free, options))
+    ranks.from_main(partial(check_export_folder, options))
     load_weights(task.learner.plain, start.checkpoint.model_weights(), start.checkpoint)
     export(task.learner.plain, task.tokenizer, target, ranks)
 
 
-def require_free(options: Options) -> None:
-    """Raise UserError if the export, where one is wanted, would replace what it must not; nothing is written."""
+def check_export_folder(options: Options) -> None:
+    """Raise UserError if --export_hf names a folder that must not be replaced. Writes nothing."""
     target = options.model.export_hf
     if target:
         check_export(Path(target), [options.run.output_dir, options.model.init_from], options.run.overwrite)
 
 
 def show_only(options: Options, ranks: Ranks) -> None:
-    """Print every parameter with its group, decay and why."""
+    """Print every parameter with its group, its decay and the reason for it."""
     text = open_text(options.text, ranks)
     task = build_task(options, text, ranks)
     task.decay.refresh()
@@ -110,41 +110,41 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
-    """Print the perplexity of a checkpoint, or of the weights the model starts from; write them for transformers."""
-    ranks.from_main(partial(require_free, options))
+    """Print the perplexity of a checkpoint, or of the weights that the model starts from; export them if asked."""
+    ranks.from_main(partial(check_export_folder, options))
     results = ranks.from_main(partial(results_file, options.run, start))
     text = open_text(options.text, ranks)
     model = fitting_model(options, text).to(ranks.device)
     if start.checkpoint is not None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
     validation = validation_batches(options.text, text, ranks)
-    found = evaluate(model, even_batches(validation, sharded=False), ranks, loss_rules(options))
+    metrics = evaluate(model, even_batches(validation, sharded=False), ranks, loss_rules(options))
     if ranks.is_main:
-        show_perplexity(found)
+        show_perplexity(metrics)
         if results is not None:
-            write_results(results, start, options.flat(), found)
+            write_results(results, start, options.flat(), metrics)
     if options.model.export_hf:
         export(model, text.tokenizer, Path(options.model.export_hf), ranks)
 
 
 def fitting_model(options: Options, text: TextData) -> nn.Module:
-    """The model, which knows all ids that the tokenizer can give and has positions for whole sequences.
+    """Build the model, which must have embeddings for all ids of the tokenizer and positions for whole sequences.
 
     Raises:
-        UserError: If it cannot be had.
+        UserError: If it cannot be built, or has too few of them.
     """
     model = build_model(options.model)
     require_fits(text.tokenizer, vocabulary_size(model))
-    last = longest(model)
-    if last is not None and options.text.max_length > last:
-        raise UserError(f"--max_length {options.text.max_length}: the model has positions for {last} tokens")
+    positions = max_positions(model)
+    if positions is not None and options.text.max_length > positions:
+        raise UserError(f"--max_length {options.text.max_length}: the model has positions for {positions} tokens")
     return model
 
 
 def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
-    """Model, optimizer, decay, stream and rules of a run."""
+    """Build model, optimizer, decay, stream and rules of a run."""
     if options.model.pure_bf16 and ranks.is_main:
-        say(ROUNDED_AWAY)
+        say(ROUNDING_WARNING)
     seed_everything(options.run.seed)  # the same initial weights on every rank
     plain = fitting_model(options, text).to(ranks.device)
     sharded = options.model.fsdp and ranks.count > 1
@@ -174,15 +174,15 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
 
 
 def loss_rules(options: Options) -> LossRules:
-    """How the loss is computed."""
+    """The rules for computing the loss."""
     return LossRules(AMP_DTYPES[options.run.amp], options.model.chunked_loss)
 
 
 def wrapped(plain: nn.Module, ranks: Ranks, options: LanguageModelOptions) -> nn.Module:
-    """The model as ranks train it together, compiled if wanted; FSDP2 shards it in place.
+    """Wrap the model for training on all ranks, compiled with --compile; FSDP2 shards it in place.
 
     Raises:
-        UserError: If it is to be sharded over a single process.
+        UserError: If --fsdp is given to a single process.
     """
     if options.fsdp and ranks.count == 1:
         raise UserError("--fsdp true: needs several processes; start with torchrun --nproc_per_node=N")

@@ -1,4 +1,4 @@
-"""Parameter groups -> optimizer -> decay strategy, for both trainers."""
+"""Build parameter groups, the optimizer and the decay strategy, for both trainers."""
 
 import difflib
 from typing import Any
@@ -15,16 +15,16 @@ from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.run_options import OptimizerOptions
 
-FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers with one kernel for the whole step
+FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers that have a fused kernel
 
 
 def build_optimizer(
     options: OptimizerOptions, decay: DecayOptions, model: nn.Module, layer_decay: float = 1.0
 ) -> Optimizer:
-    """A timm optimizer over groups that carry their decay; the groups are the same for every kind of decay.
+    """Build a timm optimizer over groups with their own decay; the groups are the same for every strategy.
 
     Raises:
-        UserError: If timm does not know the optimizer or it refuses the options.
+        UserError: If timm does not know the optimizer, or the optimizer rejects the options.
     """
     groups = alphadecay.param_groups(
         model,
@@ -37,7 +37,7 @@ def build_optimizer(
         groups = scale_layers(groups, model, layer_decay)
     name = options.optimizer.lower()
     if name not in list_optimizers():
-        known = [str(each) for each in list_optimizers()]
+        known = [str(known_name) for known_name in list_optimizers()]
         close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "-"
         raise UserError(f"--optimizer {options.optimizer}: timm has no such optimizer; close: {close}")
     kernel: dict[str, Any] = {"fused": True} if name in FUSED else {}
@@ -53,19 +53,22 @@ def build_optimizer(
     except (TypeError, ValueError, AssertionError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(f"--optimizer {options.optimizer}: {error}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"--optimizer {options.optimizer}: is no torch optimizer")
+        raise UserError(f"--optimizer {options.optimizer}: is not a torch optimizer")
     return optimizer
 
 
 def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> list[Group]:
-    """Split groups by layer and note each layer's learning-rate scale: layer_decay to the power of its distance to
-    the last one. Decay is left as it is, so both compose.
+    """Split groups by layer; each gets `lr_scale` = layer_decay ** (number of layers after it). Keeps their decay.
+
+    Mirrors timm.optim.param_groups_layer_decay, without its change of weight decay.
 
     Raises:
-        UserError: If the model does not tell its layers.
+        UserError: If the model does not assign its parameters to layers.
     """
     if not hasattr(model, "group_matcher"):
-        raise UserError(f"--layer_decay {layer_decay:g}: {type(model).__name__} does not tell its layers")
+        raise UserError(
+            f"--layer_decay {layer_decay:g}: {type(model).__name__} does not name its layers (no group_matcher)"
+        )
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     names = {id(p): name for name, p in model.named_parameters()}
     last = max(layers.values())
@@ -81,12 +84,12 @@ def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> l
 
 
 def build_decay(options: DecayOptions, model: nn.Module, optimizer: Any, seed: int) -> DecaySchedule:
-    """The decay schedule that the options name, attached to the optimizer.
+    """Build the decay schedule that the options name, and attach it to the optimizer.
 
-    It takes over the state of another strategy: `runtime/run_contract.py` has checked whether a run may change it.
+    It accepts the state of another strategy: `runtime/run_contract.py` has checked whether the run may change it.
 
     Raises:
-        UserError: If no weight matrix of the model takes part, or the optimizer takes no weight decay.
+        UserError: If no weight matrix of the model is adapted, or the optimizer has no weight decay.
     """
     build = getattr(alphadecay, options.strategy.builds)
     common = {**options.selection(model), "cautious": options.decay_cautious}

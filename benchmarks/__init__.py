@@ -1,3 +1,3 @@
-"""Paired timings: ratios measured in one run, never absolute times."""
+"""Paired timings: ratios that are measured in one run, never absolute times alone."""
 
 import runtime.openmp  # noqa: F401  before torch

@@ -1,10 +1,10 @@
-"""Images a second of a small training, alone and beside another process, by how OpenMP's threads wait.
+"""Images per second of a small training, alone and beside another process, for settings of how OpenMP threads wait.
 
     python -m benchmarks.busy_machine [--rounds 3] [--epochs 6] [--json OUT]
 
-Threads of OpenMP that wait for each other spin: alone that saves microseconds, beside another process it takes the core
-that the others need. Each setting runs the quickstart's net in a process of its own; the settings take turns. The other
-process is one Python thread that counts.
+OpenMP threads that wait for each other spin. That saves microseconds if the training is alone, but beside another
+process it blocks a core that other threads need. Each setting trains the quickstart's model in a separate process; the
+settings take turns. The other process is one Python thread that counts.
 """
 
 import argparse
@@ -40,37 +40,37 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if --json is options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each setting, alone and beside")
-    parser.add_argument("--epochs", type=int, default=6, help="of a run")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs per run")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="only these")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    given = parser.parse_args()
-    found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "beside": []} for name in given.settings}
-    for _ in range(given.rounds):
-        for name in given.settings:
-            found[name]["alone"].append(images_a_second(SETTINGS[name], given.epochs))
+    parser.add_argument("--json", type=Path, help="file for the result")
+    options = parser.parse_args()
+    speeds: dict[str, dict[str, list[float]]] = {name: {"alone": [], "beside": []} for name in options.settings}
+    for _ in range(options.rounds):
+        for name in options.settings:
+            speeds[name]["alone"].append(images_per_second(SETTINGS[name], options.epochs))
             with another_process():
-                found[name]["beside"].append(images_a_second(SETTINGS[name], given.epochs))
-    rows = [[name, median(each["alone"]), median(each["beside"])] for name, each in found.items()]
-    say(table(["waiting", "images/s alone", "images/s beside"], rows))
-    if given.json:
-        given.json.write_text(json.dumps({"images_per_second": found} | environment(), indent=1) + "\n")
+                speeds[name]["beside"].append(images_per_second(SETTINGS[name], options.epochs))
+    rows = [[name, median(speed["alone"]), median(speed["beside"])] for name, speed in speeds.items()]
+    say(table(["setting", "images/s alone", "images/s beside"], rows))
+    if options.json:
+        options.json.write_text(json.dumps({"images_per_second": speeds} | environment(), indent=1) + "\n")
 
 
-def images_a_second(setting: dict[str, str], epochs: int) -> float:
-    """Of a run under a setting of the environment."""
-    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+def images_per_second(setting: dict[str, str], epochs: int) -> float:
+    """Train once with these environment variables."""
+    environ = {name: value for name, value in os.environ.items() if name not in UNSET}
     with TemporaryDirectory() as folder:
         words = [sys.executable, "main.py", *TRAINING, "--epochs", str(epochs), "--output_dir", f"{folder}/run"]
-        subprocess.run(words, cwd=ROOT, env=kept | setting, check=True, capture_output=True)
+        subprocess.run(words, cwd=ROOT, env=environ | setting, check=True, capture_output=True)
         return json.loads(Path(folder, "run", "summary.json").read_text())["samples_per_second"]
 
 
 @contextmanager
 def another_process() -> Iterator[None]:
-    """A process that keeps one core busy, while the block runs."""
+    """Keep one core busy with another process while the block runs."""
     counting = subprocess.Popen([sys.executable, "-c", "n = 0\nwhile True: n += 1"])
     try:
         yield

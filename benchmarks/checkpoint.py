@@ -1,9 +1,9 @@
-"""How long training waits for a checkpoint: beside copying the tensors alone, and beside writing it there and then.
+"""How long training waits for a checkpoint, compared with only copying its tensors and with writing it at once.
 
     python -m benchmarks.checkpoint [--model deit_tiny_patch16_224] [--rounds 21] [--steps 4] [--json OUT]
 
 A real run's state (weights, EMA, AdamW's moments, random states) is saved as main.py saves it; the sides take turns
-in one process. Last, training steps with a checkpoint being written behind them against the same steps without.
+in one process. The last two sides are training steps while a checkpoint is written in the background, and without it.
 """
 
 import argparse
@@ -35,35 +35,35 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--rounds", type=int, default=21, help="paired measurements")
-    parser.add_argument("--steps", type=int, default=4, help="training steps of 8 images beside which one is written")
-    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--steps", type=int, default=4, help="training steps of 8 images while a checkpoint is written")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found, size = measure(options.model, options.rounds, options.steps, Path(folder))
+        seconds, size = measure(options.model, options.rounds, options.steps, Path(folder))
     megabytes, threads = size / 1e6, torch.get_num_threads()
     say(f"{options.model}, checkpoint of {megabytes:.0f} MB, {options.rounds} rounds, {threads} threads")
-    say(table(["milliseconds", "min", "median", "max"], [row(k, [1e3 * t for t in v]) for k, v in found.items()]))
+    say(table(["milliseconds", "min", "median", "max"], [row(k, [1e3 * t for t in v]) for k, v in seconds.items()]))
     compared = {
-        "training waits / copying alone": ratios(found["training waits"], found["copying alone"]),
-        "writing there and then / training waits": ratios(found["writing there and then"], found["training waits"]),
-        "steps beside writing / steps": ratios(found["steps beside writing"], found["steps"]),
+        "training waits / copying alone": ratios(seconds["training waits"], seconds["copying alone"]),
+        "writing at once / training waits": ratios(seconds["writing at once"], seconds["training waits"]),
+        "steps beside writing / steps": ratios(seconds["steps beside writing"], seconds["steps"]),
     }
     for label, values in compared.items():
         low, high = interval(values)
         say(f"{label}: median {median(values):.3f}, 95 % interval {low:.3f} to {high:.3f}")
     if options.json:
-        options.json.write_text(json.dumps(found | {"bytes": size} | environment(), indent=1) + "\n")
+        options.json.write_text(json.dumps(seconds | {"bytes": size} | environment(), indent=1) + "\n")
 
 
 def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str, list[float]], int]:
     """Seconds of each side, and the size of a checkpoint in bytes."""
     training, session = started(model, folder)
     learner = training.learner
-    take_steps(training, 1)  # the optimizer's moments are there from now on
+    take_steps(training, 1)  # creates the optimizer's moments
 
     def contents() -> Contents:
         models = learner.plain.state_dict(), learner.averaged.state_dict() if learner.averaged else None
@@ -77,22 +77,22 @@ def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str
         save()
         take_steps(training, steps)
 
-    taken = contents()
+    copied = contents()
     sides: dict[str, Callable[[], Any]] = {
         "copying alone": contents,
         "training waits": save,
-        "writing there and then": lambda: write_checkpoint(folder / "there_and_then", contents()),
+        "writing at once": lambda: write_checkpoint(folder / "at_once", contents()),
         "steps": lambda: take_steps(training, steps),
         "steps beside writing": beside_writing,
     }
-    found = take_turns({name: timed(side, session.wait_saved) for name, side in sides.items()}, rounds)
+    seconds = take_turns({name: timed(side, session.wait_saved) for name, side in sides.items()}, rounds)
     session.wait_saved()
-    tensors = [*taken.model.values(), *(taken.ema or {}).values(), *moments(taken.state)]
-    return found, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = [*copied.model.values(), *(copied.ema or {}).values(), *moments(copied.state)]
+    return seconds, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def started(model: str, folder: Path) -> tuple[ImageTraining, Session]:
-    """A run as main.py would begin it."""
+    """Begin a run as main.py does."""
     words = f"--data_set digits --input_size 224 --num_workers 0 --model {model} --batch_size 8 --device cpu "
     words += f"--optimizer adamw --model_ema --decay alphadecay --output_dir {folder / 'run'}"
     options = read_options(words.split())
@@ -103,7 +103,7 @@ def started(model: str, folder: Path) -> tuple[ImageTraining, Session]:
 
 
 def take_steps(training: ImageTraining, steps: int) -> None:
-    """Training steps on images of noise."""
+    """Train on images of noise."""
     images, labels = torch.randn(8, 3, 224, 224), torch.arange(8)
     batches = [(images.clone(), labels) for _ in range(steps)]
     step, rules = training.counts.step, training.task.rules

@@ -1,10 +1,10 @@
-"""How much torch.compile compiles of an optimizer's step, with AlphaDecay and without.
+"""How often torch.compile compiles an optimizer step, with AlphaDecay and without.
 
     python -m benchmarks.compiled_step [--model deit_tiny_patch16_224] [--interval 3] [--steps 8] [--json OUT]
 
-Three runs of AdamW's compiled step over the same gradients: under AlphaDecay; plain; and with the decays of the first
-run written by hand, which is what torch itself compiles again for changed values. Counted are Dynamo's frames and
-graphs and the seconds of each step; the backend is the default one unless --backend says otherwise.
+Three runs of AdamW's compiled step on the same gradients: with AlphaDecay; without; and with the decays of the first
+run written by hand, which shows how often torch compiles again only because values change. The results are Dynamo's
+frames and graphs and the seconds of each step.
 """
 
 import argparse
@@ -23,29 +23,29 @@ from runtime.tables import say, table
 
 
 def main() -> None:
-    """Count, print a table, and write JSON where asked."""
+    """Count, print a table, and write JSON if --json is options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model")
     parser.add_argument("--interval", type=int, default=3, help="steps between refreshes")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    given = parser.parse_args()
-    attached = count(given.model, given.steps, given.interval, given.backend, attach=True)
-    found = {
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    options = parser.parse_args()
+    attached = count(options.model, options.steps, options.interval, options.backend, attach=True)
+    runs = {
         "AlphaDecay": attached,
-        "plain": count(given.model, given.steps, given.interval, given.backend),
-        "by hand": count(given.model, given.steps, given.interval, given.backend, decays=attached["decays"]),
+        "plain": count(options.model, options.steps, options.interval, options.backend),
+        "by hand": count(options.model, options.steps, options.interval, options.backend, decays=attached["decays"]),
     }
-    say(f"{given.model}, {given.steps} steps, a refresh every {given.interval}, backend {given.backend}")
+    say(f"{options.model}, {options.steps} steps, a refresh every {options.interval}, backend {options.backend}")
     rows = [
-        [name, each["frames"][0], each["frames"][-1], each["graphs"][0], each["graphs"][-1], *each["seconds"]]
-        for name, each in found.items()
+        [name, run["frames"][0], run["frames"][-1], run["graphs"][0], run["graphs"][-1], *run["seconds"]]
+        for name, run in runs.items()
     ]
-    heads = ["frames at step 0", "in all", "graphs at step 0", "in all"]
-    say(table(["", *heads, *(f"step {step}, s" for step in range(given.steps))], rows))
-    if given.json:
-        given.json.write_text(json.dumps(found | environment(), indent=1) + "\n")
+    heads = ["frames at step 0", "total", "graphs at step 0", "total"]
+    say(table(["", *heads, *(f"step {step}, s" for step in range(options.steps))], rows))
+    if options.json:
+        options.json.write_text(json.dumps(runs | environment(), indent=1) + "\n")
 
 
 def count(
@@ -56,7 +56,7 @@ def count(
     attach: bool = False,
     decays: list[list[float]] | None = None,
 ) -> dict[str, Any]:
-    """Frames and graphs compiled up to each step, its seconds, and the decays that held."""
+    """Frames and graphs compiled up to each step, and the seconds and decays of each step."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def count(
     if attach:
         alphadecay.AlphaDecay(model, optimizer, interval)
     step = torch.compile(optimizer.step, backend=backend)
-    found: dict[str, Any] = {"frames": [], "graphs": [], "seconds": [], "decays": []}
+    counts: dict[str, Any] = {"frames": [], "graphs": [], "seconds": [], "decays": []}
     for number in range(steps):
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
@@ -73,11 +73,11 @@ def count(
             group["weight_decay"] = decay
         began = time.perf_counter()
         step()
-        found["seconds"].append(round(time.perf_counter() - began, 2))
-        found["frames"].append(counters["frames"]["total"])
-        found["graphs"].append(counters["stats"]["unique_graphs"])
-        found["decays"].append([group["weight_decay"] for group in optimizer.param_groups])
-    return found
+        counts["seconds"].append(round(time.perf_counter() - began, 2))
+        counts["frames"].append(counters["frames"]["total"])
+        counts["graphs"].append(counters["stats"]["unique_graphs"])
+        counts["decays"].append([group["weight_decay"] for group in optimizer.param_groups])
+    return counts
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Images a second of our training loader beside torchvision's folder and timm's transform in a plain DataLoader.
+"""Images per second of our training loader compared with a DataLoader of torchvision's folder and timm's transform.
 
     python -m benchmarks.loader --data FOLDER [--workers N] [--rounds R] [--json OUT]
 
-FOLDER holds <class>/<image>. Both sides augment alike (the defaults of main.py: RandAugment, random erasing,
-bicubic, 224 pixels), shuffle, keep their workers between epochs, and take turns in one process. The photographs
-are repeated within an epoch, so that starting and ending one counts for little. The ratio of each pair is ours over
-theirs, so above 1 ours is the faster.
+FOLDER contains <class>/<image>. Both sides have the same augmentation (the defaults of main.py: RandAugment, random
+erasing, bicubic, 224 pixels), shuffle, keep their workers between epochs, and take turns in one process. The
+photographs are repeated within an epoch, so that its start and end take little of the time. Ratios are our speed
+divided by the plain one: above 1 ours is faster.
 
-The plain side has our one patch of timm's transform: its posterize asks Pillow for 0 bits in about one image of a
-thousand, which Pillow 13 refuses with a ValueError.
+The plain side has our only patch of timm's transform: its posterize asks Pillow for 0 bits in about one of a thousand
+images, which Pillow 13 refuses with a ValueError.
 """
 
 import argparse
@@ -36,38 +36,38 @@ from vision.transforms import augment_operations, posterize
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if --json is arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of class folders of photographs")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes, at most one a CPU")
-    parser.add_argument("--batch_size", type=int, default=32, help="images a batch")
-    parser.add_argument("--images", type=int, default=640, help="images a side and round, about")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes, at most one per CPU")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per batch")
+    parser.add_argument("--images", type=int, default=640, help="images per side and round, about")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="file for the result")
+    arguments = parser.parse_args()
     options = DataOptions(
-        data_set="image_folder", data_path=given.data, eval_data_path=given.data,
-        batch_size=given.batch_size, num_workers=usable_workers(given.workers),
+        data_set="image_folder", data_path=arguments.data, eval_data_path=arguments.data,
+        batch_size=arguments.batch_size, num_workers=usable_workers(arguments.workers),
     )  # fmt: skip
-    result = measure(options, given.images, given.rounds)
-    say(f"{result['images']} images a round, batches of {options.batch_size}, {options.num_workers} workers")
+    result = measure(options, arguments.images, arguments.rounds)
+    say(f"{result['images']} images per round, batches of {options.batch_size}, {options.num_workers} workers")
     rows = [row(side, result[side]) for side in ("ours", "plain")] + [row("ours / plain", result["ratios"])]
     say(table(["images/s; ratio", "min", "median", "max"], rows))
     say(verdict("ours / plain", result["ratios"]))
-    if given.json:
-        given.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 
 
 def measure(options: DataOptions, images: int, rounds: int) -> dict[str, Any]:
-    """Images a second of both sides, and their ratios pair by pair."""
+    """Images per second of both sides, and their ratios pair by pair."""
     ours, plain = our_epochs(options, images), plain_epochs(options, images)
-    found = take_turns({"ours": lambda: speed(ours()), "plain": lambda: speed(plain())}, rounds)
-    quotients = ratios(found["ours"], found["plain"])
+    speeds = take_turns({"ours": lambda: speed(ours()), "plain": lambda: speed(plain())}, rounds)
+    quotients = ratios(speeds["ours"], speeds["plain"])
     return {
         "images": images // options.batch_size * options.batch_size,
         "batch_size": options.batch_size,
         "workers": options.num_workers,
-        **found,
+        **speeds,
         "ratios": quotients,
         "interval": interval(quotients),
     }
@@ -83,7 +83,7 @@ def our_epochs(options: DataOptions, images: int) -> Callable[[], Iterable[Any]]
 
 
 def plain_epochs(options: DataOptions, images: int) -> Callable[[], Iterable[Any]]:
-    """What one would write with torchvision and timm alone; each call gives the next epoch."""
+    """A loader of only torchvision and timm; each call gives the next epoch."""
     transform: Any = create_transform(
         input_size=options.input_size,
         is_training=True,
@@ -110,13 +110,13 @@ def plain_epochs(options: DataOptions, images: int) -> Callable[[], Iterable[Any
 
 
 def repeated(data: Any, images: int) -> Dataset:
-    """So many images: the data again and again."""
+    """The data, repeated up to this number of images."""
     whole: Dataset = ConcatDataset([data] * math.ceil(images / len(data)))
     return Subset(whole, range(images))
 
 
 def speed(batches: Iterable[Any]) -> float:
-    """Images a second of an epoch, its start included."""
+    """Images per second of an epoch, including its start."""
     began = time.perf_counter()
     images = sum(len(labels) for _, labels in batches)
     return images / (time.perf_counter() - began)

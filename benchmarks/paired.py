@@ -1,4 +1,4 @@
-"""Things that take turns in one process, compared pair by pair."""
+"""Let sides take turns in one process, and compare them pair by pair."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,10 @@ RESAMPLES = 10_000
 def timed(
     work: Callable[[], Any], prepare: Callable[[], None] | None = None, device: str = "cpu"
 ) -> Callable[[], float]:
-    """A piece of work that returns its wall-clock seconds, the device's included; those of `prepare` do not count."""
+    """Make a function that does the work and returns its wall-clock seconds, without those of `prepare`.
+
+    On CUDA it waits until the device has finished.
+    """
 
     def run() -> float:
         if prepare is not None:
@@ -30,16 +33,16 @@ def timed(
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side returns in each round; every round begins with another side, after a round to warm up."""
+    """Results of each side, called once per round. After a warm-up round, each round begins with another side."""
     names = list(sides)
     for name in names:
         sides[name]()
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for each in range(rounds):
-        first = each % len(names)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(sides[name]())
-    return found
+            results[name].append(sides[name]())
+    return results
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -55,7 +58,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def meets_bar(values: Sequence[float]) -> bool:
-    """Whether ratios of our speed to another's say that ours is not the slower."""
+    """Whether ratios of our speed to another's show that ours is not slower."""
     return median(values) >= LEAST_MEDIAN and interval(values)[1] >= 1.0
 
 
@@ -65,12 +68,12 @@ def row(label: str, values: Sequence[float]) -> list[str | float]:
 
 
 def verdict(label: str, values: Sequence[float]) -> str:
-    """A line on a ratio: interval of the median, and whether the bar is met."""
+    """One line on ratios: their median, its interval, and whether the bar is met."""
     met = "met" if meets_bar(values) else "MISSED"
     return f"{label}: {interval_in_words(values)}; bar (median at least {LEAST_MEDIAN}, interval reaches 1) {met}"
 
 
 def interval_in_words(values: Sequence[float]) -> str:
-    """Median of some values and its interval."""
+    """The median of values, with its interval."""
     low, high = interval(values)
     return f"median {median(values):.4f}, 95 % interval {low:.4f} to {high:.4f}"

@@ -1,13 +1,13 @@
-"""What a refresh of the decays costs beside the singular values of the same matrices, and with other fits and windows.
+"""Cost of a refresh compared with the singular values of the same matrices, and with other fits and windows.
 
     python -m benchmarks.refresh [--model deit_tiny_patch16_224] [--rounds 15] [--growth] [--json OUT]
 
---model takes a timm name, or llama_60m, llama_130m, llama_350m, llama_1b for the matrices of LLaMA as published.
+--model is a timm name, or llama_60m, llama_130m, llama_350m or llama_1b for the matrices of the published LLaMA.
 --growth times one layer of each LLaMA instead, and fits the exponent with which the cost grows.
 
-All sides take turns in one process. svdvals time over refresh time is above 1 where the refresh (Gram products,
-eigenvalues, fits, all measures, assignment, writing the optimizer) is the faster; the other ratios are a refresh of
-that kind over one with the median fit of whole matrices.
+All sides take turns in one process. The ratio svdvals / refresh is above 1 if the refresh (Gram products, eigenvalues,
+fits, all metrics, assignment, writing the optimizer's decays) is faster. The other ratios are the time of that kind of
+refresh divided by that of one with the median fit of whole matrices.
 """
 
 import argparse
@@ -44,14 +44,16 @@ REFRESHES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
-    parser.add_argument("--kinds", nargs="*", default=list(REFRESHES)[1:], help="refreshes besides the usual one")
+    parser.add_argument(
+        "--kinds", nargs="*", default=list(REFRESHES)[1:], help="kinds of refresh to time besides the default one"
+    )
     parser.add_argument("--growth", action="store_true", help="time one layer of each LLaMA")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     if options.growth:
         result = growth(options.rounds, options.device)
@@ -72,26 +74,26 @@ def main() -> None:
 
 
 def growth(rounds: int, device: str) -> dict[str, Any]:
-    """Time a layer of each LLaMA, fit seconds ~ hidden size ** exponent, and say so."""
+    """Time a layer of each LLaMA, fit seconds ~ hidden size ** exponent, and print the exponents."""
     widths = [width for width, _, _ in LLAMA.values()]
     times = [measure(llama(name, layers=1), rounds, device, kinds=())[0] for name in LLAMA]
-    seconds = {side: [median(each[side]) for each in times] for side in (SVD, MEDIAN)}
+    seconds = {side: [median(layer[side]) for layer in times] for side in (SVD, MEDIAN)}
     rows = [[width, 1e3 * svd, 1e3 * ours] for width, svd, ours in zip(widths, *seconds.values(), strict=True)]
     say(table(["hidden size", "svdvals, ms", "refresh, ms"], rows))
-    exponents = {side: float(np.polyfit(np.log(widths), np.log(each), 1)[0]) for side, each in seconds.items()}
+    exponents = {side: float(np.polyfit(np.log(widths), np.log(values), 1)[0]) for side, values in seconds.items()}
     for side, exponent in exponents.items():
         say(f"{side}: seconds grow as the hidden size to the power of {exponent:.2f}")
     return {"hidden_sizes": widths, "seconds": times, "exponents": exponents}
 
 
 def build(name: str) -> nn.Module:
-    """A timm model, or the matrices of a LLaMA."""
+    """Build a timm model, or the matrices of a LLaMA."""
     torch.manual_seed(0)
     return llama(name, LLAMA[name][2]) if name in LLAMA else timm.create_model(name)
 
 
 def llama(name: str, layers: int) -> nn.Module:
-    """The seven matrices of each layer, as a transformers LLaMA names them."""
+    """Build the seven matrices of each layer, with the names of a transformers LLaMA."""
     hidden, inner, _ = LLAMA[name]
     model = nn.Module()
     model.layers = nn.ModuleList()

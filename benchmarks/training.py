@@ -1,17 +1,17 @@
-"""Images a second of our training steps beside timm's, each as its own program takes them.
+"""Images per second of our training steps compared with timm's, each as in its own program.
 
     python -m benchmarks.training [--model deit_tiny_patch16_224] [--batch_size 16] [--steps 1] [--rounds 61]
                                   [--json OUT]
 
-timm: the steps of timm's train.py (its parameter groups, scheduler, ModelEmaV3, a look at the loss each step).
-uniform, alphadecay: `engine.train_one_epoch` with what `main.build_task` makes, decays refreshed every 500 steps.
-All have the same model, float32, AdamW, mixup and cutmix, drop-path, moving average, and batches from memory, and
-take turns in one process. Each optimizer is as its program makes it: ours asks torch for the fused kernel, timm's
-train.py does not. The ratio of each pair is ours over timm's, so above 1 ours is the faster. A busy machine widens
-the intervals until they say nothing.
+timm: the steps of timm's train.py (its parameter groups, scheduler, ModelEmaV3, the loss read at each step).
+uniform, alphadecay: `engine.train_one_epoch` with the task of `main.build_task`, decays refreshed every 500 steps.
+All sides have the same model, float32, AdamW, mixup and cutmix, drop-path, EMA, and batches in memory, and take turns
+in one process. Each optimizer is that of its program: ours has torch's fused kernel, that of timm's train.py does not.
+Ratios are our speed divided by timm's: above 1 ours is faster. On a busy machine the intervals become too wide to show
+anything.
 
-The cost of a refresh is in the numbers of alphadecay: one refresh is timed in each round, and every step is charged
-a 500th of it. The refreshes that happen to fall into the timed steps are taken out.
+The numbers of alphadecay include the cost of refreshes: one refresh is timed per round, and a 500th of it is added to
+every step. Refreshes that happen during the timed steps are subtracted.
 """
 
 import argparse
@@ -42,39 +42,40 @@ from runtime.tables import say, table
 
 INTERVAL = 500  # optimizer steps between refreshes
 LR, DECAY, DROP_PATH, EMA_DECAY, EPOCHS, WARMUP = 1e-3, 0.05, 0.1, 0.9999, 300, 20
-CLASSES = 10  # of the built-in digits, of which our program takes this number alone
-Side = Callable[[], float]  # takes the steps of a round and returns images a second
+CLASSES = 10  # of the built-in digits; our program refuses other numbers for them
+Side = Callable[[], float]  # takes the steps of a round and returns images per second
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON if --json is arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step")
-    parser.add_argument("--steps", type=int, default=1, help="steps a side and round")
+    parser.add_argument("--batch_size", type=int, default=16, help="images per step")
+    parser.add_argument("--steps", type=int, default=1, help="steps per side and round")
     parser.add_argument("--rounds", type=int, default=61, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    given = parser.parse_args()
-    result = measure(given.model, given.batch_size, given.steps, given.rounds)
+    parser.add_argument("--json", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+    result = measure(arguments.model, arguments.batch_size, arguments.steps, arguments.rounds)
     rows = [row(side, result[side]) for side in ("timm", "uniform", "alphadecay")]
     rows += [row(f"{side} / timm", result["ratios"][side]) for side in result["ratios"]]
     threads = torch.get_num_threads()
-    say(f"{given.model}: {given.rounds} rounds of {given.steps} steps of {given.batch_size} images, {threads} threads")
+    rounds = f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.batch_size} images"
+    say(f"{arguments.model}: {rounds}, {threads} threads")
     say(table(["images/s; ratio", "min", "median", "max"], rows))
     for side, values in result["ratios"].items():
         say(verdict(f"{side} / timm", values))
     refresh = median(result["refresh_seconds"])
-    step = given.batch_size / median(result["uniform"])
+    step = arguments.batch_size / median(result["uniform"])
     say(f"alphadecay / uniform: {interval_in_words(ratios(result['alphadecay'], result['uniform']))}")
-    charged = refresh / INTERVAL
-    say(f"a refresh takes {1e3 * refresh:.0f} ms; each step of alphadecay is charged {1e3 * charged:.2f} ms for it,")
-    say(f"which is {100 * charged / step:.3f} % of a step with uniform decay")
-    if given.json:
-        given.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    added = refresh / INTERVAL
+    say(f"a refresh takes {1e3 * refresh:.0f} ms; {1e3 * added:.2f} ms of it are added to each step of alphadecay,")
+    say(f"which is {100 * added / step:.3f} % of a step with uniform decay")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 
 
 def measure(model: str, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Images a second of the three sides, and the ratios to timm round by round."""
+    """Images per second of the three sides, and their ratios to timm, round by round."""
     generator = torch.Generator().manual_seed(0)
     batches = [
         (torch.randn(batch_size, 3, 224, 224, generator=generator), torch.arange(batch_size) % CLASSES)
@@ -83,14 +84,14 @@ def measure(model: str, batch_size: int, steps: int, rounds: int) -> dict[str, A
     refreshes: list[float] = []
     sides = {"timm": timm_side(model, batches)}
     sides |= {decay: our_side(model, batches, decay, refreshes) for decay in ("uniform", "alphadecay")}
-    found = take_turns(sides, rounds)
-    quotients = {side: ratios(found[side], found["timm"]) for side in ("uniform", "alphadecay")}
+    speeds = take_turns(sides, rounds)
+    quotients = {side: ratios(speeds[side], speeds["timm"]) for side in ("uniform", "alphadecay")}
     return {
         "model": model,
         "batch_size": batch_size,
         "steps": steps,
         "threads": torch.get_num_threads(),
-        **found,
+        **speeds,
         "refresh_seconds": refreshes[1:],  # the first one warmed up
         "ratios": quotients,
         "intervals": {side: interval(values) for side, values in quotients.items()},
@@ -98,7 +99,7 @@ def measure(model: str, batch_size: int, steps: int, rounds: int) -> dict[str, A
 
 
 def timm_side(name: str, batches: list[Batch]) -> Side:
-    """Training as timm's train.py does it in one process."""
+    """Train as timm's train.py does in one process."""
     seed_everything(0)
     model = create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
@@ -132,7 +133,7 @@ def timm_side(name: str, batches: list[Batch]) -> Side:
 
 
 def our_side(name: str, batches: list[Batch], decay: str, refreshes: list[float]) -> Side:
-    """Training as main.py does it; adds the seconds of a refresh to `refreshes` where decay adapts."""
+    """Train as main.py does; with alphadecay, append the seconds of a refresh to `refreshes`."""
     size = len(batches[0][1])
     words = f"--data_set digits --input_size 224 --num_workers 0 --model {name} --batch_size {size} --device cpu "
     words += f"--optimizer adamw --lr {LR} --weight_decay {DECAY} --drop_path {DROP_PATH} --epochs {EPOCHS} "
@@ -168,12 +169,12 @@ def our_side(name: str, batches: list[Batch], decay: str, refreshes: list[float]
 
 
 def copied(batches: list[Batch]) -> list[Batch]:
-    """Batches of a side's own, as mixup changes images in place."""
+    """Copies of batches for one side, because mixup changes images in place."""
     return [(images.clone(), labels) for images, labels in batches]
 
 
 def image_count(batches: list[Batch]) -> int:
-    """Images in all batches."""
+    """Number of images in all batches."""
     return sum(len(labels) for _, labels in batches)
 
 

@@ -1,10 +1,10 @@
-"""What analysing a model costs beside the WeightWatcher package, and whether both find the same exponents.
+"""Cost of analysing a model compared with the WeightWatcher package, and whether both find the same exponents.
 
     pip install weightwatcher
     python -m benchmarks.weightwatcher [--model deit_tiny_patch16_224] [--rounds 5] [--json OUT]
 
-Both search the tail's beginning by the smallest KS distance (our `goodness-of-fit`), of the same matrices, and take
-turns in one process. Compared are the exponents where both begin the tail at the same eigenvalue.
+Both choose the start of the tail by the smallest KS distance (our `goodness-of-fit`), on the same matrices, and take
+turns in one process. Exponents are compared for matrices whose tail starts at the same eigenvalue in both.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from benchmarks.refresh import build
 from runtime.runfolder import environment
 from runtime.tables import say, table
 
-TARGET = 4.0  # times as fast, at least
-SAME_START = 1e-3  # relative difference of xmin up to which both fits begin alike
+TARGET = 4.0  # smallest ratio of WeightWatcher's time to ours that is good enough
+SAME_START = 1e-3  # largest relative difference of xmin for tails that start at the same eigenvalue
 
 
 def main() -> None:
-    """Measure, compare, print."""
+    """Measure, compare, print, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     import weightwatcher
 
@@ -58,24 +58,24 @@ def main() -> None:
     values = ratios(times["WeightWatcher"], times["alphadecay"])
     low, high = interval(values)
     say(f"WeightWatcher / alphadecay: median {median(values):.2f}, 95 % interval {low:.2f} to {high:.2f}")
-    alike, worst = compared(records, details[0])
-    say(f"{alike} of {len(records)} tails begin alike; there alpha differs by at most {worst:.1e} (relative)")
+    same, largest = compare(records, details[0])
+    say(f"{same} of {len(records)} tails start at the same eigenvalue; there alphas differ by {largest:.1e} (relative)")
     if options.json:
         options.json.write_text(json.dumps({"seconds": times} | environment(), indent=1) + "\n")
 
 
-def compared(records: list[alphadecay.SpectrumRecord], details: Any) -> tuple[int, float]:
-    """How many tails begin alike, and the largest relative difference of their exponents."""
-    theirs = {line["longname"]: line for _, line in details.iterrows()}
-    alike, worst = 0, 0.0
+def compare(records: list[alphadecay.SpectrumRecord], details: Any) -> tuple[int, float]:
+    """Number of tails that start at the same eigenvalue, and the largest relative difference of their exponents."""
+    lines = {line["longname"]: line for _, line in details.iterrows()}
+    same, largest = 0, 0.0
     for record in records:
-        line = theirs.get(record.name)
+        line = lines.get(record.name)
         if line is None or record.alpha is None or record.xmin is None:
             continue
         if abs(line["xmin"] / record.xmin - 1) < SAME_START:
-            alike += 1
-            worst = max(worst, abs(line["alpha"] / record.alpha - 1))
-    return alike, worst
+            same += 1
+            largest = max(largest, abs(line["alpha"] / record.alpha - 1))
+    return same, largest
 
 
 if __name__ == "__main__":

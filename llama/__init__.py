@@ -1,1 +1,1 @@
-"""The language trainer's rooms: text, model, engine, and a whole run."""
+"""Language training: options, text, tokenizers, model, engine, and the training loop."""

@@ -1,4 +1,4 @@
-"""The text of a run: its options, where it comes from, and the batches of training and validation."""
+"""Open the text of a run, and make its training and validation batches."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ from runtime.processes import Ranks
 
 @dataclass(frozen=True)
 class TextData:
-    """Training and validation documents and what makes tokens of them."""
+    """Training and validation documents, and their tokenizer."""
 
     train: Corpus
     validation: Corpus
     tokenizer: Tokenizer
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of files' names and sizes, some of their contents, and the tokenizer.
+        """Hexadecimal SHA-256 of file names and sizes, the beginnings of up to 16 files per part, and the tokenizer.
 
-        It does not depend on where the files lie. Of each part up to 16 files are looked into.
+        It does not depend on the folder of the files.
         """
         parts = (self.train.fingerprint(), self.validation.fingerprint(), bytes.fromhex(self.tokenizer.fingerprint))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def open_text(options: TextOptions, ranks: Ranks) -> TextData:
-    """The text and tokenizer that the options name; all ranks must call this.
+    """Open the text and tokenizer that the options name; all ranks must call this.
 
     Raises:
-        UserError: If they cannot be had.
+        UserError: If text or tokenizer cannot be opened.
     """
     train, validation = FINDERS[options.dataset](options.data_path, ranks)
     return TextData(train, validation, shared_tokenizer(options.tokenizer, ranks))
@@ -44,26 +44,26 @@ def open_text(options: TextOptions, ranks: Ranks) -> TextData:
 def train_stream(
     options: TextOptions, text: TextData, ranks: Ranks, *, seed: int, remembered_steps: int = 1
 ) -> TextStream:
-    """This rank's training batches; all ranks must call this.
+    """Open the stream of this rank's training batches; all ranks must call this.
 
     Args:
-        options: Of the text.
-        text: What `open_text` returned.
-        ranks: The processes, which share the documents.
-        seed: Of their order.
-        remembered_steps: How many of the last optimizer steps' batches can be had again.
+        options: Options of the text.
+        text: From `open_text`.
+        ranks: The processes; each gets its own documents.
+        seed: Seed of the order of documents.
+        remembered_steps: Number of last optimizer steps for which `TextStream.batches_of_step` works.
 
     Raises:
-        UserError: If some rank has no document, or --total_batch_size cannot be made.
+        UserError: If some rank has no document, or no number of micro-steps gives --total_batch_size.
     """
     bad = BadLines(options.max_bad_lines)
     documents = ShuffledDocuments(
         text.train, options.shuffle_buffer, bad, rank=ranks.rank, ranks=ranks.count, seed=seed
     )
     accumulate = options.micro_steps(ranks.count)
-    lacking = [rank for rank, empty in enumerate(ranks.gather(documents.is_empty())) if empty]
-    if lacking:
-        raise UserError(no_documents(text.train, lacking, ranks.count))
+    without = [rank for rank, empty in enumerate(ranks.gather(documents.is_empty())) if empty]
+    if without:
+        raise UserError(no_documents(text.train, without, ranks.count))
     return TextStream(
         documents,
         text.tokenizer,
@@ -76,7 +76,7 @@ def train_stream(
 
 
 def validation_batches(options: TextOptions, text: TextData, ranks: Ranks) -> ValidationBatches:
-    """This rank's validation batches; the main process reads and tokenizes for all, which must call this.
+    """This rank's validation batches. All ranks must call this; the main process reads and tokenizes for all.
 
     Raises:
         UserError: If there is no validation document, or too many lines are bad.

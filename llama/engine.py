@@ -1,4 +1,4 @@
-"""Language training steps, and perplexity over every validation token once."""
+"""Language training steps, and the perplexity over all validation tokens, each counted once."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,72 +19,89 @@ from runtime.steps import Backward, StepRules, autocast, grouped, take_step
 METRICS = by_name((
     Metric("perplexity", "validation perplexity", "perplexity", headline=True),
     Metric("perplexity_published", "validation perplexity as published", "as published"),
-    Metric("loss", "validation cross-entropy in nats a token", "loss", headline=True),
+    Metric("loss", "validation cross-entropy in nats per token", "loss", headline=True),
 ))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LossRules:
-    """How the loss of sequences is computed."""
+    """The rules for computing the loss of sequences."""
 
-    amp: torch.dtype | None = None  # of mixed precision; None for none
-    chunked: bool = False  # the model has what `llama.chunked.give_summed_loss` gives it
+    amp: torch.dtype | None = None  # dtype of mixed precision; None: float32
+    chunked: bool = False  # the model has the forward pass of `llama.chunked.give_summed_loss`
 
 
-def shifted(labels: Tensor) -> Tensor:
-    """What is to be predicted at each position: the next token; nothing behind the last one."""
+def next_token_targets(labels: Tensor) -> Tensor:
+    """The target at each position: the next label; -100 (none) at the last position.
+
+    Labels and result are int64 of shape (sequences, length).
+    """
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def loss_sum(model: Any, ids: Tensor, labels: Tensor, rules: LossRules) -> Tensor:
-    """Cross-entropy summed over the tokens that count.
+    """Cross-entropy summed over all targets, a float32 scalar.
 
     Args:
-        ids: Token ids, shape (sequences, length).
-        labels: The same, or -100 where nothing is to be predicted.
+        model: Gives logits of shape (sequences, length, vocabulary) or, if the loss is chunked, the sum itself.
+        ids: Token ids, int64, shape (sequences, length).
+        labels: The same, but -100 at positions that are not predicted.
+        rules: How the loss is computed.
     """
-    targets = shifted(labels)
+    targets = next_token_targets(labels)
     with autocast(ids.device, rules.amp):
         if rules.chunked:
             return model(input_ids=ids, targets=targets)
         logits = model(input_ids=ids).logits
-    return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
+    return cross_entropy_sum(logits.flatten(0, 1), targets.flatten())  # (tokens, vocabulary), (tokens,)
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in float32, summed over the targets that count."""
+    """Sum of -log softmax(logits)[target] over targets that are not -100, a float32 scalar.
+
+    As `torch.nn.functional.cross_entropy`. Logits have shape (tokens, vocabulary), targets (tokens,) and dtype int64.
+    """
     return nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
-def count(labels: Tensor) -> Tensor:
-    """How many tokens are predicted."""
+def count_targets(labels: Tensor) -> Tensor:
+    """Number of predicted tokens, an int64 scalar; labels have shape (sequences, length)."""
     return (labels[:, 1:] != IGNORED).sum()
 
 
-Weighed = tuple[Tensor, Tensor, Tensor]  # ids, labels, and the share of one token of the step's loss
+WeightedBatch = tuple[Tensor, Tensor, Tensor]  # ids, labels: (sequences, length); weight of one target: scalar
 
 
-def weighed(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[Weighed]:
-    """Micro-batches with the share of one token of the step's loss, so that each token of all ranks counts the same.
+def weighted_batches(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[WeightedBatch]:
+    """Micro-batches with the weight of one target in the step's loss; it is the same for all targets of all ranks.
+
+    The weight is ranks / (targets of all ranks in the step), because gradients are averaged over ranks.
 
     Args:
         steps: The micro-batches of each optimizer step.
-        ranks: The process group; gradients are means over it.
+        ranks: The process group.
     """
     for micro_batches in steps:
-        tokens = torch.stack([count(batch["labels"]) for batch in micro_batches]).sum().to(ranks.device, torch.float32)
-        share = ranks.count / ranks.sum(tokens).clamp_min(1)
+        tokens = (
+            torch.stack([count_targets(batch["labels"]) for batch in micro_batches])
+            .sum()
+            .to(ranks.device, torch.float32)
+        )
+        weight = ranks.count / ranks.sum(tokens).clamp_min(1)
         for batch in micro_batches:
-            yield batch["input_ids"], batch["labels"], share
+            yield batch["input_ids"], batch["labels"], weight
 
 
 def backward(rules: LossRules, device: torch.device) -> Backward:
-    """What adds a micro-batch's share to the gradients and returns its share of the step's loss."""
+    """Make the function that adds a micro-batch's gradients and returns its share of the step's loss, a scalar.
 
-    def add_gradients(learner: Learner, batch: Weighed, step: int, micro_step: int) -> Tensor:
-        ids, labels, share = batch
+    The share is the micro-batch's summed cross-entropy times the weight of one target.
+    """
+
+    def add_gradients(learner: Learner, batch: WeightedBatch, step: int, micro_step: int) -> Tensor:
+        ids, labels, weight = batch
         ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        loss = loss_sum(learner.model, ids, labels, rules) * share
+        loss = loss_sum(learner.model, ids, labels, rules) * weight
         learner.scaler.scale(loss).backward()
         return loss.detach()
 
@@ -93,7 +110,7 @@ def backward(rules: LossRules, device: torch.device) -> Backward:
 
 def train_steps(
     learner: Learner,
-    batches: Iterable[Weighed],
+    batches: Iterable[WeightedBatch],
     add_gradients: Backward,
     rules: StepRules,
     first_step: int,
@@ -101,7 +118,10 @@ def train_steps(
     after_step: Callable[[int, Tensor | None], bool | None],
     on_bad_step: Callable[[int], None],
 ) -> None:
-    """Take optimizer steps until the batches are used up; arguments as in `take_step` and `engine.train_one_epoch`."""
+    """Take optimizer steps until the batches are used up; arguments as in `take_step` and `engine.train_one_epoch`.
+
+    The loss passed to `after_step` is a float32 scalar.
+    """
     learner.model.train()
     for step, micro_batches in enumerate(grouped(batches, rules.accumulate), first_step):
         loss = take_step(learner, micro_batches, add_gradients, rules, step, gate, on_bad_step)
@@ -111,10 +131,11 @@ def train_steps(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules) -> dict[str, float]:
-    """Mean cross-entropy over all validation tokens of all ranks, and the perplexity.
+    """Mean cross-entropy over all validation tokens of all ranks, and its exponential, the perplexity.
 
-    `perplexity_published` follows the published program: on each rank the sum of batch means divided by their number
-    plus 1, averaged over ranks; it is too low, and depends on the size of batches.
+    `perplexity_published` follows the published program (docs/differences.md): on each rank the sum of batch means
+    divided by their number plus 1, averaged over ranks, then the exponential. It is too low and depends on the batch
+    size. Ids and labels of a batch are int64 of shape (sequences, length).
 
     Raises:
         NonFiniteError: If the loss is not finite.
@@ -124,7 +145,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: Lo
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches with tokens
     for batch in batches:
         ids, labels = batch["input_ids"].to(ranks.device), batch["labels"].to(ranks.device)
-        loss, tokens = loss_sum(model, ids, labels, rules).double(), count(labels)
+        loss, tokens = loss_sum(model, ids, labels, rules).double(), count_targets(labels)
         sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), (tokens > 0).double()])
     model.train(was_training)
     published = (ranks.sum(sums[2] / (sums[3] + 1)) / ranks.count).item()

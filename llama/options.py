@@ -1,4 +1,4 @@
-"""The options of the language trainer, main_llama.py; imports neither torch nor anything as slow."""
+"""The options of the language trainer, main_llama.py. Imports neither torch nor any other slow module."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ DESCRIPTION = """Pretrain a causal language model whose weight decay adapts to e
   python main_llama.py --dataset stdlib --decay alphadecay --output_dir runs/language
   python main_llama.py --eval --resume runs/language
   torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130m.json ..."""
-DATASETS = ("c4", "stdlib")
-# What a run on the built-in text takes where the command line is silent: about three minutes on two CPU cores.
+DATASETS = ("c4", "stdlib")  # the keys of llama.corpora.FINDERS
+# Defaults of a run on the built-in text, which then takes about three minutes on two CPU cores.
 STDLIB: dict[str, Any] = {
     "tokenizer": "bytes",
     "model_config": "llama/configs/llama_stdlib.json",
@@ -41,20 +41,30 @@ class TextOptions:
     """Text and how it becomes sequences."""
 
     TITLE = "Data"
-    dataset: str = option("c4", "where text comes from; stdlib: the source of Python's library", choices=DATASETS)
+    dataset: str = option(
+        "c4", "where text comes from; stdlib: the source code of Python's standard library", choices=DATASETS
+    )
     data_path: str = option(
-        "", "c4: folder or fsspec URL of its .json.gz files, or of en/; none: the hub's", metavar="FOLDER"
+        "",
+        "c4: folder or fsspec URL with its .json.gz files, or with en/; by default the Hugging Face hub's",
+        metavar="FOLDER",
     )
     tokenizer: str = option("t5-base", "name or folder of a transformers tokenizer, or bytes")
-    max_length: int = option(256, "tokens a sequence", minimum=2, fixed="data")
-    batch_size: int = option(256, "sequences a process and micro-step", minimum=1, fixed="batch_size")
+    max_length: int = option(256, "tokens per sequence", minimum=2, fixed="data")
+    batch_size: int = option(256, "sequences per process and micro-step", minimum=1, fixed="batch_size")
     total_batch_size: int | None = option(
-        None, "sequences an optimizer step; by default one micro-step's", minimum=1, fixed="batch_size"
+        None, "sequences per optimizer step; by default those of one micro-step", minimum=1, fixed="batch_size"
     )
-    pack: bool = option(True, "fill sequences with several documents; off: one each, cut and padded", fixed="data")
-    shuffle_buffer: int = option(10_000, "documents in memory from which the next is drawn", minimum=1, fixed="data")
-    max_bad_lines: int = option(100, "lines or files a process may find without text before the run ends", minimum=0)
-    target_eval_tokens: int = option(10_000_000, "validation tokens, at most", minimum=1, fixed="data")
+    pack: bool = option(
+        True, "fill sequences with several documents; off: one document each, cut and padded", fixed="data"
+    )
+    shuffle_buffer: int = option(
+        10_000, "documents in memory from which the next one is drawn", minimum=1, fixed="data"
+    )
+    max_bad_lines: int = option(
+        100, "lines or files without text that are skipped per process; one more ends the run", minimum=0
+    )
+    target_eval_tokens: int = option(10_000_000, "largest number of validation tokens", minimum=1, fixed="data")
 
     CHECKS = (
         (
@@ -64,12 +74,12 @@ class TextOptions:
     )
 
     def micro_steps(self, ranks: int) -> int:
-        """Micro-steps an optimizer step with so many processes; UserError if they do not make --total_batch_size."""
-        together = self.batch_size * ranks
-        count, rest = divmod(self.total_batch_size or together, together)
+        """Micro-steps per optimizer step; UserError if their number for --total_batch_size is not whole."""
+        per_micro_step = self.batch_size * ranks
+        count, rest = divmod(self.total_batch_size or per_micro_step, per_micro_step)
         if rest:
             product = f"--batch_size {self.batch_size}" + (f" x {ranks} processes" if ranks > 1 else "")
-            raise UserError(f"--total_batch_size {self.total_batch_size}: is no multiple of {product}")
+            raise UserError(f"--total_batch_size {self.total_batch_size}: is not a multiple of {product}")
         return count
 
 
@@ -81,38 +91,37 @@ class LanguageModelOptions:
     model_config: str = option(
         "llama/configs/llama_60m.json", "a transformers config.json, or a folder with one", metavar="FILE"
     )
-    init_from: str = option(
-        "", "start from the weights of a transformers folder, whose config then counts", metavar="FOLDER"
-    )
+    init_from: str = option("", "start from the weights and the config of a transformers folder", metavar="FOLDER")
     pure_bf16: bool = option(
-        False, "weights, gradients and optimizer state in bfloat16, as published: most decay is rounded away",
+        False, "weights, gradients and optimizer state in bfloat16, as published: most decay is lost to rounding",
         fixed="precision",
     )  # fmt: skip
     compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
-    activation_checkpointing: bool = option(False, "keep less for the backward pass and compute it again")
-    fsdp: bool = option(False, "shard weights and optimizer state over processes (FSDP2)", fixed="precision")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    fsdp: bool = option(False, "shard weights and optimizer state across processes (FSDP2)", fixed="precision")
     chunked_loss: bool = option(
-        False, "loss from the hidden states in chunks, never all logits at once: less memory", fixed="precision"
+        False, "compute the loss in chunks of tokens, never all logits at once: less memory", fixed="precision"
     )
     split_qkv: bool = option(
-        False, "give q, k and v of fused attention projections (GPT-2's) spectra and decays of their own", fixed="model"
+        False, "give q, k and v of fused attention projections (GPT-2's) their own spectra and decays", fixed="model"
     )
     export_hf: str = option("", "write the trained model as a transformers folder", metavar="FOLDER")
     peak_tflops: float | None = option(
-        None, "of one device, for the model FLOP utilisation; known for common GPUs", above=0
+        None, "peak TFLOP/s of one device, for the model FLOP utilisation; known for common GPUs", above=0
     )
 
     CHECKS = (
         (
             lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),
-            "--export_hf {export_hf}: is a file, or lies below one",
+            "--export_hf {export_hf}: is a file, or below a file",
         ),
     )
 
 
 def can_be_folder(path: Path) -> bool:
-    """Whether there is a folder, or one could be made."""
-    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists()).is_dir()
+    """Whether a path is a folder, or could become one."""
+    candidates = (path.absolute(), *path.absolute().parents)
+    return next(candidate for candidate in candidates if candidate.exists()).is_dir()
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class LanguageDecayOptions(DecayOptions):
     """Weight decay: its base, its schedule, and how it differs between modules."""
 
     weight_decay: float = option(1e-5, "base weight decay", minimum=0)
-    awd_scale: float = option(100.0, "awd: the base times this times gradient norm / weight norm", above=0)
+    awd_scale: float = option(100.0, "awd: decay = base decay x this x gradient norm / weight norm", above=0)
     remove_first_layer: bool = option(
         False, "the first matrix keeps its base decay: layer 0's q_proj, as in the published program"
     )
@@ -140,7 +149,7 @@ class LanguageDecayOptions(DecayOptions):
     )
 
     def selection(self, model: Any) -> dict[str, Any]:
-        """Embedding and output layer stay out, and of the other matrices the first or last if wanted."""
+        """Skip the first or last matrix if the options say so; embedding and output layer are always skipped."""
         from alphadecay.matrices import find_matrices
 
         names = [matrix.name for matrix in find_matrices(model) if not matrix.reason]
@@ -161,7 +170,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Options:
-    """All options of a run, by room."""
+    """All options of a run, by group."""
 
     text: TextOptions
     model: LanguageModelOptions
@@ -170,13 +179,12 @@ class Options:
     run: RunOptions
 
     def flat(self) -> dict[str, Any]:
-        """Every option by name, as config.json has it."""
-        return {name: value for room in asdict(self).values() for name, value in room.items()}
+        """Every option by name, as in config.json."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
 def read_options(argv: Sequence[str]) -> Options:
-    """The options of a command line; where it is silent, those of --config, of the run that --resume names, or of
-    --dataset stdlib."""
+    """Read a command line; other options come from --config, the run that --resume names, or --dataset stdlib."""
     return Options(
         *read_command(
             OPTION_CLASSES, argv, CHECKS, DESCRIPTION, lambda values: STDLIB if values["dataset"] == "stdlib" else {}

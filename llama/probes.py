@@ -1,4 +1,4 @@
-"""What a model must do, tried out on a few tokens before a run begins."""
+"""Check what a model must do, on a few tokens, before a run begins."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from runtime.errors import UserError, first_line
 
 TOKENS = 8
-TOLERANCE = 1e-3  # of the spread of the logits; float32 rounding is a thousand times less
+TOLERANCE = 1e-3  # relative to the standard deviation of the logits; float32 rounding is 1000 times smaller
 
 
 def require_causal(model: nn.Module, label: str) -> None:
-    """Raise UserError if the model cannot run, or if what it predicts at a token depends on a later one.
+    """Raise UserError if the model cannot run, or if its prediction at a token depends on a later token.
 
     Args:
-        model: With float32 weights, not wrapped.
-        label: What to blame, such as "--model_config PATH".
+        model: A model with float32 weights that is not wrapped.
+        label: Option and value for the message, such as "--model_config PATH".
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = (torch.arange(TOKENS) % vocabulary).repeat(2, 1)
@@ -26,20 +26,20 @@ def require_causal(model: nn.Module, label: str) -> None:
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, IndexError) as error:
         raise UserError(f"{label}: the model cannot run: {first_line(error)}") from error
     if _differ(first, second):
-        raise UserError(f"{label}: no causal language model: its predictions depend on tokens that come later")
+        raise UserError(f"{label}: not a causal language model: its predictions depend on tokens that come later")
 
 
 def require_plain_head(model: nn.Module) -> None:
     """Raise UserError if the logits are not the last hidden states times the output layer's weight."""
     ids = torch.arange(TOKENS)[None] % model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    named: Any = model
+    untyped: Any = model
     with torch.no_grad():
         was_training = model.training
-        product = named.get_output_embeddings()(named.eval().base_model(input_ids=ids)[0])
+        product = untyped.get_output_embeddings()(untyped.eval().base_model(input_ids=ids)[0])
         model.train(was_training)
     if _differ(product, _logits(model, ids)):
         raise UserError(
-            "--chunked_loss true: this model does more than one product to get from hidden states to logits"
+            "--chunked_loss true: this model's logits are more than one matrix product of its hidden states"
         )
 
 

@@ -1,4 +1,4 @@
-"""A whole language run: what is particular to text; `runtime/trainer.py` is the rest."""
+"""The training loop on text; `runtime/trainer.py` has what both programs share."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.engine import METRICS, LossRules, backward, evaluate, train_steps, weighed
+from llama.engine import METRICS, LossRules, backward, evaluate, train_steps, weighted_batches
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
@@ -39,25 +39,25 @@ class TextTask(Task):
     validation: ValidationBatches
     tokenizer: Tokenizer
     eval_every: int  # optimizer steps
-    sharded: bool  # forward passes are joint work of all ranks
+    sharded: bool  # FSDP: all ranks must run each forward pass together
     peak_tflops: float | None  # of one device
     export_to: Path | None
 
 
 def even_batches(validation: ValidationBatches, sharded: bool, preemption: Preemption | None = None) -> Iterable[Batch]:
-    """This rank's validation batches; where ranks must work together, as many on each, the last ones empty."""
+    """This rank's validation batches; if `sharded`, empty ones are added until all ranks have the same number."""
 
     def padded() -> Iterator[Batch]:
-        handed_out = 0
+        yielded = 0
         for batch in validation:
-            handed_out += 1
+            yielded += 1
             yield batch
         ids = torch.zeros((1, validation.own.shape[1] - 1), dtype=torch.int64)
-        for _ in range(validation.most_batches - handed_out):
+        for _ in range(validation.max_batches - yielded):
             yield {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
 
     batches = padded() if sharded else iter(validation)
-    return batches if preemption is None else preemption.watched(batches, validation.most_batches)
+    return batches if preemption is None else preemption.watched(batches, validation.max_batches)
 
 
 class TextTraining(Trainer):
@@ -72,14 +72,16 @@ class TextTraining(Trainer):
             stream.load(run.state.streams[run.ranks.rank])
 
     def streams(self) -> list[Row]:
-        """Where each rank's stream stands."""
+        """The state of each rank's stream."""
         return self.ranks.gather(self.task.stream.state())
 
     def take_steps(self, step: int) -> None:
         """Train up to the next evaluation."""
         stream, every = self.task.stream, self.task.eval_every
         steps = min(every - step % every, self.last_step - step)
-        batches = weighed(([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks)
+        batches = weighted_batches(
+            ([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks
+        )
         train_steps(
             self.learner, batches, self.add_gradients, self.task.rules, step, self.gate, self.after_step, self.bad_step
         )
@@ -89,21 +91,21 @@ class TextTraining(Trainer):
         return step % self.task.eval_every == 0
 
     def evaluate(self) -> Row:
-        """Loss and perplexity of validation text."""
+        """Compute loss and perplexity of the validation text."""
         batches = even_batches(self.task.validation, self.task.sharded, self.preemption)
         return dict(evaluate(self.learner.plain, batches, self.ranks, self.task.loss))
 
     def facts(self, step: int) -> Row:
-        """How much text was seen, and how quickly."""
+        """Amount of text so far, and speed."""
         counts = self.ranks.gather(dict(self.task.stream.counts))
-        tokens, pads = sum(each["tokens"] for each in counts), sum(each["pads"] for each in counts)
+        tokens, pads = sum(rank["tokens"] for rank in counts), sum(rank["pads"] for rank in counts)
         speed = tokens / self.counts.train_seconds if self.counts.train_seconds else None
         facts = {
-            "epoch": min(each["epoch"] for each in counts),
-            "documents_seen": sum(each["documents"] for each in counts),
+            "epoch": min(rank["epoch"] for rank in counts),
+            "documents_seen": sum(rank["documents"] for rank in counts),
             "tokens_seen": tokens,
             "pad_share": pads / max(1, tokens + pads),
-            "bad_lines": sum(each["bad_lines"] for each in counts),
+            "bad_lines": sum(rank["bad_lines"] for rank in counts),
             "tokens_per_second": None if speed is None else round(speed, 1),
         }
         peak = self.task.peak_tflops or known_peak(self.ranks.device)
@@ -113,26 +115,26 @@ class TextTraining(Trainer):
         return facts
 
     def note_best(self, row: Row, session: Session) -> None:
-        """The lowest loss."""
+        """Record the lowest loss."""
         session.note_best("best", METRICS["loss"], row)
 
     def shown(self, row: Row) -> Row:
-        """Perplexity."""
+        """Perplexity, for the progress bar."""
         return {"perplexity": f"{row['perplexity']:.2f}"}
 
     def trace(self, step: int) -> Row:
-        """Where a bad step stopped being finite on this rank, and the documents of the step."""
+        """Find where a bad step stopped being finite on this rank; list the step's documents."""
         random = random_state()
-        batches, names = self.task.stream.again(step)
-        share = torch.ones((), device=self.ranks.device)
-        pairs = [(batch["input_ids"], batch["labels"], share / batch["labels"].numel()) for batch in batches]
-        finding = find_bad_values(self.learner, pairs, self.add_gradients, step)
+        batches, names = self.task.stream.batches_of_step(step)
+        one = torch.ones((), device=self.ranks.device)
+        weighted = [(batch["input_ids"], batch["labels"], one / batch["labels"].numel()) for batch in batches]
+        finding = find_bad_values(self.learner, weighted, self.add_gradients, step)
         restore_random_state(random)
         return {
             "module": finding.module,
             "found": str(finding),
             "gradients": finding.parameters,
-            "suspects": [names[finding.micro_step][place] for place in finding.samples],
+            "suspects": [names[finding.micro_step][index] for index in finding.samples],
             "samples": names,
         }
 
@@ -141,16 +143,16 @@ class TextTraining(Trainer):
         self.task.stream.close()
 
     def hand_over(self) -> None:
-        """Write the transformers folder if one is wanted."""
+        """Write the transformers folder if --export_hf asks for one."""
         if self.task.export_to is not None:
             export(self.learner.plain, self.task.tokenizer, self.task.export_to, self.ranks)
 
     def curves(self, log: Sequence[Row]) -> Any:
-        """Losses, perplexity and learning rate."""
+        """Draw losses, perplexity and learning rate."""
         return training_curves(log, METRICS["perplexity"])
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
-        """Final and best perplexity, and the text that was seen."""
+        """Final metrics, lowest loss, and amount of text."""
         last = log[-1] if log else {}
         names = [*SHOWN, "tokens_seen", "documents_seen", "pad_share", "bad_lines", "tokens_per_second", "mfu"]
         best = session.best.get("best", {})
@@ -162,7 +164,7 @@ class TextTraining(Trainer):
         }
 
     def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
-        """Perplexity, decay by role, and speed."""
+        """Print perplexity, decay by role, and speed."""
         show_perplexity(summary)
         show_decay_by_role(decay_log, self.decay.metric)
         utilisation = f", MFU {100 * summary['mfu']:.1f} %" if summary.get("mfu") else ""
@@ -173,21 +175,21 @@ class TextTraining(Trainer):
         )
 
 
-def show_perplexity(found: Row) -> None:
-    """Print the figures of an evaluation."""
-    say("\n" + table([*SHOWN.values()], [[found.get(name) for name in SHOWN]]))
+def show_perplexity(metrics: Row) -> None:
+    """Print the metrics of an evaluation."""
+    say("\n" + table([*SHOWN.values()], [[metrics.get(name) for name in SHOWN]]))
 
 
 def known_peak(device: torch.device) -> float | None:
-    """Dense 16-bit TFLOP/s of common GPUs; None for others and CPUs."""
+    """Peak dense 16-bit TFLOP/s of a common GPU; None for other GPUs and CPUs."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return next((peak for model, peak in PEAK_TFLOPS.items() if model in name), None)
 
 
 def sharded_layers(model: nn.Module) -> nn.Module:
-    """The model with FSDP2: each block of layers, then the rest."""
+    """Shard a model in place with FSDP2: each block of layers, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for module in list(model.modules()):

@@ -1,4 +1,4 @@
-"""Sequences of tokens: documents packed into full ones, or one document each, and batches of them."""
+"""Sequences of tokens, packed with several documents or of one document each, and batches of them."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from llama.tokenizers import Ids, Tokenizer
 
-ENCODED_AT_ONCE = 64  # documents; tokenizers that work on several threads take several
-IGNORED = -100  # the label that torch's cross entropy leaves out
-Batch = dict[str, Tensor]  # "input_ids" and "labels", int64 (batch, max_length)
+ENCODED_AT_ONCE = 64  # documents; some tokenizers work on several of them at once, on several threads
+IGNORED = -100  # the label that torch's cross entropy ignores
+Batch = dict[str, Tensor]  # "input_ids" and "labels", int64, shape (batch, max_length)
 
 
 class Tokens(NamedTuple):
-    """A document's tokens that are in no sequence yet, with the token of its end."""
+    """The tokens of a document that are not in a sequence yet, with its end-of-sequence token."""
 
     ids: Ids
     name: str
@@ -27,31 +27,31 @@ class TokenSequence(NamedTuple):
     """At most max_length tokens."""
 
     ids: Ids
-    names: tuple[str, ...]  # of the documents it is of
-    ended: int  # documents that end in it
-    epoch: int  # of the last document
+    names: tuple[str, ...]  # of its documents
+    ended: int  # number of documents that end in it
+    epoch: int  # of its last document
 
 
 class Cutter:
     """Cuts documents into sequences.
 
     Args:
-        more: Returns the next documents, an empty list if there are none left.
-        max_length: Tokens a sequence, at most.
-        pack: Documents follow each other across sequences, so that all are full but the last; else each document is a
-            sequence, and what is behind its first max_length - 1 tokens is dropped. No token marks where a packed
-            document begins, and attention sees those before it.
+        next_documents: Returns the next documents, an empty list if there are none left.
+        max_length: Largest number of tokens per sequence.
+        pack: If true, documents continue across sequences, so that all but the last are full. No token marks where a
+            packed document begins, and its tokens attend to those before it. If false, each document is a sequence of
+            its first max_length - 1 tokens and its end.
     """
 
-    def __init__(self, more: Callable[[], list[Tokens]], max_length: int, pack: bool) -> None:
-        self.more, self.max_length, self.pack = more, max_length, pack
+    def __init__(self, next_documents: Callable[[], list[Tokens]], max_length: int, pack: bool) -> None:
+        self.next_documents, self.max_length, self.pack = next_documents, max_length, pack
         self.waiting: deque[Tokens] = deque()
 
     def next(self) -> TokenSequence | None:
-        """The next sequence; None if there are no tokens left."""
+        """Cut the next sequence; None if there are no tokens left."""
         parts: list[Tokens] = []
         ended, room = 0, self.max_length
-        while room and self._waits():
+        while room and self._has_tokens():
             document = self.waiting.popleft()
             if not self.pack and len(document.ids) > room:
                 document = document._replace(ids=np.append(document.ids[: room - 1], document.ids[-1:]))
@@ -68,43 +68,43 @@ class Cutter:
         ids = np.concatenate([part.ids for part in parts])
         return TokenSequence(ids, tuple(part.name for part in parts), ended, parts[-1].epoch)
 
-    def _waits(self) -> bool:
+    def _has_tokens(self) -> bool:
         if not self.waiting:
-            self.waiting.extend(self.more())
+            self.waiting.extend(self.next_documents())
         return bool(self.waiting)
 
     def state(self) -> dict[str, Any]:
-        """The tokens that wait, as plain values and tensors."""
-        names, epochs = [each.name for each in self.waiting], [each.epoch for each in self.waiting]
-        return {"names": names, "epochs": epochs, **pack_ids([each.ids for each in self.waiting])}
+        """The waiting tokens, as plain values and tensors."""
+        names, epochs = [tokens.name for tokens in self.waiting], [tokens.epoch for tokens in self.waiting]
+        return {"names": names, "epochs": epochs, **pack_ids([tokens.ids for tokens in self.waiting])}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self.waiting = deque(map(Tokens, unpack_ids(state), state["names"], state["epochs"]))
 
 
 def with_end(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """The ids of each text and, behind them, the end of sequence."""
+    """The ids of each text, followed by the end-of-sequence id."""
     return [np.append(ids, np.int32(tokenizer.eos_id)) for ids in tokenizer.encode(texts)]
 
 
 def pack_ids(arrays: Sequence[Ids]) -> dict[str, Tensor]:
-    """Arrays of ids as one tensor, with their lengths."""
+    """Join arrays of ids: `ids`, int32 (all ids,), and `lengths`, int64 (arrays,)."""
     joined = np.concatenate([np.empty(0, dtype=np.int32), *arrays])
-    lengths = torch.tensor([len(each) for each in arrays], dtype=torch.int64)
+    lengths = torch.tensor([len(ids) for ids in arrays], dtype=torch.int64)
     return {"ids": torch.from_numpy(joined), "lengths": lengths}
 
 
 def unpack_ids(state: dict[str, Tensor]) -> list[Ids]:
-    """What `pack_ids` joined."""
+    """Split what `pack_ids` joined into arrays again."""
     ends = np.cumsum(state["lengths"].numpy())
     return np.split(state["ids"].numpy().copy(), ends)[: len(ends)]
 
 
 def batch_of(sequences: Sequence[Ids], max_length: int, pad_id: int) -> Batch:
-    """Sequences of ids, padded on the right, with labels that are the same ids but -100 where they are padded.
+    """Make a batch of sequences, padded on the right. Labels are the same ids, but -100 at padding.
 
-    A causal model needs no attention mask for these: no token sees those to its right.
+    A causal model needs no attention mask for it: a token never attends to the padding on its right.
     """
     input_ids = np.full((len(sequences), max_length), pad_id, dtype=np.int64)
     labels = np.full((len(sequences), max_length), IGNORED, dtype=np.int64)

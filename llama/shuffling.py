@@ -1,4 +1,4 @@
-"""A rank's own documents, epoch after epoch, shuffled in a way that can be stopped anywhere."""
+"""A rank's documents, shuffled in each epoch. Reading can stop and resume at any document."""
 
 import json
 import zlib
@@ -22,20 +22,20 @@ class Drawn(NamedTuple):
 
 
 class ShuffledDocuments:
-    """Draws this rank's documents: in each epoch every one once, and none that another rank has.
+    """Draws this rank's documents: each one once per epoch, and none of another rank.
 
-    Shard i belongs to rank i modulo the number of ranks; where there are fewer shards than ranks, so does line i of
-    every shard. The order of shards depends on (seed, epoch); a document is drawn at random from a buffer into which
-    they are read, where the n-th draw of an epoch depends on (seed, epoch, rank, n). An epoch ends with the buffer
-    empty.
+    Shard i belongs to rank i modulo the number of ranks. If there are fewer shards than ranks, line i of every shard
+    belongs to that rank instead. The order of shards depends on (seed, epoch). Documents are read into a buffer and
+    drawn from it at random; the n-th draw of an epoch depends on (seed, epoch, rank, n). An epoch ends when the buffer
+    is empty.
 
     Args:
-        corpus: Where documents are.
-        buffer_size: Documents in the buffer, at most.
-        bad: Takes note of what gives no document.
-        rank: Of this process.
+        corpus: The documents.
+        buffer_size: Largest number of documents in the buffer.
+        bad: Counts lines and files without a document.
+        rank: Rank of this process.
         ranks: Number of processes.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(self, corpus: Corpus, buffer_size: int, bad: BadLines, *, rank: int, ranks: int, seed: int) -> None:
@@ -45,29 +45,29 @@ class ShuffledDocuments:
 
     def _begin(self, epoch: int) -> None:
         self.epoch, self.draws = epoch, 0
-        self.position, self.line = 0, 0  # where reading goes on: place in the order of shards, line
+        self.position, self.line = 0, 0  # of the next line to read: index in the order of shards, line
         self.buffer: list[tuple[str, int, int]] = []  # text, shard, line
         self.reading: Generator[Document, None, None] | None = self._read()
 
     def _read(self) -> Generator[Document, None, None]:
-        """This rank's documents of the epoch, from where reading goes on."""
+        """Read this rank's documents of the epoch, from `position` and `line` on."""
         by_shards = len(self.corpus.shards) >= self.ranks
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.corpus.shards)).tolist()
         if by_shards:
             order = [shard for shard in order if shard % self.ranks == self.rank]
         part, parts = (0, 1) if by_shards else (self.rank, self.ranks)
-        begin = {"position": self.position, "first_line": self.line}
-        return read_documents(self.corpus, order, self.bad, **begin, part=part, parts=parts)
+        start = {"position": self.position, "first_line": self.line}
+        return read_documents(self.corpus, order, self.bad, **start, part=part, parts=parts)
 
     def is_empty(self) -> bool:
-        """Whether this rank has no document at all; reads up to the first one."""
+        """Whether this rank has no document at all; reads only up to the first one."""
         return next(self._read(), None) is None
 
     def draw(self) -> Drawn:
-        """The next document; behind an epoch's last one comes the next epoch's first.
+        """Draw the next document; after an epoch's last one comes the next epoch's first.
 
         Raises:
-            UserError: If an epoch has none, or too many lines are bad.
+            UserError: If an epoch has no document, or too many lines are bad.
         """
         self._fill()
         if not self.buffer:
@@ -75,10 +75,10 @@ class ShuffledDocuments:
                 raise UserError(no_documents(self.corpus, [self.rank], self.ranks), here_only=True)
             self._begin(self.epoch + 1)
             return self.draw()
-        place = int(np.random.default_rng((self.seed, self.epoch, self.rank, self.draws)).integers(len(self.buffer)))
+        index = int(np.random.default_rng((self.seed, self.epoch, self.rank, self.draws)).integers(len(self.buffer)))
         self.draws += 1
-        text, shard, line = self.buffer[place]
-        self.buffer[place] = self.buffer[-1]
+        text, shard, line = self.buffer[index]
+        self.buffer[index] = self.buffer[-1]
         self.buffer.pop()
         return Drawn(text, self.corpus.name_of(shard, line), self.epoch)
 
@@ -97,7 +97,7 @@ class ShuffledDocuments:
             self.reading.close()
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as plain values and tensors; texts are compressed."""
+        """The state of reading and drawing, as plain values and tensors; texts are compressed."""
         texts = json.dumps([text for text, _, _ in self.buffer], ensure_ascii=False).encode()
         places = [(shard, line) for _, shard, line in self.buffer]
         return {
@@ -111,7 +111,7 @@ class ShuffledDocuments:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned; the shard is read again up to the line where reading stood."""
+        """Continue from what `state` returned; reads the shard again up to the saved line."""
         self.epoch, self.draws = state["epoch"], state["draws"]
         self.position, self.line = state["position"], state["line"]
         self.bad.seen = dict.fromkeys(state["bad"])
@@ -121,7 +121,7 @@ class ShuffledDocuments:
         self.reading = self._read()
 
 
-def no_documents(corpus: Corpus, lacking: list[int], ranks: int) -> str:
-    """What to say where there is no document for some ranks."""
-    which = f" for process {', '.join(map(str, lacking))} of {ranks} (counted from 0)" if ranks > 1 else ""
+def no_documents(corpus: Corpus, without: list[int], ranks: int) -> str:
+    """The message that some ranks are without documents."""
+    which = f" for process {', '.join(map(str, without))} of {ranks} (counted from 0)" if ranks > 1 else ""
     return f"{corpus.label}: no training document{which}"

@@ -1,4 +1,4 @@
-"""Files of text and the documents in them: C4's shards, on a disk or on the hub, and Python's standard library."""
+"""Text files and the documents in them: C4's shards, local or on the hub, and Python's standard library."""
 
 import gzip
 import hashlib
@@ -15,37 +15,37 @@ from tqdm import tqdm
 
 from runtime.errors import UserError, first_line, printable
 
-NAMED_BAD = 20  # lines that are named; further ones are only counted
-READ_SHARDS, READ_BYTES = 16, 4096  # of so many files of a part, so many first bytes go into a fingerprint
-LONGEST_LINE = 64 << 20  # bytes; a longer one gives no document
-PIECE = 2000  # bytes of a source file that are a document, and what is left of a line
+NAMED_BAD = 20  # bad lines that are named; further ones are only counted
+READ_SHARDS, READ_BYTES = 16, 4096  # a fingerprint covers the first bytes (4096) of up to this many files (16)
+LONGEST_LINE = 64 << 20  # bytes; a longer line has no document
+PIECE = 2000  # bytes of a source file per document, which then continues to the end of its line
 
 
 class BadText(Exception):
-    """A line, or the rest of a file, that gives no document; the message is the reason."""
+    """A line, or the rest of a file, without a document; the message is the reason."""
 
 
 class Shard(NamedTuple):
     """A file of text."""
 
-    name: str  # path below the corpus' root
+    name: str  # path below the root of the corpus
     size: int  # bytes
 
 
 class Document(NamedTuple):
-    """A text, and where the reading of its corpus stood behind it."""
+    """A text and its place in the corpus."""
 
     text: str
-    shard: int  # place of its file among the corpus' shards
-    line: int  # in that file, counted from 0
-    position: int  # place of its file in the order in which they are read
+    shard: int  # index of its file among the shards of the corpus
+    line: int  # of that file, counted from 0
+    position: int  # index of its file in the order of reading
 
 
 @dataclass(frozen=True)
 class Corpus(ABC):
-    """Files that hold documents, in a fixed order.
+    """Files of documents, in a fixed order.
 
-    `label` names the option that chose them, for messages; `files` is an fsspec file system.
+    `label` names the option that selected them, for messages; `files` is an fsspec file system.
     """
 
     label: str
@@ -55,7 +55,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def name_of(self, shard: int, line: int) -> str:
-        """A document's name for people: its file and, where a file holds many, its line counted from 1."""
+        """A document's name in messages: its file and line (or piece), counted from 1."""
 
     @abstractmethod
     def text_of(self, raw: bytes) -> str:
@@ -65,15 +65,15 @@ class Corpus(ABC):
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]: ...
 
     def path(self, shard: int) -> str:
-        """Where a shard lies."""
+        """The path of a shard."""
         return f"{self.root}/{self.shards[shard].name}"
 
     def lines(self, shard: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """The lines of a shard with their numbers, from `first` on; those before are read and dropped.
+        """Read the lines of a shard with their numbers, from number `first` on; earlier ones are read and dropped.
 
         Raises:
-            BadText: If the file is empty, gone or ends too early.
-            UserError: If it cannot be read for another reason, such as a network that is down.
+            BadText: If the file is empty, missing or truncated.
+            UserError: If it cannot be read for another reason, such as a network failure.
         """
         number = -1
         if not self.shards[shard].size:
@@ -84,10 +84,10 @@ class Corpus(ABC):
                     if number >= first:
                         yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadText(f"broken behind line {number + 1}, the rest is lost: {first_line(error)}") from error
+            raise BadText(f"broken after line {number + 1}, the rest is lost: {first_line(error)}") from error
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise BadText(f"cannot be opened: {type(error).__name__}") from error
-        except Exception as error:  # file systems of the network raise errors of many kinds
+        except Exception as error:  # network file systems raise errors of many classes
             message = f"{self.label}: {self.shards[shard].name} cannot be read: {first_line(error)}"
             raise UserError(message, here_only=True) from error
 
@@ -100,14 +100,16 @@ class Corpus(ABC):
 
     def _beginning(self, shard: int) -> bytes:
         try:
-            with self.files.open(self.path(shard), "rb", block_size=READ_BYTES) as file:  # else 5 MB from the hub
+            with self.files.open(
+                self.path(shard), "rb", block_size=READ_BYTES
+            ) as file:  # by default 5 MB would be read from the hub
                 return file.read(READ_BYTES)
-        except OSError:  # training survives such files too
+        except OSError:  # training skips such files too
             return b"missing"
 
 
 class C4Shards(Corpus):
-    """Gzipped files with a JSON object a line, whose "text" is a document."""
+    """Gzipped files with one JSON object per line, whose "text" is a document."""
 
     def name_of(self, shard: int, line: int) -> str:
         """Such as c4-train.00000-of-01024.json.gz:17."""
@@ -120,14 +122,14 @@ class C4Shards(Corpus):
         try:
             row = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise BadText(f"no JSON in UTF-8: {first_line(error)}") from error
+            raise BadText(f"not JSON in UTF-8: {first_line(error)}") from error
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
-            raise BadText('holds no "text"')
+            raise BadText('has no "text"')
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can spell halves of characters
-            raise BadText(f"the text is no Unicode: {first_line(error)}") from error
+        except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair
+            raise BadText(f"the text is not valid Unicode: {first_line(error)}") from error
         return text
 
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
@@ -136,18 +138,18 @@ class C4Shards(Corpus):
 
 
 class SourceFiles(Corpus):
-    """Files cut into documents of whole lines: whole, one could fill hundreds of steps with text of one kind."""
+    """Files cut into documents of whole lines, because one long file would fill hundreds of steps with similar text."""
 
     def name_of(self, shard: int, line: int) -> str:
         """The file's path below the root, and the number of the piece."""
         return f"{self.shards[shard].name}:{line + 1}"
 
     def text_of(self, raw: bytes) -> str:
-        """The decoded file; raises BadText if it is no UTF-8."""
+        """The decoded piece of a file; raises BadText if it is not UTF-8."""
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise BadText(f"no UTF-8: {first_line(error)}") from error
+            raise BadText(f"not UTF-8: {first_line(error)}") from error
 
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
         piece = b""
@@ -161,7 +163,7 @@ class SourceFiles(Corpus):
 
 
 def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-    """The lines of a file, each cut off at LONGEST_LINE bytes: a small compressed file can hold a line of gigabytes."""
+    """The lines of a file, cut off at LONGEST_LINE bytes: a small compressed file can contain a line of gigabytes."""
     while line := file.readline(LONGEST_LINE):
         rest = line
         while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
@@ -170,24 +172,24 @@ def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
 
 
 class BadLines:
-    """Counts the lines that give no document, names the first ones, and ends the run when they are too many."""
+    """Counts lines and files without a document, names the first ones, and ends the run if there are too many."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.seen: dict[str, None] = {}  # names, in the order in which they were met
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: dict[str, None] = {}  # names, in the order of reading
 
     def note(self, name: str, reason: object) -> None:
-        """Take note of a line or file; raise UserError beyond the limit. One that was noted before is ignored."""
+        """Count a line or file, unless it was counted before; raise UserError if there are more than `limit`."""
         if name in self.seen:
             return
         self.seen[name] = None
-        if len(self.seen) > self.most:
-            bad = f"{len(self.seen)} lines or files give no text, the last {name}: {reason}"
-            raise UserError(f"--max_bad_lines {self.most}: {bad}", here_only=True)
+        if len(self.seen) > self.limit:
+            problem = f"{len(self.seen)} lines or files give no text, the last {name}: {reason}"
+            raise UserError(f"--max_bad_lines {self.limit}: {problem}", here_only=True)
         if len(self.seen) <= NAMED_BAD:
             warn(f"skipped text {len(self.seen)}: {name}: {reason}")
         if len(self.seen) == NAMED_BAD:
-            warn("further texts that are skipped are only counted")
+            warn("further skipped texts are only counted")
 
 
 def read_documents(
@@ -200,21 +202,21 @@ def read_documents(
     part: int = 0,
     parts: int = 1,
 ) -> Generator[Document, None, None]:
-    """Documents of shards in the given order; lines and files that give none are noted in `bad`.
+    """Read the documents of shards in the given order; count lines and files without one in `bad`.
 
     Args:
-        corpus: Where they are.
-        order: Shards by their places in the corpus.
-        bad: Takes note, and ends the run.
-        position: Place in `order` to begin at.
+        corpus: The shards.
+        order: Indices of shards.
+        bad: Counts them, and ends the run if there are too many.
+        position: Index in `order` to begin at.
         first_line: Line of that shard to begin at.
-        part: Only lines whose number has this remainder ...
-        parts: ... modulo this.
+        part: Read only lines whose number modulo `parts` is this.
+        parts: See `part`.
     """
-    for place in range(position, len(order)):
-        shard = order[place]
+    for index in range(position, len(order)):
+        shard = order[index]
         try:
-            for number, raw in corpus.lines(shard, first_line if place == position else 0):
+            for number, raw in corpus.lines(shard, first_line if index == position else 0):
                 if number % parts != part:
                     continue
                 try:
@@ -222,7 +224,7 @@ def read_documents(
                 except BadText as reason:
                     bad.note(corpus.name_of(shard, number), reason)
                     continue
-                yield Document(text, shard, number, place)
+                yield Document(text, shard, number, index)
         except BadText as reason:
             bad.note(corpus.shards[shard].name, reason)
 

@@ -1,4 +1,4 @@
-"""The training stream of a rank: batches without end, from a position that can be saved exactly."""
+"""The training stream of a rank: endless batches, resumed exactly from a saved state."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,23 +20,23 @@ from llama.tokenizers import Tokenizer
 
 
 class Prepared(NamedTuple):
-    """A batch that is not handed out yet."""
+    """A batch that `TextStream.next` has not returned yet."""
 
     sequences: list[TokenSequence]
-    bad_lines: int  # met up to it
+    bad_lines: int  # number of bad lines up to it
 
 
 class TextStream:
-    """Hands out a rank's micro-batches; a thread prepares the next one meanwhile.
+    """Gives a rank's micro-batches; a thread prepares the next one in the background.
 
     Args:
-        documents: This rank's.
-        tokenizer: For them.
-        max_length: Tokens a sequence.
-        batch_size: Sequences a batch.
+        documents: Documents of this rank.
+        tokenizer: Their tokenizer.
+        max_length: Tokens per sequence.
+        batch_size: Sequences per batch.
         pack: As for `Cutter`.
-        accumulate: Batches an optimizer step.
-        remembered_steps: Optimizer steps whose batches `again` can give, the last ones.
+        accumulate: Batches per optimizer step.
+        remembered_steps: Number of last optimizer steps for which `batches_of_step` works.
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class TextStream:
     ) -> None:
         self.documents, self.tokenizer = documents, tokenizer
         self.max_length, self.batch_size, self.accumulate = max_length, batch_size, accumulate
-        self.batches = 0  # handed out, since the beginning of the run
-        # Of what was handed out: documents that ended, tokens, pads; bad lines met up to then; epoch, from 0.
+        self.batches = 0  # number returned since the beginning of the run
+        # In the returned batches: documents that ended, tokens, padding; bad lines up to then; epoch, from 0.
         self.counts = {"documents": 0, "tokens": 0, "pads": 0, "bad_lines": 0, "epoch": 0}
         self._cutter = Cutter(self._tokenize, max_length, pack)
         self._last: deque[list[TokenSequence]] = deque(maxlen=remembered_steps * accumulate)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
-        self._coming: Future[Prepared] | None = None
+        self._future: Future[Prepared] | None = None
 
     def next(self) -> Batch:
-        """The next batch: `input_ids` and `labels`, int64 (batch_size, max_length), labels -100 where padded.
+        """The next batch: `input_ids` and `labels`, int64, shape (batch_size, max_length); labels are -100 at padding.
 
         Raises:
             UserError: If text cannot be read, or too many lines are bad.
         """
         sequences, bad_lines = self._prepared()
-        self._coming = self._thread.submit(self._prepare)
-        tokens = sum(len(each.ids) for each in sequences)
+        self._future = self._thread.submit(self._prepare)
+        tokens = sum(len(sequence.ids) for sequence in sequences)
         self.batches += 1
-        self.counts["documents"] += sum(each.ended for each in sequences)
+        self.counts["documents"] += sum(sequence.ended for sequence in sequences)
         self.counts["tokens"] += tokens
         self.counts["pads"] += self.batch_size * self.max_length - tokens
         self.counts |= {"bad_lines": bad_lines, "epoch": sequences[-1].epoch}
@@ -79,25 +79,25 @@ class TextStream:
 
     @property
     def names(self) -> list[str]:
-        """The documents of each sequence of the last batch, such as "c4-train.00000-of-01024.json.gz:17"."""
+        """The documents of each sequence in the last batch, such as "c4-train.00000-of-01024.json.gz:17"."""
         return names_of(self._last[-1])
 
-    def again(self, step: int) -> tuple[list[Batch], list[list[str]]]:
-        """The batches of an optimizer step once more, and the documents of each sequence in them.
+    def batches_of_step(self, step: int) -> tuple[list[Batch], list[list[str]]]:
+        """The batches of an optimizer step again, and the documents of each sequence in them.
 
         Args:
-            step: Optimizer steps before it, since the beginning of the run; one of the last `remembered_steps`.
+            step: Number of optimizer steps before it, for one of the last `remembered_steps` steps.
         """
         first = step * self.accumulate - (self.batches - len(self._last))
         if not 0 <= first <= len(self._last) - self.accumulate:
             raise ValueError(f"the batches of step {step} are not remembered")
         batches = list(self._last)[first : first + self.accumulate]
-        return [self._batch(each) for each in batches], [names_of(each) for each in batches]
+        return [self._batch(sequences) for sequences in batches], [names_of(sequences) for sequences in batches]
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands behind the last batch, for `torch.save`; `torch.load(weights_only=True)` reads it."""
+        """The state after the last batch, for `torch.save`; `torch.load(weights_only=True)` can read it."""
         prepared = self._prepared()  # first: from here on the thread is idle
-        self._coming = _done(prepared)
+        self._future = _done(prepared)
         coming = prepared.sequences
         return {
             "batches": self.batches,
@@ -106,24 +106,24 @@ class TextStream:
             "waiting": self._cutter.state(),
             "coming": {
                 "bad_lines": prepared.bad_lines,
-                "names": [list(each.names) for each in coming],
-                "ended": [each.ended for each in coming],
-                "epochs": [each.epoch for each in coming],
-                **pack_ids([each.ids for each in coming]),
+                "names": [list(sequence.names) for sequence in coming],
+                "ended": [sequence.ended for sequence in coming],
+                "epochs": [sequence.epoch for sequence in coming],
+                **pack_ids([sequence.ids for sequence in coming]),
             },
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned; the number of ranks must be the same. What follows is what would have."""
-        if self._coming is not None:
-            self._coming.exception()  # waits; whatever it prepared is dropped
+        """Continue from what `state` returned, with the same number of ranks: the next batches are bitwise the same."""
+        if self._future is not None:
+            self._future.exception()  # waits for the thread; its batch is dropped
         self.batches, self.counts = state["batches"], dict(state["counts"])
         self.documents.load(state["documents"])
         self._cutter.load(state["waiting"])
         coming = state["coming"]
-        names = [tuple(each) for each in coming["names"]]
+        names = [tuple(documents) for documents in coming["names"]]
         sequences = list(map(TokenSequence, unpack_ids(coming), names, coming["ended"], coming["epochs"]))
-        self._coming = _done(Prepared(sequences, coming["bad_lines"]))
+        self._future = _done(Prepared(sequences, coming["bad_lines"]))
         self._last.clear()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class TextStream:
         self.documents.close()
 
     def _prepared(self) -> Prepared:
-        return (self._coming or self._thread.submit(self._prepare)).result()
+        return (self._future or self._thread.submit(self._prepare)).result()
 
     def _prepare(self) -> Prepared:
         sequences = []
@@ -144,16 +144,16 @@ class TextStream:
 
     def _tokenize(self) -> list[Tokens]:
         drawn = [self.documents.draw() for _ in range(ENCODED_AT_ONCE)]
-        encoded = with_end(self.tokenizer, [each.text for each in drawn])
-        return [Tokens(ids, each.name, each.epoch) for ids, each in zip(encoded, drawn, strict=True)]
+        encoded = with_end(self.tokenizer, [document.text for document in drawn])
+        return [Tokens(ids, document.name, document.epoch) for ids, document in zip(encoded, drawn, strict=True)]
 
     def _batch(self, sequences: list[TokenSequence]) -> Batch:
-        return batch_of([each.ids for each in sequences], self.max_length, self.tokenizer.pad_id)
+        return batch_of([sequence.ids for sequence in sequences], self.max_length, self.tokenizer.pad_id)
 
 
 def names_of(sequences: list[TokenSequence]) -> list[str]:
     """The names of each sequence's documents."""
-    return [", ".join(each.names) for each in sequences]
+    return [", ".join(sequence.names) for sequence in sequences]
 
 
 def _done(prepared: Prepared) -> Future[Prepared]:

@@ -12,41 +12,41 @@ from numpy.typing import NDArray
 from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
-Ids = NDArray[np.int32]  # of one text, (tokens,)
+Ids = NDArray[np.int32]  # of one text, shape (tokens,)
 
 
 class Tokenizer(ABC):
-    """Turns texts into token ids in [0, vocab_size); texts give no special tokens, `eos_id` is set behind each."""
+    """Turns texts into token ids in [0, vocab_size), without special tokens; the caller appends `eos_id` to each."""
 
     name: str  # as --tokenizer names it
     vocab_size: int
     eos_id: int
-    pad_id: int  # labels do not count where it is set, so it may be eos_id
-    fingerprint: str  # SHA-256, hexadecimal, of all that its ids depend on
+    pad_id: int  # labels ignore padding, so it may equal eos_id
+    fingerprint: str  # hexadecimal SHA-256 of everything that the ids depend on
     highest: tuple[str, int]  # the token with the highest id that can occur
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, without any in front or behind."""
+        """The ids of each text, with no other ids before or after."""
 
 
 class ByteTokenizer(Tokenizer):
-    """A text's UTF-8 bytes as ids 0 to 255, then end of sequence and padding."""
+    """UTF-8 bytes as ids 0 to 255; 256 is end of sequence, 257 padding."""
 
     name, vocab_size, eos_id, pad_id = "bytes", 258, 256, 257
     fingerprint = hashlib.sha256(b"bytes 0-255, eos 256, pad 257").hexdigest()
     highest = ("padding", 257)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """One id a byte."""
+        """One id per byte."""
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
 
 
 class HubTokenizer(Tokenizer):
     """A fast tokenizer of transformers.
 
-    Where a text spells a special token other than the unknown one, such as T5's <extra_id_0>, that is dropped: it
-    could end a document, or have an id that the model does not know.
+    If a text spells a special token other than the unknown one, such as T5's <extra_id_0>, the token is dropped: it
+    could end a document, or have an id that the model has no embedding for.
     """
 
     def __init__(self, name: str, fast: Any) -> None:
@@ -57,27 +57,31 @@ class HubTokenizer(Tokenizer):
             f"{self.eos_id} {self.pad_id} {fast.backend_tokenizer.to_str()}".encode()
         ).hexdigest()
         ids = dict(fast.get_vocab())
-        special = {each for each, token in fast.added_tokens_decoder.items() if token.special} - {fast.unk_token_id}
+        special = {token_id for token_id, token in fast.added_tokens_decoder.items() if token.special} - {
+            fast.unk_token_id
+        }
         self.dropped = np.zeros(max(ids.values()) + 1, dtype=bool)
         self.dropped[sorted(special)] = True
-        used = {token: each for token, each in ids.items() if each not in special - {self.eos_id, self.pad_id}}
+        used = {
+            token: token_id for token, token_id in ids.items() if token_id not in special - {self.eos_id, self.pad_id}
+        }
         self.highest = max(used.items(), key=lambda item: item[1])
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids without those of special tokens; several texts at once are tokenized on several threads."""
+        """Ids without those of special tokens; several texts are tokenized at once, on several threads."""
         if not texts:
             return []
-        # verbose: a text longer than the model's longest sequence is no mistake, it is cut later.
-        found = self.fast(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        arrays = [np.array(ids, dtype=np.int32) for ids in found["input_ids"]]
+        # Not verbose, because a text longer than the model's longest sequence is fine: it is cut later.
+        encoded = self.fast(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        arrays = [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
         return [ids[~self.dropped[ids]] for ids in arrays]
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a name: "bytes", a folder that transformers wrote, or a name on its hub.
+    """Load a tokenizer by name: "bytes", a folder that transformers wrote, or a name on the Hugging Face hub.
 
     Raises:
-        UserError: If it cannot be had, is no fast one, or has no end of sequence.
+        UserError: If it cannot be loaded, is not a fast one, or has no end-of-sequence token.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -91,26 +95,26 @@ def load_tokenizer(name: str) -> Tokenizer:
         ) from None
     try:
         fast = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except Exception as error:  # a missing network, a wrong name, a broken file: errors of many kinds
-        raise UserError(f"--tokenizer {name}: not to be had, in no cache either: {first_line(error)}") from error
+    except Exception as error:  # a missing network, a wrong name, a broken file: errors of many classes
+        raise UserError(f"--tokenizer {name}: cannot be loaded, not even from a cache: {first_line(error)}") from error
     if not fast.is_fast:
         raise UserError(f"--tokenizer {name}: has no fast version")
     if fast.eos_token_id is None:
-        raise UserError(f"--tokenizer {name}: has no token for the end of a sequence")
+        raise UserError(f"--tokenizer {name}: has no end-of-sequence token")
     return HubTokenizer(name, fast)
 
 
 def shared_tokenizer(name: str, ranks: Ranks) -> Tokenizer:
-    """The tokenizer on every rank; the main process downloads it first, and is the one to say what is wrong."""
+    """Load the tokenizer on every rank. The main process downloads it first, and reports errors for all."""
     ranks.from_main(lambda: load_tokenizer(name).name)
     try:
         return load_tokenizer(name)
-    except UserError as error:  # on a machine of its own, without what the main one has
+    except UserError as error:  # on another machine, which lacks the files of the main one
         raise UserError(str(error), here_only=True) from error
 
 
 def require_fits(tokenizer: Tokenizer, model_vocab_size: int) -> None:
-    """Raise UserError if a token that can occur has an id that a model with so many tokens does not know."""
+    """Raise UserError if a token that can occur has an id beyond the model's vocabulary."""
     token, highest = tokenizer.highest
     if highest >= model_vocab_size:
         last = f"the model's last is {model_vocab_size - 1} (vocab_size {model_vocab_size})"

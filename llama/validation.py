@@ -1,4 +1,4 @@
-"""Validation sequences: the same whatever the batch size and the number of processes."""
+"""Validation sequences, which do not depend on the batch size or the number of processes."""
 
 import math
 from collections.abc import Iterator
@@ -18,29 +18,29 @@ from runtime.errors import UserError
 def validation_sequences(
     corpus: Corpus, tokenizer: Tokenizer, bad: BadLines, *, max_length: int, pack: bool, target_tokens: int
 ) -> Tensor:
-    """The first `target_tokens` validation tokens in the order of the files, cut into sequences.
+    """Cut the first `target_tokens` validation tokens, in the order of the files, into sequences.
 
     Args:
         corpus: Validation documents.
-        tokenizer: For them.
-        bad: Takes note of what gives no document.
-        max_length: Tokens a sequence.
-        pack: As for `llama.sequences.Cutter`; without it only what the sequences hold counts.
-        target_tokens: Tokens, ends of documents included and pads not; fewer if there are no more.
+        tokenizer: Their tokenizer.
+        bad: Counts lines and files without a document.
+        max_length: Tokens per sequence.
+        pack: As for `llama.sequences.Cutter`; if false, dropped tokens of long documents do not count.
+        target_tokens: Number of tokens, including ends of documents but not padding; fewer if there are no more.
 
     Returns:
-        int32 (sequences, 1 + max_length): the number of tokens of each sequence, then its ids, then zeros.
+        int32, shape (sequences, 1 + max_length): the number of tokens of each sequence, then its ids, then zeros.
 
     Raises:
         UserError: If there is no document.
     """
     documents = read_documents(corpus, range(len(corpus.shards)), bad)
 
-    def more() -> list[Tokens]:
-        texts = [each.text for each in islice(documents, ENCODED_AT_ONCE)]
+    def next_documents() -> list[Tokens]:
+        texts = [document.text for document in islice(documents, ENCODED_AT_ONCE)]
         return [Tokens(ids, "", 0) for ids in with_end(tokenizer, texts)]
 
-    cutter, rows, left = Cutter(more, max_length, pack), [], target_tokens
+    cutter, rows, left = Cutter(next_documents, max_length, pack), [], target_tokens
     with closing(documents):
         while left and (sequence := cutter.next()) is not None:
             ids = sequence.ids[:left]
@@ -55,14 +55,14 @@ def validation_sequences(
 class ValidationBatches:
     """This rank's share of the validation sequences: every sequence is on exactly one rank.
 
-    Rank r has the sequences r, r + ranks, ...; iterating needs no other rank. `most_batches` is the number of batches
-    of the rank that has the most, `tokens` the number of tokens of all ranks.
+    Rank r has the sequences r, r + ranks, ...; ranks may iterate independently. `max_batches` is the largest number of
+    batches on any rank, `tokens` the number of tokens of all ranks.
     """
 
     def __init__(self, sequences: Tensor, tokenizer: Tokenizer, batch_size: int, *, rank: int, ranks: int) -> None:
-        self.own = sequences[rank::ranks].clone()  # a copy: the others' can be freed
+        self.own = sequences[rank::ranks].clone()  # a copy, so that the other ranks' sequences can be freed
         self.pad_id, self.batch_size = tokenizer.pad_id, batch_size
-        self.most_batches = math.ceil(math.ceil(len(sequences) / ranks) / batch_size)
+        self.max_batches = math.ceil(math.ceil(len(sequences) / ranks) / batch_size)
         self.tokens = int(sequences[:, 0].sum())
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,1 +1,1 @@
-"""What is particular to images: loaders, transforms, models, fingerprints, and a whole run."""
+"""Vision training: options, loaders, transforms, models, fingerprints, and the training loop."""

@@ -1,4 +1,4 @@
-"""The fingerprint of images: the same wherever they lie, another one if they are others."""
+"""The fingerprint of images: it does not depend on their folder, and differs if the images differ."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from torchvision.datasets import CIFAR10
 
 from datasets import FolderImages, ImageData, LabelledImages, open_regular
 
-READ_FILES = 64  # contents of so many files of each part; all of ImageNet would take longer than many a run
+READ_FILES = 64  # files per part whose contents are hashed; hashing all of ImageNet would take longer than many runs
 
 
 def fingerprint(data: ImageData) -> str:
-    """Hexadecimal SHA-256 of what training and validation images are.
+    """Hexadecimal SHA-256 of the training and validation images.
 
-    Of class folders: the classes, every file's name below its root, label and place, and the contents of up to 64
-    evenly spaced files of each part. Of images in memory: all pixels and labels.
+    For class folders it covers the classes, the order of the files, every file's path below the root and label, and
+    the contents of up to 64 evenly spaced files per part. For images in memory it covers all pixels and labels.
     """
     digest = hashlib.sha256()
-    _add(digest, json.dumps([data.class_names, data.mean, data.std, data.mirrors]).encode())
+    _add(digest, json.dumps([data.class_names, data.mean, data.std, data.horizontal_flip]).encode())
     for images in (data.train, data.validation):
         _add_images(digest, images)
     return digest.hexdigest()
@@ -28,7 +28,7 @@ def fingerprint(data: ImageData) -> str:
 
 def _add_images(digest: Any, images: Any) -> None:
     if isinstance(images, FolderImages):
-        # Padded to the width of the longest name: without the width other names could give the same bytes.
+        # Names are padded to the longest one; without that width (in `dtype.str`) other names could give these bytes.
         for part in (images.names.dtype.str.encode(), images.names.tobytes(), images.labels.tobytes()):
             _add(digest, part)
         for index in np.linspace(0, len(images) - 1, min(len(images), READ_FILES)).round().astype(int):
@@ -37,7 +37,7 @@ def _add_images(digest: Any, images: Any) -> None:
         for image in images.images:
             _add(digest, repr((image.mode, image.size)).encode() + image.tobytes())
         _add(digest, json.dumps(images.labels).encode())
-    elif isinstance(images, CIFAR10):  # CIFAR100 is one too
+    elif isinstance(images, CIFAR10):  # CIFAR100 is a subclass
         _add(digest, images.data.tobytes())
         _add(digest, json.dumps([int(label) for label in images.targets]).encode())
     elif images is not None:
@@ -45,7 +45,7 @@ def _add_images(digest: Any, images: Any) -> None:
 
 
 def _add(digest: Any, part: bytes) -> None:
-    """Length before content, so that no two sequences of parts run together to the same bytes."""
+    """Hash the length of a part before its content, so that different parts never give the same bytes."""
     digest.update(len(part).to_bytes(8, "little"))
     digest.update(part)
 
@@ -54,5 +54,5 @@ def _content(path: bytes) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read()
-    except OSError:  # training survives such files too
+    except OSError:  # training skips such files too
         return b"missing"

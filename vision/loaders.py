@@ -1,4 +1,4 @@
-"""Loaders whose batches depend on no worker, and which survive images that cannot be read."""
+"""Loaders whose batches do not depend on the number of workers, and which skip images that cannot be read."""
 
 import math
 import os
@@ -18,15 +18,15 @@ from runtime.seeding import seeded
 from vision.transforms import Transform, eval_transform, train_transform
 
 Key = tuple[int, int, int]  # epoch, position in the epoch, index of the image
-# image (None: not to be had), label, files that could not be read, files that had to be converted
+# image, shape (3, height, width) (None: unreadable), label, messages on unreadable files and on converted files
 Sample = tuple[torch.Tensor | None, int, list[str], list[str]]
-NAMED_CONVERTED = 20  # a whole folder of 16-bit images need not be listed
+NAMED_CONVERTED = 20  # further ones are only counted: a whole folder of 16-bit images need not be listed
 
 
 class SeededImages(Dataset):
-    """Transformed images by (epoch, position, index); the augmentation depends on seed, epoch and position alone.
+    """Transformed images by (epoch, position, index). The augmentation depends only on seed, epoch and position.
 
-    An image that cannot be read gives way to the next one that can.
+    An image that cannot be read is replaced by the next one that can.
     """
 
     def __init__(self, images: Any, transform: Transform, seed: int, max_bad: int) -> None:
@@ -42,12 +42,12 @@ class SeededImages(Dataset):
                 bad.append(str(error))
                 continue
             with seeded(self.seed, epoch, position):
-                return self.transform(image), label, bad, converted(image)
+                return self.transform(image), label, bad, conversion_notes(image)
         return None, 0, bad, []
 
 
 class PlainImages(Dataset):
-    """Transformed images by index, for evaluation; one that cannot be read is left out, not replaced."""
+    """Transformed images by index, for evaluation. An image that cannot be read is left out, not replaced."""
 
     def __init__(self, images: Any, transform: Transform) -> None:
         self.images, self.transform = images, transform
@@ -60,67 +60,67 @@ class PlainImages(Dataset):
             image, label = self.images[index]
         except BadImage as error:
             return None, 0, [str(error)], []
-        return self.transform(image), label, [], converted(image)
+        return self.transform(image), label, [], conversion_notes(image)
 
 
-def converted(image: Any) -> list[str]:
-    """What `image_folders.read_image` noted about an image."""
+def conversion_notes(image: Any) -> list[str]:
+    """The message of `datasets.read_image` on how it converted an image; empty if it did not."""
     note = image.info.get("converted")
     return [note] if note else []
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch | None, list[str], list[str]]:
-    """A batch of the images there are, what could not be read, and what had to be converted."""
-    bad = [each for _, _, messages, _ in samples for each in messages]
-    changed = [each for _, _, _, messages in samples for each in messages]
-    there = [(image, label) for image, label, _, _ in samples if image is not None]
-    return (default_collate(there) if there else None), bad, changed
+    """A batch of the readable images (None if there are none), and messages on unreadable and converted files."""
+    bad = [message for _, _, messages, _ in samples for message in messages]
+    changed = [message for _, _, _, messages in samples for message in messages]
+    readable = [(image, label) for image, label, _, _ in samples if image is not None]
+    return (default_collate(readable) if readable else None), bad, changed
 
 
 class BadImages:
-    """Counts the files that cannot be read, names each once, and ends the run when they are too many.
+    """Counts the files that cannot be read, names each once, and ends the run if there are more than `limit`.
 
-    Files that had to be converted are counted and named too, but do no harm.
+    Converted files are counted and named too, but never end the run.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.seen: set[str] = set()
         self.converted: set[str] = set()
 
     def note(self, messages: Sequence[str], changed: Sequence[str] = ()) -> None:
-        """Take note of files; raise UserError beyond the limit."""
+        """Count files; raise UserError if more than `limit` cannot be read."""
         _name_new(changed, self.converted, "converted", NAMED_CONVERTED)
-        _name_new(messages, self.seen, "skipped", self.most + 1)
-        if len(self.seen) > self.most:
+        _name_new(messages, self.seen, "skipped", self.limit + 1)
+        if len(self.seen) > self.limit:
             last = messages[-1]
-            message = f"--max_bad_images {self.most}: {len(self.seen)} images cannot be read, the last {last}"
+            message = f"--max_bad_images {self.limit}: {len(self.seen)} images cannot be read, the last {last}"
             raise UserError(message, here_only=True)
 
 
-def _name_new(messages: Sequence[str], seen: set[str], what: str, names: int) -> None:
-    """Name files that were not seen before, but not more than so many."""
+def _name_new(messages: Sequence[str], seen: set[str], action: str, limit: int) -> None:
+    """Name files that were not seen before, up to `limit` of them."""
     for message in messages:
-        if message not in seen:  # path and reason: a path alone may hold the colon behind it
+        if message not in seen:  # the whole message: a path may contain a colon itself
             seen.add(message)
-            if len(seen) <= names:
-                tqdm.write(f"warning: {what} image {len(seen)}: {printable(message)}", file=sys.stderr)
-            if len(seen) == names and what == "converted":
+            if len(seen) <= limit:
+                tqdm.write(f"warning: {action} image {len(seen)}: {printable(message)}", file=sys.stderr)
+            if len(seen) == limit and action == "converted":
                 tqdm.write("warning: further converted images are only counted", file=sys.stderr)
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for one rank: each epoch a permutation, no image twice, the last partial batch dropped.
+    """Batches of keys for one rank. An epoch is a permutation: no image comes twice; the last partial batch is dropped.
 
-    The images of a global batch depend on the seed, the epoch and their positions, not on how many ranks share
-    them. Set `epoch` and `first_batch` before iterating; an epoch can start anywhere.
+    The images of a global batch depend on the seed, the epoch and their positions, not on the number of ranks. Set
+    `epoch` and `first_batch` before iterating: an epoch can start at any batch.
     """
 
     def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, ranks: int, seed: int) -> None:
         self.images, self.batch_size, self.rank, self.ranks, self.seed = images, batch_size, rank, ranks, seed
-        self.steps = images // (batch_size * accumulate * ranks)  # optimizer steps an epoch
-        self.batches = self.steps * accumulate  # micro-batches a rank and epoch
-        self.images_a_step = batch_size * accumulate * ranks
+        self.steps = images // (batch_size * accumulate * ranks)  # optimizer steps per epoch
+        self.batches = self.steps * accumulate  # micro-batches per rank and epoch
+        self.images_per_step = batch_size * accumulate * ranks
         self.epoch, self.first_batch = 0, 0
 
     def __len__(self) -> int:
@@ -130,35 +130,35 @@ class EpochBatches(Sampler[list[Key]]):
         return self.keys(self.epoch, self.first_batch, self.batches)
 
     def keys(self, epoch: int, first: int, last: int) -> Iterator[list[Key]]:
-        """The keys of the batches from `first` up to, not including, `last` of an epoch."""
+        """The keys of an epoch's batches from number `first` up to number `last`, which is excluded."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
         for batch in range(first, last):
             start = (batch * self.ranks + self.rank) * self.batch_size
-            yield [(epoch, place, int(order[place])) for place in range(start, start + self.batch_size)]
+            yield [(epoch, position, int(order[position])) for position in range(start, start + self.batch_size)]
 
 
 class TrainLoader:
-    """Training batches of any epoch, from any batch on."""
+    """Loads the training batches of any epoch, starting with any batch."""
 
     def __init__(self, images: SeededImages, loader: DataLoader, batches: EpochBatches, bad: BadImages) -> None:
         self.images, self.loader, self.batches, self.bad = images, loader, batches, bad
 
     @property
     def steps(self) -> int:
-        """Optimizer steps an epoch."""
+        """Optimizer steps per epoch."""
         return self.batches.steps
 
     def close(self) -> None:
-        """End the loader processes now; left to garbage collection, each would take 5 seconds."""
+        """End the loader processes now; if garbage collection ended them, each would take 5 seconds."""
         del self.loader
 
     def name_of(self, key: Key) -> str:
-        """An image's file or, where images have none, its index."""
+        """The file of an image, or its index if the images have no files."""
         source = self.images.images
         return source.path(key[2]) if isinstance(source, FolderImages) else str(key[2])
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_batch` on."""
+        """Load the batches of an epoch, starting with number `first_batch`."""
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         for batch, bad, changed in self.loader:
             self.bad.note(bad, changed)
@@ -166,8 +166,8 @@ class TrainLoader:
                 raise UserError(f"--data_path: no image of a batch can be read, the last {bad[-1]}", here_only=True)
             yield batch
 
-    def again(self, step: int, accumulate: int) -> tuple[list[Batch], list[list[Key]]]:
-        """The micro-batches of an optimizer step and the keys of their images, loaded in this process."""
+    def batches_of_step(self, step: int, accumulate: int) -> tuple[list[Batch], list[list[Key]]]:
+        """Load the micro-batches of an optimizer step again, in this process; also return the keys of their images."""
         epoch, done = divmod(step, self.steps)
         keys = list(self.batches.keys(epoch, done * accumulate, (done + 1) * accumulate))
         batches = [collate([self.images[key] for key in batch])[0] for batch in keys]
@@ -175,13 +175,13 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """This rank's share of the validation images: every image is on exactly one rank.
+    """Loads this rank's share of the validation images: every image is on exactly one rank.
 
-    `most_batches` is the number of batches of the rank that has the most.
+    `max_batches` is the largest number of batches on any rank.
     """
 
-    def __init__(self, loader: DataLoader, bad: BadImages, most_batches: int) -> None:
-        self.loader, self.bad, self.most_batches = loader, bad, most_batches
+    def __init__(self, loader: DataLoader, bad: BadImages, max_batches: int) -> None:
+        self.loader, self.bad, self.max_batches = loader, bad, max_batches
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad, changed in self.loader:
@@ -190,39 +190,39 @@ class EvalLoader:
                 yield batch
 
     def close(self) -> None:
-        """End the loader processes now; left to garbage collection, each would take 5 seconds."""
+        """End the loader processes now; if garbage collection ended them, each would take 5 seconds."""
         del self.loader
 
 
 def train_loader(
     options: DataOptions, data: ImageData, *, accumulate: int, rank: int, ranks: int, seed: int, pin_memory: bool
 ) -> TrainLoader:
-    """The loader of this rank's training batches.
+    """Build the loader of this rank's training batches.
 
     Raises:
-        UserError: If the images do not fill one global batch.
+        UserError: If there are fewer images than one global batch needs.
     """
     count = len(data.train)  # type: ignore[arg-type]
     batches = EpochBatches(count, options.batch_size, accumulate, rank, ranks, seed)
     if batches.steps == 0:
-        together = f" x {ranks} processes x {accumulate} micro-steps" if ranks * accumulate > 1 else ""
-        raise UserError(f"--batch_size {options.batch_size}{together}: larger than the {count} training images")
+        factors = f" x {ranks} processes x {accumulate} micro-steps" if ranks * accumulate > 1 else ""
+        raise UserError(f"--batch_size {options.batch_size}{factors}: larger than the {count} training images")
     images = SeededImages(data.train, train_transform(options, data), seed, options.max_bad_images)
-    loader: DataLoader = DataLoader(images, batch_sampler=batches, **_loading(options, pin_memory))
+    loader: DataLoader = DataLoader(images, batch_sampler=batches, **_loader_arguments(options, pin_memory))
     return TrainLoader(images, loader, batches, BadImages(options.max_bad_images))
 
 
 def eval_loader(options: DataOptions, data: ImageData, *, rank: int, ranks: int, pin_memory: bool) -> EvalLoader:
-    """The loader of this rank's validation images."""
+    """Build the loader of this rank's validation images."""
     images = PlainImages(data.validation, eval_transform(options, data))
     share = range(rank, len(images), ranks)
-    size = options.batch_size * 2  # no gradients to hold
-    loader: DataLoader = DataLoader(images, batch_size=size, sampler=share, **_loading(options, pin_memory))
-    most = math.ceil(math.ceil(len(images) / ranks) / size)
-    return EvalLoader(loader, BadImages(options.max_bad_images), most)
+    size = options.batch_size * 2  # twice as many: no gradients are in memory
+    loader: DataLoader = DataLoader(images, batch_size=size, sampler=share, **_loader_arguments(options, pin_memory))
+    max_batches = math.ceil(math.ceil(len(images) / ranks) / size)
+    return EvalLoader(loader, BadImages(options.max_bad_images), max_batches)
 
 
-def _loading(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
+def _loader_arguments(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
     workers = usable_workers(options.num_workers)
     return {
         "num_workers": workers,
@@ -230,10 +230,10 @@ def _loading(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "collate_fn": collate,
         "worker_init_fn": outlive_signals,
-        "generator": torch.Generator(),  # its own: worker seeds are not drawn from the training's generator
+        "generator": torch.Generator(),  # separate, so that worker seeds are not drawn from the training's generator
     }
 
 
 def usable_workers(wanted: int) -> int:
-    """The wanted number of loader processes, at most one for each CPU this process may use."""
+    """The wanted number of loader processes, but at most one per CPU that this process may use."""
     return min(wanted, len(os.sched_getaffinity(0)))

@@ -1,4 +1,4 @@
-"""The timm model of a run and its moving average."""
+"""The timm model of a run and the exponential moving average (EMA) of its weights."""
 
 import difflib
 import os
@@ -19,11 +19,13 @@ from vision.options import EmaOptions, ModelOptions, parse_keywords
 
 
 def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:
-    """A timm model for so many classes and pixels; without `new_head` its weights must come with a head for them.
+    """Build a timm model for this number of classes and this image size in pixels.
+
+    Without `new_head`, the weights to start from must include a head for these classes.
 
     Raises:
-        UserError: If timm does not know the model, the model does not take what it is given, or has no fused qkv
-            that is to be split.
+        UserError: If timm does not know the model, the model rejects an argument or the weights, or --split_qkv finds
+            no fused qkv projection in it.
     """
     name = options.model
     if not timm.is_model(name):
@@ -36,13 +38,13 @@ def build_model(options: ModelOptions, classes: int, input_size: int, new_head: 
     if options.drop_path:
         keywords["drop_path_rate"] = options.drop_path
     keywords |= parse_keywords(options.model_kwargs)
-    given = " ".join(f"{key}={value}" for key, value in keywords.items())
+    arguments = " ".join(f"{key}={value}" for key, value in keywords.items())
     try:
         model = timm.create_model(name, **keywords)
-    except Exception as error:  # the models' own checks, and whatever absurd values lead to
-        raise UserError(f"--model {name} does not accept {given}: {error}") from error
+    except Exception as error:  # models check their arguments, and absurd values can raise any error
+        raise UserError(f"--model {name} does not accept {arguments}: {error}") from error
     if options.pretrained or options.finetune:
-        model = _start_from(options, keywords, new_head)
+        model = _with_weights(options, keywords, new_head)
     if options.split_qkv:
         try:
             alphadecay.split_qkv(model)
@@ -51,8 +53,8 @@ def build_model(options: ModelOptions, classes: int, input_size: int, new_head: 
     return model.to(memory_format=torch.channels_last) if options.channels_last else model
 
 
-def _start_from(options: ModelOptions, keywords: dict[str, Any], new_head: bool) -> nn.Module:
-    """The model with timm's pretrained weights or those of a file; a head for other classes stays as initialised.
+def _with_weights(options: ModelOptions, keywords: dict[str, Any], new_head: bool) -> nn.Module:
+    """Build the model with timm's pretrained weights or those of a file. A head for other classes stays random.
 
     timm adapts position embeddings to the input size and the stem to the input channels.
     """
@@ -69,47 +71,51 @@ def _start_from(options: ModelOptions, keywords: dict[str, Any], new_head: bool)
     if classes != keywords["num_classes"] and not new_head:
         raise UserError(f"{source}: has a head for {classes} classes, the data have {keywords['num_classes']}")
     if classes != keywords["num_classes"] and os.environ.get("RANK", "0") == "0":
-        say(f"{source}: the head is new: theirs has {classes or 'no'} classes, the data {keywords['num_classes']}")
+        say(
+            f"{source}: the head is new: the weights have {classes or 'no'} classes, the data {keywords['num_classes']}"
+        )
     try:
         return timm.create_model(options.model, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
-    except Exception as error:  # no network, no such weights, weights of another model: timm raises all kinds
-        said = [line.strip() for line in str(error).splitlines()]
-        why = said[1] if len(said) > 1 and said[0].startswith("Error(s)") else said[0]  # the weights' names
-        raise UserError(f"{source}: cannot be loaded into {options.model}: {_shortened(why)}") from error
+    except (
+        Exception
+    ) as error:  # no network, no such weights, weights of another model: timm raises errors of many classes
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s)") else lines[0]  # lines[1] names weights
+        raise UserError(f"{source}: cannot be loaded into {options.model}: {_shortened(reason)}") from error
 
 
-def _shortened(names: str) -> str:
-    """Keys that torch lists, or any other message, cut after three of them."""
-    parts = names.split(", ")
+def _shortened(message: str) -> str:
+    """A message of torch that lists keys, cut after three of them."""
+    parts = message.split(", ")
     return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from safetensors, a .pth file or a checkpoint folder of ours; no code in it is run.
+    """Read a state dict from safetensors, a .pth file or one of our checkpoint folders. Runs no code from the file.
 
     Raises:
-        UserError: If there is no such file, or it holds anything but tensors.
+        UserError: If there is no such file, or it contains anything but tensors.
     """
     if path.is_dir():
         checkpoint, _ = find_checkpoint(path)
         return checkpoint.model_weights()
     if not path.is_file():
-        raise UserError(f"--finetune {path}: {'is no regular' if path.exists() else 'no such'} file")
+        raise UserError(f"--finetune {path}: {'is not a regular' if path.exists() else 'no such'} file")
     try:
         safe = path.suffix == ".safetensors"
         loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or malicious file makes the readers raise
-        raise UserError(f"--finetune {path}: holds no weights, or more than weights; refused") from error
+    except Exception as error:  # a broken or malicious file can make the readers raise any error
+        raise UserError(f"--finetune {path}: refused: it does not contain weights, or not only weights") from error
     for key in ("state_dict", "model"):
         loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
     tensors = isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())
     if not loaded or not tensors or not all(isinstance(name, str) for name in loaded):
-        raise UserError(f"--finetune {path}: is no state dict of tensors")
+        raise UserError(f"--finetune {path}: is not a state dict of tensors")
     return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
 def build_ema(options: EmaOptions, model: nn.Module) -> ModelEmaV3 | None:
-    """timm's moving average of a model, on the model's device; None where it is off."""
+    """timm's EMA of a model's weights, on the model's device; None if it is off."""
     if not options.model_ema:
         return None
     return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)

@@ -1,4 +1,4 @@
-"""The options of the image trainer, main.py; imports neither torch nor anything as slow."""
+"""The options of the image trainer, main.py. Imports neither torch nor any other slow module."""
 
 import ast
 from collections.abc import Sequence
@@ -16,34 +16,34 @@ DESCRIPTION = """Train and evaluate a timm model whose weight decay adapts to ea
   python main.py --data_set digits --decay alphadecay --output_dir runs/first
   python main.py --eval --resume runs/first
   torchrun --nproc_per_node=2 main.py ..."""
-DATA_SETS = ("IMNET", "image_folder", "CIFAR10", "CIFAR100", "digits")
+DATA_SETS = ("IMNET", "image_folder", "CIFAR10", "CIFAR100", "digits")  # the keys of datasets.OPENERS
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 REMODES = ("pixel", "rand", "const")
 MIXUP_MODES = ("batch", "pair", "elem")
-# What may not come in through --model_kwargs, which the file of a run or a grid sets too: what loads files, and what
-# other options say.
-NO_KEYWORDS = {
+# Keywords that --model_kwargs must not set, because config.json and grid files can contain it too: those that load
+# files, and those that other options set.
+FORBIDDEN_KEYWORDS = {
     "checkpoint_path": "loads a file; give --finetune",
     "cache_dir": "names a folder of downloads",
     "pretrained": "loads weights; give --pretrained or --finetune",
-    "num_classes": "the data say how many classes there are",
+    "num_classes": "the data set determines the number of classes",
     "img_size": "give --input_size",
     "drop_path_rate": "give --drop_path",
-    "features_only": "leaves no classifier",
+    "features_only": "removes the classifier",
     "scriptable": "is not for training",
     "exportable": "is not for training",
 }
 
 
 def parse_keywords(words: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE words as keyword arguments; values are Python literals where they can be, else text."""
+    """Turn KEY=VALUE words into keyword arguments. A value that is not a Python literal is text."""
     keywords: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--model_kwargs {word}: expected KEY=VALUE")
-        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):
-            raise UserError(f"--model_kwargs {word}: {why}")
+        if reason := FORBIDDEN_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):
+            raise UserError(f"--model_kwargs {word}: {reason}")
         try:
             keywords[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -62,31 +62,33 @@ class DataOptions:
     data_set: str = option("IMNET", "where images come from", choices=DATA_SETS, fixed="")
     data_path: str = option(
         "",
-        "IMNET: folder with train/<class>/ and val/<class>/; image_folder: <class>/; CIFAR: root",
+        "IMNET: folder with train/<class>/ and val/<class>/; image_folder: folder with <class>/; CIFAR: root folder",
         metavar="FOLDER",
         fixed="",
     )
     eval_data_path: str = option(
-        "", "image_folder: folder of the validation images, <class>/", metavar="FOLDER", fixed=""
+        "", "image_folder: folder of the validation images, with <class>/", metavar="FOLDER", fixed=""
     )
     nb_classes: int | None = option(None, "number of classes, checked against the data", minimum=2, fixed="")
-    max_bad_images: int = option(100, "images that may be unreadable before the run ends", minimum=0, fixed="")
+    max_bad_images: int = option(100, "unreadable images that are skipped; one more ends the run", minimum=0, fixed="")
     input_size: int = option(224, "side of the square image in pixels", minimum=8, maximum=16384)
-    batch_size: int = option(64, "images a process and micro-step", minimum=1, fixed="batch_size")
-    num_workers: int = option(10, "loader processes, at most one a CPU; does not affect results", minimum=0, fixed="")
+    batch_size: int = option(64, "images per process and micro-step", minimum=1, fixed="batch_size")
+    num_workers: int = option(10, "loader processes, at most one per CPU; does not affect results", minimum=0, fixed="")
     crop_pct: float | None = option(None, "share of the image's side that evaluation sees", minimum=0.1, maximum=1)
     train_interpolation: str = option("bicubic", "resizing in training", choices=INTERPOLATIONS)
-    color_jitter: float = option(0.4, "strength of colour jitter, 0 for none; unused with --aa", minimum=0)
+    color_jitter: float = option(0.4, "strength of colour jitter, 0 for none; ignored if --aa is a policy", minimum=0)
     aa: str = option("rand-m9-mstd0.5-inc1", "AutoAugment policy in timm's notation, or none", metavar="POLICY")
     reprob: float = option(0.25, "probability that a part of an image is erased", minimum=0, maximum=1)
     remode: str = option("pixel", "what fills an erased part", choices=REMODES)
-    recount: int = option(1, "erased parts an image, at most", minimum=1, maximum=100)
+    recount: int = option(1, "erased parts per image, at most", minimum=1, maximum=100)
     mixup: float = option(0.8, "alpha of mixup, 0 for none", minimum=0)
     cutmix: float = option(1.0, "alpha of cutmix, 0 for none", minimum=0)
     cutmix_minmax: tuple[float, ...] = option((), "smallest and largest share that cutmix cuts; overrides --cutmix")
     mixup_prob: float = option(1.0, "probability that a batch is mixed", minimum=0, maximum=1)
-    mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on", minimum=0, maximum=1)
-    mixup_mode: str = option("batch", "what is mixed alike: a batch, a pair, an image", choices=MIXUP_MODES)
+    mixup_switch_prob: float = option(0.5, "probability of cutmix if both are on", minimum=0, maximum=1)
+    mixup_mode: str = option(
+        "batch", "what is mixed in the same ratio: a batch, a pair, or each image on its own", choices=MIXUP_MODES
+    )
     smoothing: float = option(0.1, "label smoothing", minimum=0, maximum=1)
 
     @property
@@ -107,11 +109,11 @@ class DataOptions:
         ),
         (
             lambda o: o.data_set == "digits" or o.data_path,
-            "--data_set {data_set}: needs --data_path FOLDER, where the images are",
+            "--data_set {data_set}: needs --data_path FOLDER with the images",
         ),
         (
             lambda o: o.data_set != "image_folder" or o.eval_data_path,
-            "--data_set image_folder: needs --eval_data_path FOLDER too, of the validation images",
+            "--data_set image_folder: needs --eval_data_path FOLDER too, with the validation images",
         ),
         (
             lambda o: o.data_set == "image_folder" or not o.eval_data_path,
@@ -125,19 +127,21 @@ class ModelOptions:
     """The timm model."""
 
     TITLE = "Model"
-    model: str = option("deit_tiny_patch16_224", "a timm model name", fixed="model")
+    model: str = option("deit_tiny_patch16_224", "name of a timm model", fixed="model")
     pretrained: bool = option(False, "start from timm's pretrained weights")
     finetune: str = option(
-        "", "start from these weights: safetensors, a .pth of weights, or a checkpoint of a run", metavar="FILE"
+        "", "start from these weights: safetensors, a .pth state dict, or a checkpoint of a run", metavar="FILE"
     )
     compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
-    channels_last: bool = option(False, "keep images and convolutions with channels last in memory", fixed="precision")
-    drop_path: float = option(0.0, "rate of stochastic depth", minimum=0, maximum=0.99, fixed="model")
+    channels_last: bool = option(
+        False, "store images and convolution weights in channels-last memory format", fixed="precision"
+    )
+    drop_path: float = option(0.0, "stochastic depth rate", minimum=0, maximum=0.99, fixed="model")
     model_kwargs: tuple[str, ...] = option(
-        (), "passed to the model, such as embed_dim=96 depth=4", metavar="KEY=VALUE", fixed="model"
+        (), "arguments of the model, such as embed_dim=96 depth=4", metavar="KEY=VALUE", fixed="model"
     )
     split_qkv: bool = option(
-        False, "give q, k and v of fused attention projections spectra and decays of their own", fixed="model"
+        False, "give q, k and v of fused attention projections their own spectra and decays", fixed="model"
     )
 
     CHECKS = (
@@ -145,7 +149,7 @@ class ModelOptions:
             lambda o: not (o.pretrained and o.finetune),
             "--finetune {finetune}: not together with --pretrained, which names other weights",
         ),
-        (lambda o: parse_keywords(o.model_kwargs) is not None, ""),  # which says what is wrong with them
+        (lambda o: parse_keywords(o.model_kwargs) is not None, ""),  # it raises its own messages
     )
 
 
@@ -153,25 +157,25 @@ class ModelOptions:
 class VisionOptimizerOptions(OptimizerOptions):
     """The optimizer and its learning rate, counted in epochs."""
 
-    warmup_steps: int = option(-1, "optimizer steps of warm-up; counts instead of --warmup_epochs if 0 or more")
+    warmup_steps: int = option(-1, "optimizer steps of warm-up; if 0 or more, replaces --warmup_epochs")
     epochs: int = option(120, "epochs of the schedules", minimum=1)
     warmup_epochs: int = option(20, "epochs of linear warm-up of the learning rate", minimum=0)
     layer_decay: float = option(
-        1.0, "each layer's learning rate is this times that of the next", above=0, maximum=1, fixed="optimizer"
+        1.0, "each layer's learning rate is this times the next layer's", above=0, maximum=1, fixed="optimizer"
     )
     update_freq: int = option(
-        1, "micro-steps whose gradients add up to one optimizer step", minimum=1, fixed="batch_size"
+        1, "micro-steps per optimizer step, whose gradients are accumulated", minimum=1, fixed="batch_size"
     )
 
 
 @dataclass(frozen=True)
 class EmaOptions:
-    """The moving average of the weights."""
+    """The exponential moving average (EMA) of the weights."""
 
     TITLE = "Moving average"
     FIXED = "ema"
     model_ema: bool = option(False, "keep a moving average of the weights")
-    model_ema_decay: float = option(0.9999, "how much of the average a step keeps", minimum=0, maximum=1)
+    model_ema_decay: float = option(0.9999, "share of the old average that each step keeps", minimum=0, maximum=1)
     model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start")
     model_ema_eval: bool = option(False, "evaluate the average too", fixed="")
 
@@ -194,7 +198,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Options:
-    """All options of a run, by room."""
+    """All options of a run, by group."""
 
     data: DataOptions
     model: ModelOptions
@@ -204,10 +208,10 @@ class Options:
     run: RunOptions
 
     def flat(self) -> dict[str, Any]:
-        """Every option by name, as config.json has it."""
-        return {name: value for room in asdict(self).values() for name, value in room.items()}
+        """Every option by name, as in config.json."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
 def read_options(argv: Sequence[str]) -> Options:
-    """The options of a command line; where it is silent, those of --config or of the run that --resume names."""
+    """Read a command line; other options come from --config, or from the run that --resume names."""
     return Options(*read_command(OPTION_CLASSES, argv, CHECKS, DESCRIPTION))

@@ -1,4 +1,4 @@
-"""A whole vision run: what is particular to images; `runtime/trainer.py` is the rest."""
+"""The training loop on images; `runtime/trainer.py` has what both programs share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from datasets import Batch, ImageData
-from engine import FIGURES, METRICS, ImageRules, Precision, backward, evaluate, train_one_epoch
+from engine import METRICS, RAW_METRICS, ImageRules, Precision, backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.figures import training_curves
 from runtime.metrics import Metric
@@ -45,23 +45,23 @@ def evaluate_all(
     precision: Precision,
     preemption: Preemption | None = None,
 ) -> Row:
-    """Validation figures of the raw weights and, under names ending in _ema, of their average if there is one.
+    """Validation metrics of the raw weights and, with names ending in _ema, of their EMA if there is one.
 
     Raises:
-        Preempted: If `preemption` is given and the run is told to end.
+        Preempted: If `preemption` is given and a signal asks the run to end.
     """
 
     def batches() -> Iterable[Batch]:
-        return validation if preemption is None else preemption.watched(validation, validation.most_batches)
+        return validation if preemption is None else preemption.watched(validation, validation.max_batches)
 
-    found: Row = dict(evaluate(model, batches(), ranks, precision))
+    metrics: Row = dict(evaluate(model, batches(), ranks, precision))
     if averaged is not None:
-        found |= {f"{name}_ema": value for name, value in evaluate(averaged, batches(), ranks, precision).items()}
-    return found
+        metrics |= {f"{name}_ema": value for name, value in evaluate(averaged, batches(), ranks, precision).items()}
+    return metrics
 
 
 def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_per_epoch: int) -> Schedules:
-    """Schedules counted in optimizer steps; a run may end inside its warm-up."""
+    """Build schedules counted in optimizer steps. A run may end during its warm-up."""
     by_steps = options.warmup_steps >= 0
     warmup = options.warmup_steps if by_steps else options.warmup_epochs * steps_per_epoch
     total = options.epochs * steps_per_epoch
@@ -71,12 +71,12 @@ def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_
 class ImageTraining(Trainer):
     """The loop over epochs."""
 
-    def __init__(self, task: ImageTask, run: StartedRun) -> None:
-        self.task, images = task, task.train.batches.images_a_step
+    def __init__(self, task: ImageTask, run: Run) -> None:
+        self.task, images = task, task.train.batches.images_per_step
         super().__init__(task, run, "img", images, images)
 
     def take_steps(self, step: int) -> None:
-        """Train on what is left of the epoch."""
+        """Train until the end of the epoch."""
         task = self.task
         epoch, done = divmod(step, task.train.steps)
         batches = task.train.epoch(epoch, done * task.rules.accumulate)
@@ -87,29 +87,29 @@ class ImageTraining(Trainer):
         return step % self.task.train.steps == 0
 
     def evaluate(self) -> Row:
-        """Raw and EMA weights."""
+        """Evaluate the raw weights and, with --model_ema_eval, the EMA weights."""
         task, learner = self.task, self.learner
         averaged = learner.averaged if task.evaluate_ema else None
         precision = task.rules.precision
         return evaluate_all(learner.plain, averaged, task.validation, self.ranks, precision, self.preemption)
 
     def facts(self, step: int) -> Row:
-        """The epoch."""
+        """The epoch of the last step, counted from 0."""
         return {"epoch": (step - 1) // self.task.train.steps}
 
     def note_best(self, row: Row, session: Session) -> None:
-        """Raw and EMA accuracy."""
+        """Record the best accuracies of raw and EMA weights."""
         session.note_best("best", METRICS["acc1"], row)
         session.note_best("best_ema", METRICS["acc1_ema"], row)
 
     def shown(self, row: Row) -> Row:
-        """Accuracies."""
+        """Accuracies, for the progress bar."""
         return {name: f"{row[name]:.1f}" for name in ("acc1", "acc1_ema") if name in row}
 
     def trace(self, step: int) -> Row:
-        """Where a bad step stopped being finite on this rank, and the images of the step by file or index."""
+        """Find where a bad step stopped being finite on this rank; list the step's images by file or index."""
         task, random = self.task, random_state()
-        batches, keys = task.train.again(step, task.rules.accumulate)
+        batches, keys = task.train.batches_of_step(step, task.rules.accumulate)
         finding = find_bad_values(self.learner, batches, backward(task.rules, self.ranks), step)
         restore_random_state(random)
         micro_batch = keys[finding.micro_step]
@@ -117,7 +117,7 @@ class ImageTraining(Trainer):
             "module": finding.module,
             "found": str(finding),
             "gradients": finding.parameters,
-            "suspects": [task.train.name_of(micro_batch[place]) for place in finding.samples],
+            "suspects": [task.train.name_of(micro_batch[index]) for index in finding.samples],
             "samples": [[task.train.name_of(key) for key in batch] for batch in keys],
         }
 
@@ -127,11 +127,11 @@ class ImageTraining(Trainer):
         self.task.validation.close()
 
     def curves(self, log: Sequence[Row]) -> Any:
-        """Losses, accuracy and learning rate."""
+        """Draw losses, accuracy and learning rate."""
         return training_curves(log, METRICS["acc1"])
 
     def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
-        """Accuracies and decay by role."""
+        """Print accuracies and decay by role."""
         show_summary(summary, decay_log, self.decay.metric)
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
@@ -150,10 +150,10 @@ class ImageTraining(Trainer):
 
 
 def show_summary(summary: Row, decay_log: Sequence[Row], score: str) -> None:
-    """Print accuracies of raw and EMA weights, and means of the score and of decay by role at the last refresh."""
-    first, *others = FIGURES
+    """Print accuracies of raw and EMA weights, and the mean score and decay of each role at the last refresh."""
+    first, *rest = RAW_METRICS
     best = replace(first, name=f"best_{first.name}", column=f"best {first.column}")
-    say("\n" + figures_table(summary, [first, best, *others]))
+    say("\n" + metrics_table(summary, [first, best, *rest]))
     show_decay_by_role(decay_log, score)
     say(
         f"\n{summary['step']} steps, {summary['seconds']:.1f} s, {summary['samples_per_second'] or 0:.0f} images/s "
@@ -161,16 +161,16 @@ def show_summary(summary: Row, decay_log: Sequence[Row], score: str) -> None:
     )
 
 
-def show_evaluation(found: Row) -> None:
-    """Print validation figures of raw and EMA weights."""
-    say(figures_table(found, FIGURES))
+def show_evaluation(values: Row) -> None:
+    """Print the validation metrics of raw and EMA weights."""
+    say(metrics_table(values, RAW_METRICS))
 
 
-def figures_table(found: Row, metrics: Sequence[Metric]) -> str:
-    """A line of figures of the raw weights, and one of their average if there is one."""
+def metrics_table(values: Row, metrics: Sequence[Metric]) -> str:
+    """A table with one line for the raw weights, and one for the EMA weights if they were evaluated."""
     rows = [
-        [label, *(found.get(metric.name + suffix) for metric in metrics)]
+        [label, *(values.get(metric.name + suffix) for metric in metrics)]
         for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
-        if metrics[0].name + suffix in found
+        if metrics[0].name + suffix in values
     ]
     return table(["", *(metric.column for metric in metrics)], rows)

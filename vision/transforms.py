@@ -1,4 +1,4 @@
-"""From a Pillow image to a tensor: timm's transforms as ConvNeXt's and DeiT's training use them."""
+"""Transforms from a Pillow image to a tensor: timm's, as the trainings of ConvNeXt and DeiT use them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from datasets import DataOptions, ImageData
 from runtime.errors import UserError
 
 Transform = Callable[[Image.Image], torch.Tensor]
-SMALL = 32  # pixels up to which images are not cut
+SMALL = 32  # pixels; images up to this size are not cropped
 
 
 def train_transform(options: DataOptions, data: ImageData) -> Transform:
-    """timm's training transform; up to 32 pixels the whole image, shifted a little, takes the place of a cut-out.
+    """timm's training transform. Images of up to 32 pixels are shifted a little instead of randomly cropped.
 
     Raises:
         UserError: If timm does not understand the augmentation policy.
@@ -29,8 +29,8 @@ def train_transform(options: DataOptions, data: ImageData) -> Transform:
         transform = create_transform(
             input_size=options.input_size,
             is_training=True,
-            hflip=0.5 if data.mirrors else 0.0,
-            color_jitter=options.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
+            hflip=0.5 if data.horizontal_flip else 0.0,
+            color_jitter=options.color_jitter or None,  # type: ignore[arg-type]  # None: no jitter
             auto_augment=policy,
             interpolation=options.train_interpolation,
             re_prob=options.reprob,
@@ -41,16 +41,16 @@ def train_transform(options: DataOptions, data: ImageData) -> Transform:
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"--aa {options.aa}: timm does not understand this policy ({error})") from None
-    if options.input_size <= SMALL:  # cutting most of so few pixels away would leave nothing to see
-        transform.transforms[0] = shifted(options.input_size)
+    if options.input_size <= SMALL:  # a crop of so few pixels would show almost nothing
+        transform.transforms[0] = resize_and_shift(options.input_size)
     for operation in augment_operations(transform):
         if operation.aug_fn is auto_augment.posterize:
             operation.aug_fn = posterize
     return transform
 
 
-def shifted(size: int) -> Compose:
-    """The image at this size in pixels, padded by an eighth on each side (CIFAR's 4 of 32) and cut back at random."""
+def resize_and_shift(size: int) -> Compose:
+    """Resize to this size in pixels, pad by an eighth on each side (CIFAR's 4 of 32), and crop at a random place."""
     return Compose([Resize(size, InterpolationMode.BICUBIC), RandomCrop(size, padding=size // 8)])
 
 
@@ -63,10 +63,10 @@ def eval_transform(options: DataOptions, data: ImageData) -> Transform:
 def augment_operations(transform: Any) -> Iterator[Any]:
     """The single operations of timm's RandAugment, AutoAugment or AugMix in a transform."""
     for step in getattr(transform, "transforms", ()):
-        operations = getattr(step, "ops", None) or [each for policy in getattr(step, "policy", ()) for each in policy]
-        yield from (each for each in operations if hasattr(each, "aug_fn"))
+        operations = getattr(step, "ops", None) or [op for policy in getattr(step, "policy", ()) for op in policy]
+        yield from (operation for operation in operations if hasattr(operation, "aug_fn"))
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's posterize, but never with 0 bits a channel, which Pillow 13 refuses (and older ones drew black)."""
+    """timm's posterize, but never with 0 bits per channel: Pillow 13 refuses that, older versions drew black."""
     return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))

@@ -86,8 +86,8 @@ FAULTS = [
     Fault(
         "digits_in_a_mirror",
         "datasets.py",
-        "std=(0.348, 0.348, 0.348), mirrors=False)",
-        "std=(0.348, 0.348, 0.348), mirrors=True)",
+        "std=(0.348, 0.348, 0.348), horizontal_flip=False)",
+        "std=(0.348, 0.348, 0.348), horizontal_flip=True)",
         "vision/test_datasets.py",
         "mirrored digits have wrong labels",
     ),
@@ -102,8 +102,8 @@ FAULTS = [
     Fault(
         "small_images_are_cut",
         "vision/transforms.py",
-        "if options.input_size <= SMALL:  # cutting",
-        "if options.input_size < SMALL:  # cutting",
+        "if options.input_size <= SMALL:  # a crop",
+        "if options.input_size < SMALL:  # a crop",
         "vision/test_datasets.py::test_small_images_are_trained_on_whole_at_whatever_size_they_are_asked_for",
         "most of a small image is cut away",
     ),
@@ -126,8 +126,8 @@ FAULTS = [
     Fault(
         "one_bad_image_too_few",
         "vision/loaders.py",
-        "if len(self.seen) > self.most:",
-        "if len(self.seen) >= self.most:",
+        "if len(self.seen) > self.limit:",
+        "if len(self.seen) >= self.limit:",
         "vision/test_image_folders.py runtime/test_processes.py",
         "the limit is not the one that is said",
     ),

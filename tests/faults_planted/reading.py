@@ -190,8 +190,8 @@ FAULTS = [
     Fault(
         "keywords_load_files",
         "vision/options.py",
-        '        if why := NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
-        '        if why := None and NO_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
+        '        if reason := FORBIDDEN_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
+        '        if reason := None and FORBIDDEN_KEYWORDS.get("pretrained" if key.startswith("pretrained") else key):',
         "runtime/test_hostile_files.py::test_a_run_folder_cannot_bring_them_in_either",
         "a run's folder runs code",
     ),

@@ -219,7 +219,7 @@ def text_shares(rank, ranks):
     text = open_text(options, where)
     stream = train_stream(options, text, where, seed=0)
     validation = validation_batches(options, text, where)
-    found = {"names": [], "most_batches": validation.most_batches, "rows": []}
+    found = {"names": [], "most_batches": validation.max_batches, "rows": []}
     while (document := stream.documents.draw()).epoch == 0:
         found["names"].append(document.name)
     for batch in validation:

@@ -11,18 +11,21 @@ from tiny_text import CONFIG, TINY_TEXT, changed_config, run_text
 CASES = {
     "unknown option": ("--model_confg x", "--model_confg; did you mean --model_config?"),
     "batch size 0": ("--batch_size 0", "--batch_size 0: must be at least 1"),
-    "batches that do not divide": ("--total_batch_size 6", "--total_batch_size 6: is no multiple of --batch_size 4"),
+    "batches that do not divide": ("--total_batch_size 6", "--total_batch_size 6: is not a multiple of --batch_size 4"),
     "no step": ("--num_training_steps 0", "--num_training_steps 0: must be at least 1"),
     "no config": ("--model_config nowhere.json", "--model_config nowhere.json: No such file"),
-    "a config that is no JSON": ("--model_config README.md", "--model_config README.md: no JSON"),
+    "a config that is no JSON": ("--model_config README.md", "--model_config README.md: not JSON"),
     "too long": ("--max_length 65", "--max_length 65: the model has positions for 64 tokens"),
     "shards of one process": ("--fsdp", "--fsdp true: needs several processes"),
     "two precisions": ("--pure_bf16 --amp bf16", "--pure_bf16 true: not together with --amp bf16"),
     "a loss scale for shards": ("--fsdp --amp fp16", "--fsdp true: not together with --amp fp16"),
     "a file as folder": ("--export_hf README.md", "--export_hf README.md: is a file"),
-    "below a file": ("--export_hf README.md/model", "--export_hf README.md/model: is a file, or lies below one"),
-    "no folder to start from": ("--init_from nowhere", "--init_from nowhere: no transformers folder"),
-    "a folder of something else": ("--init_from tests", "--init_from tests: no transformers folder, it has no config"),
+    "below a file": ("--export_hf README.md/model", "--export_hf README.md/model: is a file, or below a file"),
+    "no folder to start from": ("--init_from nowhere", "--init_from nowhere: not a transformers folder"),
+    "a folder of something else": (
+        "--init_from tests",
+        "--init_from tests: not a transformers folder, it has no config",
+    ),
     "eval of nothing": ("--eval", "--eval: needs weights to evaluate"),
     "nothing to split": ("--split_qkv", "--split_qkv: "),
     "unknown data": ("--dataset c5", "--dataset c5: must be one of c4, stdlib"),
@@ -53,9 +56,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, culprit, refused):
 
 BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
 CONFIGS = {
-    "of an image model": ({"model_type": "vit"}, "model_type 'vit' is no causal language model"),
-    "of nothing": ({"model_type": ...}, "model_type None is no causal language model"),
-    "of an unknown model": ({"model_type": "lama"}, "model_type 'lama' is no causal language model"),
+    "of an image model": ({"model_type": "vit"}, "model_type 'vit' is not a causal language model"),
+    "of nothing": ({"model_type": ...}, "model_type None is not a causal language model"),
+    "of an unknown model": ({"model_type": "lama"}, "model_type 'lama' is not a causal language model"),
     "that looks ahead": ({"model_type": "bert", **BERT}, "no causal language model"),
     "heads that do not divide": ({"num_attention_heads": 3}, ""),
     "groups that do not divide": ({"num_attention_heads": 4, "num_key_value_heads": 3}, ""),
@@ -76,7 +79,7 @@ def test_a_config_that_cannot_be_is_refused(values, culprit, refused, tmp_path):
 
 def test_a_config_that_is_a_list_is_refused(refused, tmp_path):
     (tmp_path / "list.json").write_text("[1]")
-    refused("model_type None is no causal", "--model_config", tmp_path / "list.json")
+    refused("model_type None is not a causal", "--model_config", tmp_path / "list.json")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(refused, tmp_path):
@@ -115,7 +118,7 @@ def test_a_missing_shard_is_named_and_the_others_train(tmp_path, capsys):
     (write_c4(tmp_path / "c4") / "c4-train.00001-of-00003.json.gz").unlink()
     assert run_text(*TINY_TEXT, *c4(tmp_path / "c4"), "--max_steps", "1", "--output_dir", tmp_path / "run") == 0
     said = capsys.readouterr()
-    assert "1 of 3 files of c4-train are not there: 00001" in said.out + said.err
+    assert "1 of 3 files of c4-train are missing: 00001" in said.out + said.err
 
 
 def test_validation_text_without_a_document_is_refused(refused, tmp_path):

@@ -14,7 +14,7 @@ from tiny import rows
 from tiny_text import TINY_TEXT, run_text, task_of
 from torch import nn
 
-from llama.engine import LossRules, backward, evaluate, loss_sum, weighed
+from llama.engine import LossRules, backward, evaluate, loss_sum, weighted_batches
 from llama.run import even_batches
 from llama.sequences import IGNORED, batch_of
 from runtime.processes import Ranks
@@ -129,7 +129,7 @@ def uneven_steps():
 def gradients(made, rules=RULES):
     made.task.learner.optimizer.zero_grad()
     add = backward(rules, torch.device("cpu"))
-    losses = [add(made.task.learner, batch, 0, 0) for batch in weighed(uneven_steps()[:1], ALONE)]
+    losses = [add(made.task.learner, batch, 0, 0) for batch in weighted_batches(uneven_steps()[:1], ALONE)]
     found = [p.grad.clone() for p in made.model.parameters()]
     made.task.learner.optimizer.zero_grad()
     return torch.stack(losses).sum(), found
@@ -155,14 +155,14 @@ def test_ranks_with_fewer_tokens_weigh_less():
 
     steps = uneven_steps()
     own = [sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in each) for each in steps]
-    shares = [float(share) for _, _, share in weighed(steps, Two(0, 2, torch.device("cpu")))]
+    shares = [float(share) for _, _, share in weighted_batches(steps, Two(0, 2, torch.device("cpu")))]
     # Gradients are means over 2 ranks: twice one token's share of all.
     assert shares == pytest.approx([2 / (own[0] + 20)] * 2 + [2 / own[1]] * 2)
 
 
 def test_text_without_a_token_to_predict_is_no_division_by_zero(made):
     empty = {"input_ids": torch.zeros(1, 4, dtype=torch.int64), "labels": torch.full((1, 4), IGNORED)}
-    ((_, _, share),) = weighed([[empty]], ALONE)
+    ((_, _, share),) = weighted_batches([[empty]], ALONE)
     loss = loss_sum(made.model, empty["input_ids"], empty["labels"], RULES) * share
     assert float(loss.detach()) == 0.0
 

@@ -74,7 +74,7 @@ def test_logits_that_are_bent_have_no_chunked_loss():
     values = {"vocab_size": 260, "num_key_value_heads": 1, "head_dim": 32, **sizes}
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**values, final_logit_softcapping=0.1))
     require_causal(model, "x")
-    with pytest.raises(UserError, match="--chunked_loss true: this model does more than one product"):
+    with pytest.raises(UserError, match="--chunked_loss true: this model's logits are more than one matrix product"):
         require_plain_head(model)
 
 

@@ -168,7 +168,7 @@ def test_the_last_steps_batches_can_be_had_again_with_the_documents_in_them(fold
     stream = stream_of(folder, total_batch_size=8, remembered_steps=2)
     batches = take(stream, 10)  # five steps of two
     for step in (3, 4):
-        again, names = stream.again(step)
+        again, names = stream.batches_of_step(step)
         assert same(again, batches[2 * step : 2 * step + 2])
         for batch, sequences in zip(again, names, strict=True):
             for ids, documents in zip(batch["input_ids"].tolist(), sequences, strict=True):
@@ -178,14 +178,14 @@ def test_the_last_steps_batches_can_be_had_again_with_the_documents_in_them(fold
     assert stream.names == names[-1]
     for step in (2, 5):
         with pytest.raises(ValueError, match=f"step {step} are not remembered"):
-            stream.again(step)
+            stream.batches_of_step(step)
     state = stream.state()
     take(stream, 4)
     stream.load(state)
     with pytest.raises(ValueError, match="step 4 are not remembered"):
-        stream.again(4)
+        stream.batches_of_step(4)
     later = take(stream, 2)
-    assert same(stream.again(5)[0], later)
+    assert same(stream.batches_of_step(5)[0], later)
 
 
 def test_the_process_own_random_state_is_left_alone(folder):

@@ -73,7 +73,7 @@ def test_dropout_and_split_projections_resume_to_the_same_bits(tmp_path):
 
 SIGNALLED_IN = {
     "training": ("runtime.trainer.Trainer._rates", 3, 3),  # function, its call, step of the checkpoint
-    "evaluating": ("llama.engine.count", 9, 3),  # counted twice a step, then once a validation batch
+    "evaluating": ("llama.engine.count_targets", 9, 3),  # counted twice a step, then once a validation batch
     "refreshing": ("alphadecay.analysis.Measurement.run", 2, 3),
     "reading": ("llama.stream.TextStream.next", 9, 5),
 }

@@ -79,13 +79,13 @@ def test_a_network_that_fails_is_no_bad_line_but_one_line_that_ends_the_run(tmp_
 # What is not as it should be
 
 BAD_LINES = {
-    "no JSON": (b'{"text": "cut off\n', "no JSON in UTF-8"),
-    "no object": (b'["text"]\n', 'holds no "text"'),
-    "no text": (b'{"url": "https://example.org"}\n', 'holds no "text"'),
-    "a number": (b'{"text": 3}\n', 'holds no "text"'),
-    "no UTF-8": (b'{"text": "\xff\xfe"}\n', "no JSON in UTF-8"),
-    "half a character": (b'{"text": "\\ud83d"}\n', "the text is no Unicode"),
-    "nested without end": (b"[" * 100_000 + b"\n", "no JSON"),
+    "no JSON": (b'{"text": "cut off\n', "not JSON in UTF-8"),
+    "no object": (b'["text"]\n', 'has no "text"'),
+    "no text": (b'{"url": "https://example.org"}\n', 'has no "text"'),
+    "a number": (b'{"text": 3}\n', 'has no "text"'),
+    "no UTF-8": (b'{"text": "\xff\xfe"}\n', "not JSON in UTF-8"),
+    "half a character": (b'{"text": "\\ud83d"}\n', "the text is not valid Unicode"),
+    "nested without end": (b"[" * 100_000 + b"\n", "not JSON"),
 }
 
 
@@ -143,7 +143,7 @@ def test_bad_lines_are_named_up_to_twenty_counted_and_capped(tmp_path, capsys):
         and said.count("skipped text ") == 20
         and "further texts that are skipped are only counted" in said
     )
-    limit = r"^--max_bad_lines 29: 30 lines or files give no text, the last c4-train\S+:30: holds no \"text\"$"
+    limit = r"^--max_bad_lines 29: 30 lines or files give no text, the last c4-train\S+:30: has no \"text\"$"
     with pytest.raises(UserError, match=limit):
         documents(opened(folder).train, most=29)
 
@@ -165,7 +165,7 @@ def test_shards_that_are_not_there_are_named(tmp_path, capsys):
     for number in (0, 2, 3, 4, 5, 7):
         (tmp_path / f"c4-train.{number:05}-of-00009.json.gz").unlink()
     opened(tmp_path)
-    missing = "6 of 9 files of c4-train are not there: 00000, 00002, 00003, 00004, 00005 and 1 more"
+    missing = "6 of 9 files of c4-train are missing: 00000, 00002, 00003, 00004, 00005 and 1 more"
     assert f"warning: --data_path {tmp_path}: {missing}\n" == capsys.readouterr().err
 
 
@@ -178,8 +178,8 @@ def test_two_divisions_of_one_split_are_refused(tmp_path):
 
 REFUSED = {
     "no folder": (lambda folder: shutil.rmtree(folder), "^--data_path .*: no such folder$"),
-    "no shard": (lambda folder: [p.unlink() for p in folder.iterdir()], "holds no c4-train.NNNNN-of-NNNNN.json.gz"),
-    "no validation": (lambda folder: [p.unlink() for p in folder.glob("*valid*")], "holds no c4-validation"),
+    "no shard": (lambda folder: [p.unlink() for p in folder.iterdir()], "has no c4-train.NNNNN-of-NNNNN.json.gz"),
+    "no validation": (lambda folder: [p.unlink() for p in folder.glob("*valid*")], "has no c4-validation"),
 }
 
 

@@ -151,7 +151,9 @@ def test_micro_steps_make_the_total_batch(total, count, steps):
 
 
 def test_a_total_batch_that_micro_steps_cannot_make_is_refused_in_one_line():
-    with pytest.raises(UserError, match="^--total_batch_size 512: is no multiple of --batch_size 100 x 2 processes$"):
+    with pytest.raises(
+        UserError, match="^--total_batch_size 512: is not a multiple of --batch_size 100 x 2 processes$"
+    ):
         TextOptions(batch_size=100, total_batch_size=512).micro_steps(2)
-    with pytest.raises(UserError, match="^--total_batch_size 8: is no multiple of --batch_size 12$"):
+    with pytest.raises(UserError, match="^--total_batch_size 8: is not a multiple of --batch_size 12$"):
         TextOptions(batch_size=12, total_batch_size=8).micro_steps(1)

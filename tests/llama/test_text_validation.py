@@ -56,7 +56,7 @@ def test_every_token_is_validated_once_in_the_order_of_the_files(folder, ranks, 
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_most_batches_is_the_number_of_the_rank_that_has_the_most(folder, ranks, batch_size):
     found = shares(folder, ranks, batch_size)
-    assert {own.most_batches for own in found} == {max(len(list(own)) for own in found)}
+    assert {own.max_batches for own in found} == {max(len(list(own)) for own in found)}
 
 
 @pytest.mark.parametrize("target", [1, 63, 64, 65, 1000])

@@ -106,12 +106,12 @@ def no_end(folder):
 
 REFUSED = {
     "no such folder": (lambda folder: None, "no such folder$"),
-    "an empty folder": (lambda folder: folder.mkdir(), "not to be had"),
+    "an empty folder": (lambda folder: folder.mkdir(), "cannot be loaded, not even from a cache"),
     "a broken file": (
         lambda folder: (save_tokenizer(folder) / "tokenizer.json").write_text("{"),
-        "not to be had",
+        "cannot be loaded, not even from a cache",
     ),
-    "no end": (no_end, "has no token for the end of a sequence$"),
+    "no end": (no_end, "has no end-of-sequence token$"),
 }
 
 

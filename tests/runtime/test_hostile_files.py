@@ -195,12 +195,12 @@ def test_weights_to_start_from_must_be_all_there(stopped, refused, tmp_path, mon
         save_file({name: weights[name] for name in names}, path)
         refused(said, *words)
     torch.save({}, tmp_path / "empty.pth")
-    refused("is no state dict of tensors", *words[:-1], tmp_path / "empty.pth")
+    refused("is not a state dict of tensors", *words[:-1], tmp_path / "empty.pth")
     save_file(weights | {"more.weight": torch.zeros(3)}, path)
     refused('Unexpected key(s) in state_dict: "more.weight"', *words)
     save_file(weights | {"head.weight": torch.zeros(3, 64), "head.bias": torch.zeros(3)}, path)
     assert run(*words, monkeypatch=monkeypatch) == 0
-    assert "the head is new: theirs has 3 classes, the data 10" in capsys.readouterr().out
+    assert "the head is new: the weights have 3 classes, the data 10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["missing", "more", "index elsewhere", "index of nothing"])
@@ -223,7 +223,7 @@ def test_a_transformers_folder_to_start_from_must_be_whole(tmp_path, capsys, dam
     assert run_text(*TINY_TEXT, *words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     expected = {"missing": "lacks model.layers.0.mlp", "more": "another.weight", "index of nothing": "no weight_map"}
-    assert expected.get(damage, "names '../elsewhere.safetensors', which is no file in that folder") in said
+    assert expected.get(damage, "names '../elsewhere.safetensors', which is not a file in that folder") in said
     assert not (tmp_path / "then").exists()
 
 

@@ -308,7 +308,7 @@ def test_the_fingerprint_of_images_in_memory_is_of_every_pixel_and_label():
 def cifar(pixels, labels):
     images = object.__new__(CIFAR10)
     images.data, images.targets = pixels, labels
-    return fingerprint(ImageData(images, images, ("a", "b"), (0, 0, 0), (1, 1, 1), mirrors=True))
+    return fingerprint(ImageData(images, images, ("a", "b"), (0, 0, 0), (1, 1, 1), horizontal_flip=True))
 
 
 def test_the_fingerprint_of_cifar_is_of_every_pixel_and_label():

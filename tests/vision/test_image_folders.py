@@ -146,10 +146,10 @@ def broken(root, how):
     train, val = root / "train", root / "val"
     actions = {
         "no such": lambda: os.rename(train, root / "other"),
-        "is no folder": lambda: (os.rename(val, root / "other"), val.write_text("")),
-        "holds no class folders": lambda: [os.rename(train / n, root / n) for n in os.listdir(train)],
-        "class folder n0001 holds no image": lambda: [p.unlink() for p in (train / "n0001").iterdir()],
-        "alone has other": lambda: os.rename(val / "n0001", val / "other"),
+        "is not a folder": lambda: (os.rename(val, root / "other"), val.write_text("")),
+        "has no class folders": lambda: [os.rename(train / n, root / n) for n in os.listdir(train)],
+        "class folder n0001 has no image": lambda: [p.unlink() for p in (train / "n0001").iterdir()],
+        "has in addition other": lambda: os.rename(val / "n0001", val / "other"),
         "lacks n0002": lambda: os.rename(val / "n0002", root / "n0002"),
     }
     actions[how]()
@@ -157,7 +157,7 @@ def broken(root, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["no such", "is no folder", "holds no class folders", "class folder n0001 holds no image", "alone has other",
+    ["no such", "is not a folder", "has no class folders", "class folder n0001 has no image", "has in addition other",
      "lacks n0002"],
 )  # fmt: skip
 def test_folders_that_cannot_be_right_are_refused(tmp_path, how):
@@ -211,7 +211,7 @@ def test_cifar_that_is_neither_there_nor_to_be_downloaded_is_one_line(tmp_path, 
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
     options = DataOptions(data_set="CIFAR100", data_path=str(tmp_path / "cifar"))
-    with pytest.raises(UserError, match="CIFAR100 is not there, nor to be downloaded: .*no network"):
+    with pytest.raises(UserError, match="CIFAR100 is not there and cannot be downloaded: .*no network"):
         open_images(options, ALONE)
 
 

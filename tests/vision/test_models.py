@@ -155,7 +155,7 @@ def test_layer_decay_alphadecay_and_both_schedules_compose():
 
 def test_layer_decay_of_a_model_without_layers_is_refused():
     model = nn.Linear(60, 60)
-    with pytest.raises(UserError, match="--layer_decay 0.5: Linear does not tell its layers"):
+    with pytest.raises(UserError, match="--layer_decay 0.5: Linear does not name its layers"):
         scale_layers(alphadecay.param_groups(model, 0.1), model, 0.5)
 
 
