@@ -27,7 +27,7 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if --json is options."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step")

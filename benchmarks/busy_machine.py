@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if --json is options."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each setting, alone and beside")
     parser.add_argument("--epochs", type=int, default=6, help="epochs per run")

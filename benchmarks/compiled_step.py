@@ -23,7 +23,7 @@ from runtime.tables import say, table
 
 
 def main() -> None:
-    """Count, print a table, and write JSON if --json is options."""
+    """Count, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model")
     parser.add_argument("--interval", type=int, default=3, help="steps between refreshes")

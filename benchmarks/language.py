@@ -74,7 +74,7 @@ class Setting:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if --json is arguments."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder in C4's format")
     parser.add_argument("--model_config", default="llama/configs/llama_stdlib.json", help="a transformers config.json")
@@ -88,32 +88,23 @@ def main() -> None:
         "--clock", default="wall", choices=("wall", "cpu"), help="cpu: CPU time of all threads, for busy machines"
     )
     parser.add_argument("--memory", action="store_true", help="measure peak memory, each side in its own process")
-    parser.add_argument(
-        "--side", help=argparse.SUPPRESS
-    )  # measures the memory of this side only; --data is then prepared already
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # measure only its memory; --data is prepared already
     parser.add_argument("--json", type=Path, help="file for the result")
-    arguments = parser.parse_args()
-    if arguments.side:
-        tokenizer = str(arguments.data.parent / "tokenizer") if arguments.tokenizer == "bpe" else "bytes"
-        setting = Setting(
-            str(arguments.data),
-            arguments.model_config,
-            tokenizer,
-            arguments.batch_size,
-            arguments.length,
-            arguments.amp,
-        )
-        say(json.dumps(peak_memory(setting, arguments.side)))
+    args = parser.parse_args()
+    if args.side:
+        tokenizer = str(args.data.parent / "tokenizer") if args.tokenizer == "bpe" else "bytes"
+        setting = Setting(str(args.data), args.model_config, tokenizer, args.batch_size, args.length, args.amp)
+        say(json.dumps(peak_memory(setting, args.side)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-        setting = replace(prepare(arguments, Path(folder)), clock=clock)
-        memory = {side: memory_of_side(arguments, setting, side) for side in makers()} if arguments.memory else {}
-        results = measure(setting, arguments.rounds) if arguments.rounds else {}
+        clock = time.process_time if args.clock == "cpu" else time.perf_counter
+        setting = replace(prepare(args, Path(folder)), clock=clock)
+        memory = {side: memory_of_side(args, setting, side) for side in makers()} if args.memory else {}
+        results = measure(setting, args.rounds) if args.rounds else {}
     report(setting, results, memory)
-    if arguments.json:
-        about = {"options": {k: str(v) for k, v in vars(arguments).items()}, "threads": torch.get_num_threads()}
-        arguments.json.write_text(json.dumps(about | results | {"memory": memory} | environment(), indent=1) + "\n")
+    if args.json:
+        about = {"options": {k: str(v) for k, v in vars(args).items()}, "threads": torch.get_num_threads()}
+        args.json.write_text(json.dumps(about | results | {"memory": memory} | environment(), indent=1) + "\n")
 
 
 def report(setting: Setting, results: dict[str, Any], memory: dict[str, dict[str, float]]) -> None:
@@ -243,26 +234,26 @@ def batches(setting: Setting, pack: bool) -> Iterator[Batch]:
             yield stream.next()
 
 
-def prepare(arguments: argparse.Namespace, folder: Path) -> Setting:
+def prepare(args: argparse.Namespace, folder: Path) -> Setting:
     """Write tokenizer, documents and model config of a measurement to a folder."""
-    texts = {part: read_texts(arguments.data, part) for part in ("train", "validation")}
-    tokenizer = train_tokenizer(texts["train"], folder / "tokenizer") if arguments.tokenizer == "bpe" else "bytes"
+    texts = {part: read_texts(args.data, part) for part in ("train", "validation")}
+    tokenizer = train_tokenizer(texts["train"], folder / "tokenizer") if args.tokenizer == "bpe" else "bytes"
     loaded = load_tokenizer(tokenizer)
     random = np.random.default_rng(0)
     (folder / "en").mkdir()
     for part, documents in texts.items():
-        if arguments.document_tokens:
-            spread = random.lognormal(np.log(arguments.document_tokens) - 0.5, 1.0, len(documents))  # with that mean
+        if args.document_tokens:
+            spread = random.lognormal(np.log(args.document_tokens) - 0.5, 1.0, len(documents))  # with that mean
             lengths = [len(ids) for ids in loaded.encode(documents)]
             pairs = zip(documents, spread, lengths, strict=True)
             documents = [text[: max(1, round(len(text) * min(1.0, wanted / length)))] for text, wanted, length in pairs]
         with gzip.open(folder / "en" / f"c4-{part}.00000-of-00001.json.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
-    config = json.loads(Path(arguments.model_config).read_text())
+    config = json.loads(Path(args.model_config).read_text())
     config["vocab_size"] = max(config["vocab_size"], loaded.vocab_size)
-    path = folder / Path(arguments.model_config).name
+    path = folder / Path(args.model_config).name
     path.write_text(json.dumps(config))
-    return Setting(str(folder / "en"), str(path), tokenizer, arguments.batch_size, arguments.length, arguments.amp)
+    return Setting(str(folder / "en"), str(path), tokenizer, args.batch_size, args.length, args.amp)
 
 
 def read_texts(folder: Path, part: str) -> list[str]:
@@ -287,10 +278,10 @@ def train_tokenizer(texts: list[str], folder: Path) -> str:
     return str(folder)
 
 
-def memory_of_side(arguments: argparse.Namespace, setting: Setting, side: str) -> dict[str, float]:
+def memory_of_side(args: argparse.Namespace, setting: Setting, side: str) -> dict[str, float]:
     """Peak memory of a side in a separate process, which returns freed blocks to the system at once."""
-    words = ["--data", setting.data, "--model_config", setting.model_config, "--tokenizer", arguments.tokenizer]
-    words += ["--batch_size", str(arguments.batch_size), "--length", str(arguments.length), "--amp", arguments.amp]
+    words = ["--data", setting.data, "--model_config", setting.model_config, "--tokenizer", args.tokenizer]
+    words += ["--batch_size", str(args.batch_size), "--length", str(args.length), "--amp", args.amp]
     command = [sys.executable, "-m", "benchmarks.language", *words, "--side", side]
     environ = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}  # otherwise glibc keeps freed blocks
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)

@@ -36,7 +36,7 @@ from vision.transforms import augment_operations, posterize
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if --json is arguments."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of class folders of photographs")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, at most one per CPU")
@@ -44,18 +44,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=640, help="images per side and round, about")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
     parser.add_argument("--json", type=Path, help="file for the result")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     options = DataOptions(
-        data_set="image_folder", data_path=arguments.data, eval_data_path=arguments.data,
-        batch_size=arguments.batch_size, num_workers=usable_workers(arguments.workers),
+        data_set="image_folder", data_path=args.data, eval_data_path=args.data,
+        batch_size=args.batch_size, num_workers=usable_workers(args.workers),
     )  # fmt: skip
-    result = measure(options, arguments.images, arguments.rounds)
+    result = measure(options, args.images, args.rounds)
     say(f"{result['images']} images per round, batches of {options.batch_size}, {options.num_workers} workers")
     rows = [row(side, result[side]) for side in ("ours", "plain")] + [row("ours / plain", result["ratios"])]
     say(table(["images/s; ratio", "min", "median", "max"], rows))
     say(verdict("ours / plain", result["ratios"]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 
 
 def measure(options: DataOptions, images: int, rounds: int) -> dict[str, Any]:

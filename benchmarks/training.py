@@ -47,31 +47,31 @@ Side = Callable[[], float]  # takes the steps of a round and returns images per 
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if --json is arguments."""
+    """Measure, print a table, and write JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step")
     parser.add_argument("--steps", type=int, default=1, help="steps per side and round")
     parser.add_argument("--rounds", type=int, default=61, help="paired measurements")
     parser.add_argument("--json", type=Path, help="file for the result")
-    arguments = parser.parse_args()
-    result = measure(arguments.model, arguments.batch_size, arguments.steps, arguments.rounds)
+    args = parser.parse_args()
+    result = measure(args.model, args.batch_size, args.steps, args.rounds)
     rows = [row(side, result[side]) for side in ("timm", "uniform", "alphadecay")]
     rows += [row(f"{side} / timm", result["ratios"][side]) for side in result["ratios"]]
     threads = torch.get_num_threads()
-    rounds = f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.batch_size} images"
-    say(f"{arguments.model}: {rounds}, {threads} threads")
+    rounds = f"{args.rounds} rounds of {args.steps} steps of {args.batch_size} images"
+    say(f"{args.model}: {rounds}, {threads} threads")
     say(table(["images/s; ratio", "min", "median", "max"], rows))
     for side, values in result["ratios"].items():
         say(verdict(f"{side} / timm", values))
     refresh = median(result["refresh_seconds"])
-    step = arguments.batch_size / median(result["uniform"])
+    step = args.batch_size / median(result["uniform"])
     say(f"alphadecay / uniform: {interval_in_words(ratios(result['alphadecay'], result['uniform']))}")
     added = refresh / INTERVAL
     say(f"a refresh takes {1e3 * refresh:.0f} ms; {1e3 * added:.2f} ms of it are added to each step of alphadecay,")
     say(f"which is {100 * added / step:.3f} % of a step with uniform decay")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
 
 
 def measure(model: str, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:

@@ -82,11 +82,8 @@ def weighted_batches(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[Wei
         ranks: The process group.
     """
     for micro_batches in steps:
-        tokens = (
-            torch.stack([count_targets(batch["labels"]) for batch in micro_batches])
-            .sum()
-            .to(ranks.device, torch.float32)
-        )
+        counts = [count_targets(batch["labels"]) for batch in micro_batches]
+        tokens = torch.stack(counts).sum().to(ranks.device, torch.float32)
         weight = ranks.count / ranks.sum(tokens).clamp_min(1)
         for batch in micro_batches:
             yield batch["input_ids"], batch["labels"], weight

@@ -78,8 +78,8 @@ FAULTS = [
     Fault(
         "trained_on_validation",
         "datasets.py",
-        "for members in (~validates, validates):",
-        "for members in (validates | ~validates, validates):",
+        "for members in (~is_validation, is_validation):",
+        "for members in (is_validation | ~is_validation, is_validation):",
         "vision/test_datasets.py::test_digits_are_split_once_and_for_all_with_every_class_in_proportion",
         "accuracies are of images that were trained on",
     ),
