@@ -282,9 +282,8 @@ def _open_digits(options: DataOptions, ranks: Ranks, train: bool) -> ImageData:
         is_validation[np.flatnonzero(labels == digit)[::5]] = True
     parts = []
     for members in (~is_validation, is_validation):
-        pictures = [
-            Image.fromarray(p).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for p in pixels[members]
-        ]
+        small = map(Image.fromarray, pixels[members])
+        pictures = [image.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in small]
         parts.append(LabelledImages(pictures, labels[members].tolist()))
     names, grey = tuple(map(str, range(10))), (0.305, 0.305, 0.305)
     return ImageData(parts[0], parts[1], names, mean=grey, std=(0.348, 0.348, 0.348), horizontal_flip=False)

@@ -66,9 +66,7 @@ def scale_layers(groups: list[Group], model: nn.Module, layer_decay: float) -> l
         UserError: If the model does not assign its parameters to layers.
     """
     if not hasattr(model, "group_matcher"):
-        raise UserError(
-            f"--layer_decay {layer_decay:g}: {type(model).__name__} does not name its layers (no group_matcher)"
-        )
+        raise UserError(f"--layer_decay {layer_decay:g}: {type(model).__name__} does not name its layers")
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     names = {id(p): name for name, p in model.named_parameters()}
     last = max(layers.values())

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
     parser.add_argument(
-        "--kinds", nargs="*", default=list(REFRESHES)[1:], help="kinds of refresh to time besides the default one"
+        "--kinds", nargs="*", default=list(REFRESHES)[1:], help="refreshes to time besides the default one"
     )
     parser.add_argument("--growth", action="store_true", help="time one layer of each LLaMA")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")

@@ -99,9 +99,8 @@ def find_stdlib(data_path: str, ranks: Ranks) -> Splits:
     """
     label, root = "--dataset stdlib", sysconfig.get_paths()["stdlib"]
     shards = ranks.from_main(lambda: source_files(root))
-    is_validation = [
-        int(hashlib.sha256(shard.name.encode()).hexdigest(), 16) % VALIDATION_EVERY == 0 for shard in shards
-    ]
+    hashes = [int(hashlib.sha256(shard.name.encode()).hexdigest(), 16) for shard in shards]
+    is_validation = [name_hash % VALIDATION_EVERY == 0 for name_hash in hashes]
     parts = [tuple(s for s, v in zip(shards, is_validation, strict=True) if v is chosen) for chosen in (False, True)]
     if not all(parts):
         raise UserError(f"{label}: {root} has no source files of the standard library")

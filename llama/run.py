@@ -79,9 +79,8 @@ class TextTraining(Trainer):
         """Train up to the next evaluation."""
         stream, every = self.task.stream, self.task.eval_every
         steps = min(every - step % every, self.last_step - step)
-        batches = weighted_batches(
-            ([stream.next() for _ in range(stream.accumulate)] for _ in range(steps)), self.ranks
-        )
+        per_step = ([stream.next() for _ in range(stream.accumulate)] for _ in range(steps))
+        batches = weighted_batches(per_step, self.ranks)
         train_steps(
             self.learner, batches, self.add_gradients, self.task.rules, step, self.gate, self.after_step, self.bad_step
         )

@@ -100,9 +100,8 @@ class Corpus(ABC):
 
     def _beginning(self, shard: int) -> bytes:
         try:
-            with self.files.open(
-                self.path(shard), "rb", block_size=READ_BYTES
-            ) as file:  # by default 5 MB would be read from the hub
+            # Without block_size, 5 MB would be read from the hub.
+            with self.files.open(self.path(shard), "rb", block_size=READ_BYTES) as file:
                 return file.read(READ_BYTES)
         except OSError:  # training skips such files too
             return b"missing"

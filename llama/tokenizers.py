@@ -57,14 +57,12 @@ class HubTokenizer(Tokenizer):
             f"{self.eos_id} {self.pad_id} {fast.backend_tokenizer.to_str()}".encode()
         ).hexdigest()
         ids = dict(fast.get_vocab())
-        special = {token_id for token_id, token in fast.added_tokens_decoder.items() if token.special} - {
-            fast.unk_token_id
-        }
+        special = {token_id for token_id, token in fast.added_tokens_decoder.items() if token.special}
+        special -= {fast.unk_token_id}
         self.dropped = np.zeros(max(ids.values()) + 1, dtype=bool)
         self.dropped[sorted(special)] = True
-        used = {
-            token: token_id for token, token_id in ids.items() if token_id not in special - {self.eos_id, self.pad_id}
-        }
+        unused = special - {self.eos_id, self.pad_id}
+        used = {token: token_id for token, token_id in ids.items() if token_id not in unused}
         self.highest = max(used.items(), key=lambda item: item[1])
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:

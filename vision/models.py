@@ -71,14 +71,11 @@ def _with_weights(options: ModelOptions, keywords: dict[str, Any], new_head: boo
     if classes != keywords["num_classes"] and not new_head:
         raise UserError(f"{source}: has a head for {classes} classes, the data have {keywords['num_classes']}")
     if classes != keywords["num_classes"] and os.environ.get("RANK", "0") == "0":
-        say(
-            f"{source}: the head is new: the weights have {classes or 'no'} classes, the data {keywords['num_classes']}"
-        )
+        number = keywords["num_classes"]
+        say(f"{source}: the head is new: the weights have {classes or 'no'} classes, the data {number}")
     try:
         return timm.create_model(options.model, pretrained=True, pretrained_cfg_overlay=overlay, **keywords)
-    except (
-        Exception
-    ) as error:  # no network, no such weights, weights of another model: timm raises errors of many classes
+    except Exception as error:  # no network, no such weights, weights of another model: errors of many classes
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s)") else lines[0]  # lines[1] names weights
         raise UserError(f"{source}: cannot be loaded into {options.model}: {_shortened(reason)}") from error
