@@ -1,4 +1,4 @@
-"""Images per second of a small training, alone and beside another process, for settings of how OpenMP threads wait.
+"""Images per second of a small training, alone and beside another process, per OpenMP wait setting.
 
     python -m benchmarks.busy_machine [--rounds 3] [--epochs 6] [--json OUT]
 

@@ -59,7 +59,8 @@ def main() -> None:
     low, high = interval(values)
     say(f"WeightWatcher / alphadecay: median {median(values):.2f}, 95 % interval {low:.2f} to {high:.2f}")
     same, largest = compare(records, details[0])
-    say(f"{same} of {len(records)} tails start at the same eigenvalue; there alphas differ by {largest:.1e} (relative)")
+    difference = f"at most {largest:.1e} (relative)"
+    say(f"{same} of {len(records)} tails start at the same eigenvalue; their alphas differ by {difference}")
     if options.json:
         options.json.write_text(json.dumps({"seconds": times} | environment(), indent=1) + "\n")
 

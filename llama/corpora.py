@@ -77,7 +77,7 @@ def missing_shards(split: str, shards: tuple[Shard, ...], label: str) -> str:
     """A message that names the missing shards of a split; empty if none is missing.
 
     Raises:
-        UserError: If the split is there in several divisions into files: its documents would come twice.
+        UserError: If files of differently divided copies of the split are mixed: documents would come twice.
     """
     matches = [C4_FILE.fullmatch(shard.name) for shard in shards]
     totals = sorted({match[3] for match in matches if match})

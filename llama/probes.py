@@ -1,4 +1,4 @@
-"""Check what a model must do, on a few tokens, before a run begins."""
+"""Checks of a model on a few tokens, before a run begins."""
 
 from typing import Any
 

@@ -50,17 +50,17 @@ class Cutter:
     def next(self) -> TokenSequence | None:
         """Cut the next sequence; None if there are no tokens left."""
         parts: list[Tokens] = []
-        ended, room = 0, self.max_length
-        while room and self._has_tokens():
+        ended, free = 0, self.max_length
+        while free and self._has_tokens():
             document = self.waiting.popleft()
-            if not self.pack and len(document.ids) > room:
-                document = document._replace(ids=np.append(document.ids[: room - 1], document.ids[-1:]))
-            part, rest = document.ids[:room], document.ids[room:]
+            if not self.pack and len(document.ids) > free:
+                document = document._replace(ids=np.append(document.ids[: free - 1], document.ids[-1:]))
+            part, rest = document.ids[:free], document.ids[free:]
             if len(rest):
                 self.waiting.appendleft(document._replace(ids=rest))
             parts.append(document._replace(ids=part))
             ended += not len(rest)
-            room -= len(part)
+            free -= len(part)
             if not self.pack:
                 break
         if not parts:

@@ -114,7 +114,7 @@ class TextStream:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned, with the same number of ranks: the next batches are bitwise the same."""
+        """Continue from what `state` returned, with the same number of ranks; the batches are bitwise identical."""
         if self._future is not None:
             self._future.exception()  # waits for the thread; its batch is dropped
         self.batches, self.counts = state["batches"], dict(state["counts"])
