@@ -59,7 +59,7 @@ CONFIGS = {
     "of an image model": ({"model_type": "vit"}, "model_type 'vit' is not a causal language model"),
     "of nothing": ({"model_type": ...}, "model_type None is not a causal language model"),
     "of an unknown model": ({"model_type": "lama"}, "model_type 'lama' is not a causal language model"),
-    "that looks ahead": ({"model_type": "bert", **BERT}, "no causal language model"),
+    "that looks ahead": ({"model_type": "bert", **BERT}, "not a causal language model"),
     "heads that do not divide": ({"num_attention_heads": 3}, ""),
     "groups that do not divide": ({"num_attention_heads": 4, "num_key_value_heads": 3}, ""),
     "negative size": ({"intermediate_size": -1}, ""),

@@ -65,7 +65,7 @@ def test_a_model_that_looks_ahead_is_refused_and_one_that_does_not_passes():
         if is_decoder:
             require_causal(model, "--model_config x")
             continue
-        with pytest.raises(UserError, match="--model_config x: no causal language model: its predictions depend on"):
+        with pytest.raises(UserError, match="--model_config x: not a causal language model: its predictions depend on"):
             require_causal(model, "--model_config x")
 
 

@@ -138,11 +138,7 @@ def test_bad_lines_are_named_up_to_twenty_counted_and_capped(tmp_path, capsys):
     write_shard(folder, "train", 2, 3, b"{}\n" * 30)
     _, bad = documents(opened(folder).train)
     said = capsys.readouterr().err
-    assert (
-        len(bad) == 30
-        and said.count("skipped text ") == 20
-        and "further texts that are skipped are only counted" in said
-    )
+    assert len(bad) == 30 and said.count("skipped text ") == 20 and "further skipped texts are only counted" in said
     limit = r"^--max_bad_lines 29: 30 lines or files give no text, the last c4-train\S+:30: has no \"text\"$"
     with pytest.raises(UserError, match=limit):
         documents(opened(folder).train, most=29)
