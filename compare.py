@@ -1,4 +1,4 @@
-"""Compare strategies of weight decay over base decays and seeds: runs, then a table, figures and a verdict.
+"""Compare weight decay strategies over base decays and seeds: runs, then a table, figures and a verdict.
 
 python compare.py --preset quick
 python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/llama_c4 --submit slurm
@@ -10,7 +10,7 @@ from comparison.options import PRESETS, CompareOptions, read_options
 from runtime.errors import Preempted, RunsFailed, UserError, exit_status
 from runtime.extras import answered, require_extra
 
-if __name__ == "__main__":  # help and mistakes are answered before torch and timm are loaded, which takes seconds
+if __name__ == "__main__":  # answers --help and wrong options before torch and timm are loaded, which takes seconds
     if mistaken := answered("compare.py", read_options, sys.argv[1:]):
         sys.exit(mistaken)
 
@@ -27,7 +27,7 @@ from types import FrameType
 
 import torch
 
-from comparison.board import Board, show_cells, show_failures
+from comparison.board import Board, show_runs, show_failures
 from comparison.grid import Grid, read_grid
 from comparison.results import (
     BROKEN,
@@ -47,15 +47,15 @@ from runtime.tables import say
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs on this machine may use."""
+    """The resources of this machine that runs may use."""
 
     gpus: Sequence[str]
-    jobs: int
-    threads: int | None  # of a run; None: torch's own choice
+    jobs: int  # runs at once
+    threads: int | None  # per run; None: torch chooses
 
 
 def main() -> None:
-    """Check the whole comparison, bring its runs to their end, and report."""
+    """Check the whole comparison, do its runs, and report."""
     options = read_options(sys.argv[1:])
     require_extra("compare.py", "compare")
     grid = read_grid(PRESETS[options.preset] if options.preset else Path(options.config))
@@ -64,7 +64,7 @@ def main() -> None:
     runs = read_runs(grid, root)
     check_same(runs, machine.threads, starting=not (options.report_only or options.dry_run))
     if options.dry_run:
-        show_cells(runs)
+        show_runs(runs)
         return
     if options.report_only:
         report(grid, root)
@@ -72,42 +72,40 @@ def main() -> None:
     if options.submit:
         from comparison.cluster import executor_for
 
-        executor_for(options.submit, root, grid.slurm)  # before anything is written
+        executor_for(options.submit, root, grid.slurm)  # checks the parameters before anything is written
     check_folder(root)
     prepare(grid, runs, root, machine, options.retry_failed)
     with ended_by_signals():
-        take_to_the_end(grid, runs, root, machine, options.submit)
+        do_runs(grid, runs, root, machine, options.submit)
     require_finished(report(grid, root))
 
 
 def this_machine(options: CompareOptions, grid: Grid) -> Machine:
-    """GPUs, runs at once and threads of each."""
+    """GPUs, number of runs at once, and threads per run."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        [each for each in visible.split(",") if each] if visible else list(map(str, range(torch.cuda.device_count())))
-    )
-    own_choice = options.threads or gpus or options.submit == "slurm"  # whose nodes may have GPUs
+    gpus = [gpu for gpu in visible.split(",") if gpu] if visible else list(map(str, range(torch.cuda.device_count())))
+    own_choice = options.threads or gpus or options.submit == "slurm"  # a cluster's nodes may have GPUs
     threads = options.threads if own_choice else 1
     cores = len(os.sched_getaffinity(0)) // (threads or 1)
     return Machine(gpus, options.jobs or max(1, (len(gpus) or cores) // grid.processes), threads)
 
 
 def check_folder(root: Path) -> None:
-    """Raise UserError if the comparison's folder is no folder and cannot become one; nothing is written."""
+    """Raise UserError if the comparison's folder, or one of its parents, is not a folder; writes nothing."""
     existing = next(path for path in (root, *root.parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"--output_dir {root}: is a file, or lies below one")
+        raise UserError(f"--output_dir {root}: is a file, or is inside one")
 
 
 def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry_failed: bool) -> None:
-    """Build one run of each new setting, to see that it can be done; then note in all folders what they are for.
+    """Build one run of each new setting without training; then write each run's identity into its folder.
 
     Raises:
-        UserError: If one cannot be built, or a folder cannot be written.
+        UserError: If a run cannot be built, or a folder cannot be written.
     """
     (place,) = places(1, machine.threads, machine.gpus, grid.processes)
     for setting in grid.settings:
-        members = [run for run in runs if run.cell.setting.name == setting.name]
+        members = [run for run in runs if run.spec.setting.name == setting.name]
         if not any(run.folder.exists() for run in members):
             say(f"trying out {setting.name}")
             rehearse(members, place)
@@ -119,7 +117,7 @@ def prepare(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, retry
 
 
 def keep_source(grid: Grid, root: Path) -> None:
-    """Copy the grid's file to the comparison, if it is not that copy."""
+    """Copy the grid's file into the comparison's folder, if it is not there yet."""
     kept = root / "grid.yaml"
     try:
         content = grid.source.read_bytes()
@@ -129,10 +127,10 @@ def keep_source(grid: Grid, root: Path) -> None:
         raise UserError(f"--output_dir {root}: cannot be written: {error}") from error
 
 
-def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, submit: str | None) -> None:
-    """Start or resume what is neither finished nor failed."""
+def do_runs(grid: Grid, runs: Sequence[Run], root: Path, machine: Machine, submit: str | None) -> None:
+    """Start or resume the runs that have neither finished nor failed, and wait for their end."""
     todo = [run for run in runs if run.state not in (FINISHED, BROKEN)]
-    say(f"{len(runs)} runs, {len(runs) - len(todo)} of them ended before; into {root}")
+    say(f"{len(runs)} runs, {len(runs) - len(todo)} of them ended before; folder: {root}")
     if not todo:
         return
     if submit is None:
@@ -141,22 +139,22 @@ def take_to_the_end(grid: Grid, runs: Sequence[Run], root: Path, machine: Machin
         return
     from comparison.cluster import run_on_cluster
 
-    (node,) = places(1, machine.threads, (), 1)  # which GPUs a run gets the cluster says
+    (node,) = places(1, machine.threads, (), 1)  # the cluster assigns the GPUs
     with Board(runs, len(todo)) as board:
         run_on_cluster(submit, todo, root, grid.slurm, node, board)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the comparison as Ctrl-C does, but with the status of what can go on."""
+    """SIGTERM and SIGHUP (a closed terminal) end the comparison as Ctrl-C does, but with exit status 75."""
 
     def end(number: int, _: FrameType | None) -> None:
-        raise Preempted(f"{signal.Signals(number).name}; the same command goes on")
+        raise Preempted(f"{signal.Signals(number).name}; the same command continues")
 
-    heard = [
+    handled = [
         number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
-    ]  # nohup
-    before = {number: signal.signal(number, end) for number in heard}
+    ]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, end) for number in handled}
     try:
         yield
     finally:
@@ -165,7 +163,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def report(grid: Grid, root: Path) -> list[Run]:
-    """Write report/, print its table and verdict, and return the runs that it is of.
+    """Write report/, print its table and verdict, and return the runs as they were read for it.
 
     Raises:
         UserError: If no run has begun, or the report cannot be written.
@@ -174,7 +172,7 @@ def report(grid: Grid, root: Path) -> list[Run]:
 
     runs = at_rest(read_runs(grid, root))
     if all(run.state == WAITING for run in runs):
-        raise UserError(f"--output_dir {root}: holds no run of {grid.source}")
+        raise UserError(f"--output_dir {root}: has no run of {grid.source}")
     write_report(grid, runs, root, root / "report")
     show_failures(runs)
     say(summary_text(grid, runs))
@@ -183,16 +181,16 @@ def report(grid: Grid, root: Path) -> list[Run]:
 
 
 def require_finished(runs: Sequence[Run]) -> None:
-    """Raise RunsFailed if runs have failed, or were stopped by another; the report says so too."""
+    """Raise RunsFailed if runs have failed, are damaged, or have not finished."""
     failed = [run for run in runs if run.state == BROKEN]
     damaged = [run for run in runs if run.state == DAMAGED]
     left = [run for run in runs if run.state not in (FINISHED, BROKEN, DAMAGED)]
     if damaged:
-        more = f", {len(failed)} failed, {len(left)} are not done"
-        raise RunsFailed(f"{len(damaged)} runs are damaged{more}; a damaged one is done again once its folder is gone")
+        others = f"{len(failed)} failed, {len(left)} are not done"
+        raise RunsFailed(f"{len(damaged)} runs are damaged, {others}; to repeat a damaged run, delete its folder")
     if failed or left:
-        again = "--retry_failed takes them up again" if failed else "the same command goes on"
-        raise RunsFailed(f"{len(failed)} runs failed, {len(left)} are not done; {again}")
+        advice = "--retry_failed resumes failed runs" if failed else "the same command continues"
+        raise RunsFailed(f"{len(failed)} runs failed, {len(left)} are not done; {advice}")
 
 
 if __name__ == "__main__":

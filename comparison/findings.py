@@ -32,22 +32,22 @@ class Point:
     @property
     def strategy(self) -> str:
         """The strategy's name."""
-        return self.runs[0].cell.strategy
+        return self.runs[0].spec.strategy
 
     @property
     def name(self) -> str:
         """Such as "weight_decay=0.1"; "-" for a strategy that is not searched."""
-        return self.runs[0].cell.point_name
+        return self.runs[0].spec.point_name
 
     @property
     def weight_decay(self) -> float:
         """The base decay."""
-        return self.runs[0].cell.weight_decay
+        return self.runs[0].spec.weight_decay
 
     @property
     def published(self) -> float | None:
         """The figure that a paper gives for it."""
-        return self.runs[0].cell.published
+        return self.runs[0].spec.published
 
     @cached_property
     def finished(self) -> list[Run]:
@@ -57,7 +57,7 @@ class Point:
     @cached_property
     def values(self) -> Mapping[int, float]:
         """The metric by seed, of finished runs."""
-        return {run.cell.seed: value for run in self.runs if (value := run.value) is not None}
+        return {run.spec.seed: value for run in self.runs if (value := run.value) is not None}
 
     @property
     def complete(self) -> bool:
@@ -87,7 +87,7 @@ class Point:
     def option(self, name: str) -> float | None:
         """A searched option as a number; None if it is not searched or no number."""
         try:
-            return float(dict(self.runs[0].cell.point)[name])
+            return float(dict(self.runs[0].spec.point)[name])
         except (KeyError, ValueError):
             return None
 
@@ -118,8 +118,8 @@ class Tuned:
     @cached_property
     def options(self) -> Mapping[str, Any]:
         """All options as the trainer resolves them, at the best point (or the first one)."""
-        cell = (self.best or self.points[0]).runs[0].cell
-        return cell.setting.program.read_options(cell.words()).flat()
+        spec = (self.best or self.points[0]).runs[0].spec
+        return spec.setting.program.read_options(spec.words()).flat()
 
 
 def tune(setting: Setting, runs: Sequence[Run]) -> list[Tuned]:
@@ -129,7 +129,7 @@ def tune(setting: Setting, runs: Sequence[Run]) -> list[Tuned]:
     """
     by_strategy: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        by_strategy.setdefault(run.cell.strategy, {}).setdefault(run.cell.point_name, []).append(run)
+        by_strategy.setdefault(run.spec.strategy, {}).setdefault(run.spec.point_name, []).append(run)
     found = []
     for strategy, by_point in by_strategy.items():
         points = [Point(of_point) for of_point in by_point.values()]
@@ -219,7 +219,7 @@ class Finding:
 
 def find(grid: Grid, runs: Sequence[Run]) -> list[Finding]:
     """One finding a setting, in the grid's order."""
-    return [_finding(s, [run for run in runs if run.cell.setting.name == s.name]) for s in grid.settings]
+    return [_finding(s, [run for run in runs if run.spec.setting.name == s.name]) for s in grid.settings]
 
 
 def _finding(setting: Setting, runs: Sequence[Run]) -> Finding:

@@ -9,7 +9,7 @@ from typing import Any
 
 from alphadecay.tables import escaped
 from comparison.grid_file import (
-    MOST_CELLS,
+    MOST_RUNS,
     Keys,
     Options,
     Search,
@@ -20,7 +20,7 @@ from comparison.grid_file import (
     read_search,
     read_yaml,
 )
-from comparison.programs import NOT_IN_A_GRID, PROGRAMS, Cell, Setting, words_of
+from comparison.programs import NOT_IN_A_GRID, PROGRAMS, RunSpec, Setting, words_of
 from comparison.remains import shown
 from runtime.errors import UserError
 from runtime.metrics import Metric
@@ -52,37 +52,37 @@ class Grid:
     source: Path
     title: str
     notes: str
-    cells: Sequence[Cell]
+    specs: Sequence[RunSpec]
     slurm: Options = field(default_factory=dict)  # parameters of submitit
 
     @property
     def settings(self) -> list[Setting]:
         """The settings in their order."""
-        return list({cell.setting.name: cell.setting for cell in self.cells}.values())
+        return list({spec.setting.name: spec.setting for spec in self.specs}.values())
 
     @property
     def processes(self) -> int:
         """The largest number of processes of a run."""
         return max(setting.processes for setting in self.settings)
 
-    def of(self, setting: Setting) -> list[Cell]:
-        """The cells of a setting."""
-        return [cell for cell in self.cells if cell.setting.name == setting.name]
+    def of(self, setting: Setting) -> list[RunSpec]:
+        """The specs of a setting."""
+        return [spec for spec in self.specs if spec.setting.name == setting.name]
 
 
 def read_grid(path: Path) -> Grid:
-    """The comparison that a file describes; UserError for an unknown key, and a cell refused or there twice."""
+    """The comparison that a file describes; UserError for an unknown key, and a spec refused or there twice."""
     content = read_yaml(path)
     try:
         check_keys(content, TOP, required=("strategies", "domains"))
         _check_slurm(content.get("slurm", {}))
-        cells: list[Cell] = []
+        specs: list[RunSpec] = []
         for name, domain in content["domains"].items():
-            cells += _domain_cells(str(name), domain, content, MOST_CELLS - len(cells))
-        _check_folders(cells)
+            specs += _domain_specs(str(name), domain, content, MOST_RUNS - len(specs))
+        _check_folders(specs)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Grid(path, content.get("title", path.stem), content.get("notes", ""), cells, content.get("slurm", {}))
+    return Grid(path, content.get("title", path.stem), content.get("notes", ""), specs, content.get("slurm", {}))
 
 
 def _check_slurm(parameters: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ def _check_slurm(parameters: Mapping[str, Any]) -> None:
             raise UserError(f"slurm: {shown(name)}: {shown(value)}: must be one line")
 
 
-def _domain_cells(name: str, domain: Any, content: Mapping[str, Any], most: int) -> list[Cell]:
+def _domain_specs(name: str, domain: Any, content: Mapping[str, Any], most: int) -> list[RunSpec]:
     where = f"domain {name}"
     domain = as_mapping(domain, where)
     check_keys(domain, DOMAIN, required=("program",), where=where)
@@ -114,9 +114,9 @@ def _domain_cells(name: str, domain: Any, content: Mapping[str, Any], most: int)
         raise UserError(f"{where}: baseline: {baseline}: no such strategy; there are {', '.join(strategies)}")
     planned = len(grid) * len(seeds) * sum(len(search.without(own)) for own in strategies.values())
     if planned > most:
-        raise UserError(f"{where}: has {planned} runs; a comparison may have {MOST_CELLS} in all")
+        raise UserError(f"{where}: has {planned} runs; a comparison may have {MOST_RUNS} in all")
     published = _published(domain.get("published", {}), [label for label, _ in grid], strategies, search, where)
-    cells = []
+    specs = []
     for label, options in grid:
         setting = Setting(
             name, label, PROGRAMS[domain["program"]], metric, _processes(domain, where),
@@ -124,17 +124,17 @@ def _domain_cells(name: str, domain: Any, content: Mapping[str, Any], most: int)
             domain.get("published_from", ""), domain.get("notes", ""),
         )  # fmt: skip
         base = {**as_mapping(domain.get("options"), f"{where}: options"), **options}
-        made = _setting_cells(setting, base, strategies, search, seeds, published.get(label, {}))
+        made = _setting_specs(setting, base, strategies, search, seeds, published.get(label, {}))
         _check_twins(made)
-        cells += [cell for cell, _ in made]
-    return cells
+        specs += [spec for spec, _ in made]
+    return specs
 
 
-def _setting_cells(
+def _setting_specs(
     setting: Setting, base: Options, strategies: Mapping[str, Options], search: Search, seeds: Sequence[int],
     published: Mapping[str, Sequence[float | None]],
-) -> list[tuple[Cell, str]]:  # fmt: skip
-    """The cells of a setting, each with all its options as resolved, written down so that twins are seen."""
+) -> list[tuple[RunSpec, str]]:  # fmt: skip
+    """The specs of a setting, each with all its options as resolved, written down so that twins are seen."""
     made = []
     for strategy, own in strategies.items():
         for index, point in enumerate(search.without(own)):
@@ -143,55 +143,55 @@ def _setting_cells(
                 figures = published.get(strategy, ())
                 figure = figures[index] if index < len(figures) else None
                 written = tuple((name, str(value)) for name, value in point)
-                made.append(_checked(Cell(setting, strategy, written, seed, options, 0.0, figure)))
+                made.append(_checked(RunSpec(setting, strategy, written, seed, options, 0.0, figure)))
     return made
 
 
-def _checked(cell: Cell) -> tuple[Cell, str]:
-    """The cell with its base decay, and its options as the trainer resolves them."""
-    for name, value in cell.options.items():
+def _checked(spec: RunSpec) -> tuple[RunSpec, str]:
+    """The spec with its base decay, and its options as the trainer resolves them."""
+    for name, value in spec.options.items():
         if not OPTION.fullmatch(name):
-            raise UserError(f"cell {cell.name}: {shown(name)}: is no name of an option")
+            raise UserError(f"run {spec.name}: {shown(name)}: is no name of an option")
         if name.replace("-", "_").removeprefix("no_") in NOT_IN_A_GRID:
-            raise UserError(f"cell {cell.name}: {name}: is not for a grid; compare.py says it")
+            raise UserError(f"run {spec.name}: {name}: is not for a grid; compare.py says it")
         if value is None:
-            raise UserError(f"cell {cell.name}: {name}: has no value")
+            raise UserError(f"run {spec.name}: {name}: has no value")
         if not isinstance(value, str | int | float | list | Mapping):
-            raise UserError(f"cell {cell.name}: {name}: {value}: is no text or number; write it in quotes")
+            raise UserError(f"run {spec.name}: {name}: {value}: is no text or number; write it in quotes")
         for word in () if isinstance(value, bool) else words_of({name: value})[1:]:
             if word.startswith("-") and not NUMBER.fullmatch(word):
-                raise UserError(f"cell {cell.name}: {name}: {shown(word)}: begins with a dash, as options do")
+                raise UserError(f"run {spec.name}: {name}: {shown(word)}: begins with a dash, as options do")
     try:
-        options = cell.setting.program.read_options(cell.words())
+        options = spec.setting.program.read_options(spec.words())
     except UserError as error:
-        raise UserError(f"cell {cell.name}: {error}") from error
+        raise UserError(f"run {spec.name}: {error}") from error
     flat = options.flat()
-    metric = cell.setting.metric
+    metric = spec.setting.metric
     if metric.needs and not flat[metric.needs]:
-        raise UserError(f"cell {cell.name}: metric: {metric.name}: needs {metric.needs}: true")
+        raise UserError(f"run {spec.name}: metric: {metric.name}: needs {metric.needs}: true")
     resolved = json.dumps(flat, sort_keys=True)
-    return Cell(**{**vars(cell), "weight_decay": flat["weight_decay"]}), resolved
+    return RunSpec(**{**vars(spec), "weight_decay": flat["weight_decay"]}), resolved
 
 
-def _check_twins(made: Sequence[tuple[Cell, str]]) -> None:
-    seen: dict[str, Cell] = {}
-    for cell, resolved in made:
-        if (first := seen.setdefault(resolved, cell)) is not cell:
-            raise UserError(f"cell {cell.name}: has the same options as {first.name}")
+def _check_twins(made: Sequence[tuple[RunSpec, str]]) -> None:
+    seen: dict[str, RunSpec] = {}
+    for spec, resolved in made:
+        if (first := seen.setdefault(resolved, spec)) is not spec:
+            raise UserError(f"run {spec.name}: has the same options as {first.name}")
 
 
-def _check_folders(cells: Sequence[Cell]) -> None:
-    seen: dict[Path, Cell] = {}
-    for cell in cells:
-        if any(not part.strip(".") for part in cell.parts):
-            raise UserError(f"cell {cell.name}: a name that is empty or of dots alone makes no folder")
-        if any(len(part) > MOST_NAME for part in cell.folder(Path()).parts):
-            raise UserError(f"cell {cell.name[:80]}...: a name of more than {MOST_NAME} characters makes no folder")
-        if not cell.name.isprintable():
-            raise UserError(f"cell {escaped(cell.name)}: a name is one line, without control characters")
-        folder = cell.folder(Path())
-        if (first := seen.setdefault(folder, cell)) is not cell:
-            raise UserError(f"cell {cell.name}: has the same folder as {first.name}: {folder}")
+def _check_folders(specs: Sequence[RunSpec]) -> None:
+    seen: dict[Path, RunSpec] = {}
+    for spec in specs:
+        if any(not part.strip(".") for part in spec.parts):
+            raise UserError(f"run {spec.name}: a name that is empty or of dots alone makes no folder")
+        if any(len(part) > MOST_NAME for part in spec.folder(Path()).parts):
+            raise UserError(f"run {spec.name[:80]}...: a name of more than {MOST_NAME} characters makes no folder")
+        if not spec.name.isprintable():
+            raise UserError(f"run {escaped(spec.name)}: a name is one line, without control characters")
+        folder = spec.folder(Path())
+        if (first := seen.setdefault(folder, spec)) is not spec:
+            raise UserError(f"run {spec.name}: has the same folder as {first.name}: {folder}")
 
 
 def _strategies(content: Mapping[str, Any], domain: Mapping[str, Any], where: str) -> dict[str, Options]:

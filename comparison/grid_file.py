@@ -149,7 +149,7 @@ def as_list(value: Any, where: str) -> list[Any]:
     return value
 
 
-MOST_CELLS = 10_000  # runs of a comparison
+MOST_RUNS = 10_000  # runs of a comparison
 
 Options = Mapping[str, Any]
 SearchPoint = tuple[tuple[str, Any], ...]
@@ -209,6 +209,6 @@ def grid_points(grid: Mapping[str, Any], where: str) -> list[tuple[str, Options]
 def _combined(axes: Sequence[Sequence[Any]], where: str) -> list[tuple[Any, ...]]:
     """All combinations of what is on the axes, if there are not too many."""
     count = math.prod(map(len, axes))
-    if count > MOST_CELLS:
-        raise UserError(f"{where}: has {shown(count)} combinations; a comparison may have {MOST_CELLS} runs in all")
+    if count > MOST_RUNS:
+        raise UserError(f"{where}: has {shown(count)} combinations; a comparison may have {MOST_RUNS} runs in all")
     return list(itertools.product(*axes))

@@ -1,4 +1,4 @@
-"""The options of compare.py; imports nothing that is slow."""
+"""The options of compare.py; imports nothing slow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runtime.options import build, option, parse
 
-DESCRIPTION = """Compare strategies of weight decay over base decays and seeds: runs, table, figures, verdict.
+DESCRIPTION = """Compare weight decay strategies over base decays and seeds: runs, table, figures, verdict.
 
   python compare.py --preset quick
   python compare.py --config scripts/compare/llama_c4_adam.yaml --output_dir runs/llama_c4 --submit slurm"""
@@ -15,21 +15,22 @@ PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, where it goes, and how many runs go on at once."""
+    """Which comparison to run, where to write it, and how many runs to do at once."""
 
     TITLE = "Comparison"
-    preset: str | None = option(None, "a comparison that comes along", choices=tuple(PRESETS))
+    preset: str | None = option(None, "a built-in comparison", choices=tuple(PRESETS))
     config: str = option("", "a YAML file that describes a comparison: docs/compare.md", metavar="FILE")
-    output_dir: str = option("", "folder of the runs and the report; by default runs/compare_NAME", metavar="FOLDER")
+    output_dir: str = option("", "folder for the runs and the report; by default runs/compare_NAME", metavar="FOLDER")
     jobs: int | None = option(
-        None, "runs at once on this machine; by default one a GPU, or as CPU cores allow", minimum=1
+        None, "runs at once on this machine; by default one per GPU, or as CPU cores allow", minimum=1
     )
-    threads: int | None = option(None, "CPU threads of a run; by default 1 on a machine without GPUs", minimum=1)
-    retry_failed: bool = option(False, "take up failed runs again")
+    threads: int | None = option(None, "CPU threads per run; by default 1 on a machine without GPUs", minimum=1)
+    retry_failed: bool = option(False, "resume failed runs")
     submit: str | None = option(
-        None, "send the runs to a cluster, through submitit; local: as jobs on this machine", choices=("slurm", "local")
-    )
-    report_only: bool = option(False, "start nothing; report what there is")
+        None, "submit the runs to a cluster through submitit; local: as jobs on this machine",
+        choices=("slurm", "local"),
+    )  # fmt: skip
+    report_only: bool = option(False, "start no runs; report the existing ones")
     dry_run: bool = option(False, "check the comparison, print its runs and their commands, then stop")
 
     CHECKS = (
@@ -40,9 +41,9 @@ class CompareOptions:
         ),
         (
             lambda o: not (o.report_only and o.retry_failed),
-            "--retry_failed true: nothing is started with --report_only",
+            "--retry_failed true: not together with --report_only, which starts no runs",
         ),
-        (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster says how many go on at once"),
+        (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster decides how many runs are done at once"),
     )
 
 

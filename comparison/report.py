@@ -19,7 +19,7 @@ from comparison.tables import (
     comparisons_table,
     counts,
     equal_table,
-    points_table,
+    candidates_table,
     runs_table,
     strategies_table,
 )
@@ -113,7 +113,7 @@ def _content(
 
 
 def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[str, Any]:
-    first, more = [strategies_table(finding), comparisons_table(finding)], [equal_table(finding), points_table(finding)]
+    first, more = [strategies_table(finding), comparisons_table(finding)], [equal_table(finding), candidates_table(finding)]
     return {
         "name": finding.setting.name,
         "notes": finding.setting.notes.strip(),
@@ -128,10 +128,10 @@ def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[st
 def _failure(run: Run) -> dict[str, Any]:
     if run.state == DAMAGED:
         how = "a file in its folder is not what a run leaves, so it counts for nothing here"
-        return {"name": run.cell.name, "state": DAMAGED, "how": how, "lines": run.damage}
+        return {"name": run.spec.name, "state": DAMAGED, "how": how, "lines": run.damage}
     status = run.failure["status"]
     how = f"{status_words(status)}; the last lines of its output"
-    return {"name": run.cell.name, "state": state_of(run), "how": how, "lines": "\n".join(run.failure["lines"])}
+    return {"name": run.spec.name, "state": state_of(run), "how": how, "lines": "\n".join(run.failure["lines"])}
 
 
 def _render(name: str, content: Mapping[str, Any]) -> str:
@@ -206,7 +206,7 @@ def searched_words(finding: Finding) -> str:
             parts.append(f"{listed(names)}: not searched, one point")
         else:
             parts.append(f"{listed(names)}: {counted(len(points), 'point')} ({'; '.join(points)})")
-    seeds = sorted({run.cell.seed for run in finding.runs})
+    seeds = sorted({run.spec.seed for run in finding.runs})
     return f"{finding.setting.name}: {'. '.join(parts)}. Seeds {', '.join(map(str, seeds))}."
 
 
@@ -214,7 +214,7 @@ def command_of(finding: Finding) -> str:
     """The command of one run, the baseline's first that has one, without its folder."""
     runs = [run for point in finding.baseline.points for run in point.runs]
     run = next((run for run in runs if run.environment), runs[0])
-    return shlex.join(["python", run.cell.setting.program.script, *run.cell.words()])
+    return shlex.join(["python", run.spec.setting.program.script, *run.spec.words()])
 
 
 STATISTICS = (

@@ -103,7 +103,7 @@ def _strategy_row(tuned: Tuned, finding: Finding, published: bool) -> list[Table
 
 def _point_cell(point: Point, edge: bool = False) -> TableCell:
     """The base decay, and what else was searched."""
-    others = [f"{name}={value}" for name, value in point.runs[0].cell.point if name != "weight_decay"]
+    others = [f"{name}={value}" for name, value in point.runs[0].spec.point if name != "weight_decay"]
     text = ", ".join([short(point.weight_decay), *others])
     return TableCell(text + (" *" if edge else ""), float(point.weight_decay), "doubt" if edge else "")
 
@@ -171,7 +171,7 @@ def equal_table(finding: Finding) -> Table | None:
     return Table("At equal base decay", note, header, rows)
 
 
-def points_table(finding: Finding) -> Table:
+def candidates_table(finding: Finding) -> Table:
     """Every point of the search."""
     metric = finding.setting.metric
     points = [point for tuned in finding.tuned for point in tuned.points]
@@ -201,10 +201,10 @@ def runs_table(runs: Sequence[Run], root: Path) -> Table:
     header = ["Setting", "Strategy", "Point", "Seed", "State", "Value", "Seconds", "Folder"]
     rows = []
     for run in runs:
-        cell, state, value, seconds = run.cell, state_of(run), run.value, run.summary.get("seconds")
+        spec, state, value, seconds = run.spec, state_of(run), run.value, run.summary.get("seconds")
         rows.append([
-            words(cell.setting.name), words(cell.strategy), TableCell(cell.point_name, float(cell.weight_decay)),
-            figure(cell.seed, str(cell.seed)), words(state, "" if state == "finished" else "doubt"),
+            words(spec.setting.name), words(spec.strategy), TableCell(spec.point_name, float(spec.weight_decay)),
+            figure(spec.seed, str(spec.seed)), words(state, "" if state == "finished" else "doubt"),
             figure(value, number(value)), figure(seconds, number(seconds, 3)),
             words(str(run.folder.relative_to(root))),
         ])  # fmt: skip

@@ -38,7 +38,7 @@ def learning_curves(finding: Finding, looks: Looks) -> Any:
     runs = best_runs(finding)
     figure, axes = new_figure(4.2, 2, 2, sharex=True)
     for column, (key, label) in enumerate((("train_loss", "training loss in nats"), (metric.name, metric.label))):
-        curves = {name: {run.cell.seed: curve(run, key) for run in each} for name, each in runs.items()}
+        curves = {name: {run.spec.seed: curve(run, key) for run in each} for name, each in runs.items()}
         differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
         differences.pop(baseline, None)
         _draw_curves(axes[0, column], curves, looks)
@@ -121,7 +121,7 @@ def decay_and_norms(finding: Finding, looks: Looks) -> Any:
 
 
 def _draw_by(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks, read: Callable[[Run], Curve]) -> None:
-    _draw_curves(ax, {name: {run.cell.seed: read(run) for run in each} for name, each in runs.items()}, looks)
+    _draw_curves(ax, {name: {run.spec.seed: read(run) for run in each} for name, each in runs.items()}, looks)
 
 
 def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> None:

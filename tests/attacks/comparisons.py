@@ -27,7 +27,7 @@ def _raw(text: str | bytes):
 ATTACKS = [
     *(Attack(f"grid: {kind}", "compare.py", CALL, "grid.yaml", _raw(content))
       for kind, content in BAD_JSON.items()),
-    *(Attack(f"grid, option {name}: {value}", "compare.py", CALL, "cell digits/uniform/seed0", _grid({name: value}))
+    *(Attack(f"grid, option {name}: {value}", "compare.py", CALL, "run digits/uniform/seed0", _grid({name: value}))
       for name, value in (
           ("output_dir", "x"), ("output_dir=x", "y"), ("resume", "x"), ("config", "x"), ("overwrite", True),
           ("no_dry_run", True), ("--lr", 1), ("lr --overwrite", 1), ("cutmix_minmax", ["0", "1", "--overwrite"]),
@@ -54,10 +54,10 @@ ATTACKS = [
     Attack("grid, a name of dots", "compare.py", CALL, "makes no folder", _grid(strategies={"uniform": {},
              "..": {"decay": "awd"}})),
     Attack("no Slurm", "compare.py", CALL.replace("--dry_run", "--submit slurm"), "--submit slurm: ", _grid()),
-    Attack("a comparison of nothing", "compare.py", CALL.replace("--dry_run", "--report_only"), "holds no run",
+    Attack("a comparison of nothing", "compare.py", CALL.replace("--dry_run", "--report_only"), "has no run",
              _grid()),
     Attack("a comparison in a file", "compare.py", CALL.replace("--dry_run", "--threads 1"),
-           "is a file, or lies below one",
+           "is a file, or is inside one",
            lambda here: (_grid()(here), put(here / "out", ""))[0]),
     Attack("a run of another", "compare.py", CALL, "is not this comparison's",
            lambda here: (_grid()(here), put(here / "out/runs/digits/uniform/seed0/config.json", "{}"))[0]),

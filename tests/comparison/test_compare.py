@@ -62,7 +62,7 @@ def rows_of(folder):
         (["--preset", "smoke", "--submit", "slurm", "--jobs", "2"], "error: --jobs 2: with --submit"),
         (["--preset", "smoke", "--sedes", "2"], "error: unknown option --sedes"),
         (["--preset", "smoke", "--report_only"], "error: --output_dir "),
-        (["--preset", "smoke", "--report_only", "--retry_failed"], "error: --retry_failed true: nothing is started"),
+        (["--preset", "smoke", "--report_only", "--retry_failed"], "error: --retry_failed true: not together with --report_only"),
         (["--config", "nowhere.yaml"], "error: --config nowhere.yaml: cannot be read"),
     ],
 )
@@ -77,9 +77,9 @@ def test_a_bad_command_line_is_one_line_and_writes_nothing(words, said, tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("lr: 1e-3", "lr: -1", "cell digits/uniform/weight_decay=0.3/seed0: --lr -1.0: must be above 0"),
+        ("lr: 1e-3", "lr: -1", "run digits/uniform/weight_decay=0.3/seed0: --lr -1.0: must be above 0"),
         ("optimizer: adamw", "optimiser: adamw", "unknown option --optimiser; did you mean --optimizer?"),
-        ("vit_tiny_patch16_224", "vit_tinny", "cell digits/alphadecay/weight_decay=0.3/seed0: --model vit_tinny"),
+        ("vit_tiny_patch16_224", "vit_tinny", "run digits/alphadecay/weight_decay=0.3/seed0: --model vit_tinny"),
         ("optimizer: adamw", "optimizer: adamwww", "timm has no such optimizer; close: adamw"),
         ("embed_dim: 64", "embed_dim: 32", "--decay alphadecay: "),
     ],
@@ -187,7 +187,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(number, whole, grid,
     status, output = finish(first, 120)
     assert status == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     if number != signal.SIGKILL:
-        assert "the same command then goes on" in output and "Traceback" not in output
+        assert "the same command resumes them" in output and "Traceback" not in output
     kept = (folder / "runs/digits/uniform/weight_decay=0.3/seed0/summary.json").stat().st_mtime_ns
     status, output = finish(start(path, folder, "--jobs", "2"))
     assert status == 0 and "4 runs, 1 of them ended before" in output

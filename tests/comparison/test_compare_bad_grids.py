@@ -78,7 +78,7 @@ def refusal(read, tmp_path):
 
 
 def test_the_grid_of_these_tests_is_read(read):
-    assert len(read(GRID).cells) == 2 * (1 + 2 + 2) * 2
+    assert len(read(GRID).specs) == 2 * (1 + 2 + 2) * 2
 
 
 @pytest.mark.parametrize("grid, words", [
@@ -176,10 +176,10 @@ def test_a_contrast_may_be_of_strategies_that_only_one_domain_has(read):
     assert contrasts == {"digits": (), "other": (("awd", "uniform"),)}
 
 
-CELL = "cell digits/small/{}/seed0: "
+CELL = "run digits/small/{}/seed0: "
 
 
-@pytest.mark.parametrize("grid, cell, words", [
+@pytest.mark.parametrize("grid, spec, words", [
     (changed(((*DIGITS, "options", "batchsize"), 8)), "none", "unknown option --batchsize; did you mean --batch_size"),
     (changed((("strategies", "uniform", "dekay"), "awd")), "uniform/weight_decay=0.1", "unknown option --dekay"),
     (digits("search", {"weight_decai": [1]}), "none/weight_decai=1", "unknown option --weight_decai; did you mean"),
@@ -194,25 +194,25 @@ CELL = "cell digits/small/{}/seed0: "
     (changed(((*DIGITS, "options", "decay_control"), "shuffle")), "none", "--decay_control shuffle: has no effect"),
     (digits("metric", "acc1_ema"), "none", "metric: acc1_ema: needs model_ema_eval: true"),
 ])  # fmt: skip
-def test_what_a_trainer_refuses_is_said_of_the_cell(refusal, grid, cell, words):
-    assert refusal(grid).startswith(CELL.format(cell) + words)
+def test_what_a_trainer_refuses_is_said_of_the_cell(refusal, grid, spec, words):
+    assert refusal(grid).startswith(CELL.format(spec) + words)
 
 
 @pytest.mark.parametrize("name", ["output_dir", "seed", "resume", "config", "dry-run", "overwrite", "help"])
 @pytest.mark.parametrize("place", [("options",), ("grid", "size", "small")])
 def test_what_compare_says_itself_is_not_for_a_grid(refusal, name, place):
     message = refusal(changed(((*DIGITS, *place, name), True)))
-    assert message == f"cell digits/small/none/seed0: {name}: is not for a grid; compare.py says it"
+    assert message == f"run digits/small/none/seed0: {name}: is not for a grid; compare.py says it"
 
 
 def test_two_cells_that_are_the_same_run_are_named_both(refusal):
     message = refusal(changed((("strategies", "again"), {"decay": "uniform"})))
     assert message == (
-        "cell digits/small/again/weight_decay=0.1/seed0: has the same options as "
+        "run digits/small/again/weight_decay=0.1/seed0: has the same options as "
         "digits/small/uniform/weight_decay=0.1/seed0"
     )
     message = refusal(digits("search", {"weight_decay": [0.1, "1e-1"]}))
-    assert message.startswith("cell digits/small/uniform/weight_decay=1e-1/seed0: has the same options as digits/")
+    assert message.startswith("run digits/small/uniform/weight_decay=1e-1/seed0: has the same options as digits/")
 
 
 @pytest.mark.parametrize("search", [{"weight_decay": [0.1, 0.1]}, [{"weight_decay": 0.1}, {"weight_decay": 0.1}]])
@@ -224,7 +224,7 @@ def test_two_names_with_one_folder_are_named_both(refusal):
     message = refusal(
         changed((("strategies", "awd x"), {"decay": "awd"}), (("strategies", "awd/x"), {"decay": "adadecay"}))
     )
-    assert re.fullmatch("cell digits/small/awd/x/.*: has the same folder as digits/small/awd x/.*: runs/.*", message)
+    assert re.fullmatch("run digits/small/awd/x/.*: has the same folder as digits/small/awd x/.*: runs/.*", message)
 
 
 @pytest.mark.parametrize("name", ["..", "."])
@@ -254,7 +254,7 @@ def test_published_figures_are_of_cells(refusal, published, words):
 
 def test_without_a_grid_published_figures_are_of_strategies(read):
     without = changed(((*DIGITS, "grid"), REMOVED), ((*DIGITS, "published"), {"uniform": [90.0, None], "none": [80]}))
-    figures = {(cell.strategy, cell.weight_decay): cell.published for cell in read(without).cells}
+    figures = {(spec.strategy, spec.weight_decay): spec.published for spec in read(without).specs}
     assert figures == {
         ("none", 0.0): 80, ("uniform", 0.1): 90.0, ("uniform", 0.5): None, ("alphadecay", 0.1): None,
         ("alphadecay", 0.5): None,
@@ -263,24 +263,24 @@ def test_without_a_grid_published_figures_are_of_strategies(read):
 
 @pytest.mark.parametrize("search", [{"weight_decay": [0.1, 0.5]}, [{"weight_decay": 0.1}, {"weight_decay": 0.5}]])
 def test_a_strategy_that_sets_what_is_searched_is_run_once(read, search):
-    cells = [cell for cell in read(digits("search", search)).cells if cell.setting.label == "small"]
-    assert [cell.name for cell in cells if cell.strategy == "none"] == [f"digits/small/none/seed{i}" for i in (0, 1)]
-    assert [cell.weight_decay for cell in cells if cell.strategy == "uniform"] == [0.1, 0.1, 0.5, 0.5]
+    specs = [spec for spec in read(digits("search", search)).specs if spec.setting.label == "small"]
+    assert [spec.name for spec in specs if spec.strategy == "none"] == [f"digits/small/none/seed{i}" for i in (0, 1)]
+    assert [spec.weight_decay for spec in specs if spec.strategy == "uniform"] == [0.1, 0.1, 0.5, 0.5]
 
 
 def test_a_strategy_that_sets_one_of_two_searched_options_is_searched_over_the_other(read):
-    cells = read(digits("search", {"weight_decay": [0.1, 0.5], "lr": ["1e-3", "2e-3"]})).cells
+    specs = read(digits("search", {"weight_decay": [0.1, 0.5], "lr": ["1e-3", "2e-3"]})).specs
     points = [
-        cell.point_name for cell in cells if (cell.setting.label, cell.strategy) == ("small", "none") and cell.seed == 0
+        spec.point_name for spec in specs if (spec.setting.label, spec.strategy) == ("small", "none") and spec.seed == 0
     ]
     assert points == ["lr=1e-3", "lr=2e-3"]
-    assert len(cells) == 2 * (2 + 4 + 4) * 2
+    assert len(specs) == 2 * (2 + 4 + 4) * 2
 
 
 def test_options_that_are_mappings_can_be_searched(read):
     grid = digits("search", {"model_kwargs": [{"depth": 2}, {"depth": 3}]})
     del grid["strategies"]["none"], grid["contrasts"]
-    assert {cell.words()[cell.words().index("--model_kwargs") + 1] for cell in read(grid).cells} == {
+    assert {spec.words()[spec.words().index("--model_kwargs") + 1] for spec in read(grid).specs} == {
         "depth=2",
         "depth=3",
     }
@@ -305,7 +305,7 @@ def test_merged_keys_may_be_overridden(read):
     text = yaml.safe_dump(GRID, sort_keys=False).replace("  digits:", "  digits: &digits")
     grid = read(text + "  other: {<<: *digits, seeds: [7]}\n")
     assert [len(grid.of(setting)) for setting in grid.settings] == [10, 10, 5, 5]
-    assert {cell.seed for cell in grid.cells if cell.setting.domain == "other"} == {7}
+    assert {spec.seed for spec in grid.specs if spec.setting.domain == "other"} == {7}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -374,9 +374,9 @@ AXES = {f"axis{i}": list(range(10)) for i in range(8)}
     (changed((("seeds",), list(range(5000)))), "domain digits: seeds: are 5000; there may be 1000"),
     (changed((("contrasts",), [["none", "uniform"]] * 1001)), "contrasts: are 1001; there may be 1000"),
     (digits("processes", 1_000_000), "domain digits: processes: 1000000: must be at least 1 and at most 1024"),
-    (changed((("strategies", "x" * 300), {"decay": "awd"})), "cell digits/small/xxx"),
+    (changed((("strategies", "x" * 300), {"decay": "awd"})), "run digits/small/xxx"),
     (changed((("strategies", "two\nlines"), {"decay": "awd"})),
-     r"cell digits/small/two\nlines/weight_decay=0.1/seed0: "),
+     r"run digits/small/two\nlines/weight_decay=0.1/seed0: "),
 ])  # fmt: skip
 def test_a_grid_has_a_largest_size(refusal, grid, words):
     began = time.monotonic()
@@ -391,7 +391,7 @@ def test_a_grid_has_a_largest_size(refusal, grid, words):
 ])  # fmt: skip
 def test_no_value_is_an_option(refusal, name, value):
     message = refusal(changed(((*DIGITS, "options", name), value)))
-    assert message.startswith(f"cell digits/small/none/seed0: {name}: ") and "begins with a dash" in message
+    assert message.startswith(f"run digits/small/none/seed0: {name}: ") and "begins with a dash" in message
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,8 @@ def test_switches_that_compare_says_itself_cannot_be_turned_off_either(refusal, 
 
 @pytest.mark.parametrize("value", ["--overwrite", "-1", "a b", "", "--output_dir=x", "'; rm -rf /"])
 def test_a_value_is_one_word_whatever_it_is(read, value):
-    (cell, *_) = read(changed(((*DIGITS, "options", "wandb_name"), value))).cells
-    assert [word for word in cell.words() if "wandb_name" in word] == [f"--wandb_name={value}"]
+    (spec, *_) = read(changed(((*DIGITS, "options", "wandb_name"), value))).specs
+    assert [word for word in spec.words() if "wandb_name" in word] == [f"--wandb_name={value}"]
 
 
 def test_negative_numbers_in_lists_are_values(refusal):

@@ -74,7 +74,7 @@ def test_the_table_counts_finished_failed_and_what_goes_on_by_strategy(tmp_path,
     uniform, awd = (next(line for line in text_of(board).splitlines() if name in line) for name in ("uniform", "awd"))
     assert uniform.split()[1:] == ["uniform", "2/3", "85"]
     assert awd.split()[1:] == ["awd", "0/3", "1", "-", "seed", "1"]
-    assert "[3/6] 1 going on" in text_of(board)
+    assert "[3/6] 1 running" in text_of(board)
 
 
 def test_without_a_terminal_each_end_is_a_line_with_figure_and_time_left(tmp_path, clock, capsys):

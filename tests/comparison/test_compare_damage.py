@@ -203,13 +203,13 @@ def test_a_comparison_with_a_damaged_run_ends_with_status_1(two, tmp_path):
 def test_a_run_with_other_options_than_its_cells_counts_for_nothing(name, value, two):
     _, runs = two
     for run in runs:
-        options = run.cell.setting.program.read_options(run.cell.words()).flat()
+        options = run.spec.setting.program.read_options(run.spec.words()).flat()
         (run.folder / "config.json").write_text(json.dumps(options))
     assert [run.state for run in at_rest(runs)] == ["finished", "finished"]
     (runs[1].folder / "config.json").write_text(json.dumps(options | {name: value}))
     first, second = at_rest(runs)
     assert (first.state, second.state, second.value) == ("finished", "damaged", None)
-    assert f"config.json: is of a run with {name} {value!r}; this cell's is" in second.damage
+    assert f"config.json: has {name} {value!r}; this comparison's run has" in second.damage
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-1+1", "@SUM(A1)", "\t=1", "\r=1"])

@@ -89,16 +89,16 @@ def every_grid(function):
 
 @pytest.mark.parametrize("name, setting, strategy, weight_decay, figure", PUBLISHED)
 def test_a_published_figure_is_beside_its_runs(name, setting, strategy, weight_decay, figure):
-    cells = [cell for cell in GRIDS[TABLES[name]].cells
-             if (cell.setting.name, cell.strategy, cell.weight_decay) == (setting, strategy, weight_decay)]  # fmt: skip
-    assert len({cell.seed for cell in cells}) == len(cells) >= 1
-    assert {cell.published for cell in cells} == {figure}
+    specs = [spec for spec in GRIDS[TABLES[name]].specs
+             if (spec.setting.name, spec.strategy, spec.weight_decay) == (setting, strategy, weight_decay)]  # fmt: skip
+    assert len({spec.seed for spec in specs}) == len(specs) >= 1
+    assert {spec.published for spec in specs} == {figure}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_all_published_figures_are_there(name):
-    cells = [cell for cell in GRIDS[TABLES[name]].cells if cell.published is not None]
-    assert len({(cell.setting.name, cell.strategy, cell.point) for cell in cells}) == FIGURES[name]
+    specs = [spec for spec in GRIDS[TABLES[name]].specs if spec.published is not None]
+    assert len({(spec.setting.name, spec.strategy, spec.point) for spec in specs}) == FIGURES[name]
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_the_main_tables_are_those_of_the_documentation(name, heading):
     assert len(documented) == 5
     for strategy, *sizes in documented:
         for label, figures in zip(SIZES, sizes, strict=False):
-            cells = [cell for cell in GRIDS[TABLES[name]].cells if cell.strategy == strategy.lower()]
-            found = list(dict.fromkeys((c.point, c.published) for c in cells if c.setting.label == label))
+            specs = [spec for spec in GRIDS[TABLES[name]].specs if spec.strategy == strategy.lower()]
+            found = list(dict.fromkeys((c.point, c.published) for c in specs if c.setting.label == label))
             assert [figure for _, figure in found] == [float(each) for each in figures.split(" / ")]
 
 
 @every_grid
 def test_published_figures_say_where_they_are_from(path):
     for setting in GRIDS[path].settings:
-        published = [cell for cell in GRIDS[path].of(setting) if cell.published is not None]
+        published = [spec for spec in GRIDS[path].of(setting) if spec.published is not None]
         assert bool(published) == bool(setting.published_from)
 
 
@@ -126,8 +126,8 @@ def test_published_figures_say_where_they_are_from(path):
 def test_every_searched_strategy_gets_the_same_points_and_seeds(path):
     for setting in GRIDS[path].settings:
         runs: dict[str, list] = {}
-        for cell in GRIDS[path].of(setting):
-            runs.setdefault(cell.strategy, []).append((cell.point, cell.seed))
+        for spec in GRIDS[path].of(setting):
+            runs.setdefault(spec.strategy, []).append((spec.point, spec.seed))
         searched = runs[setting.baseline]
         assert len(set(searched)) == len(searched) and searched[0][0]
         assert all(found == searched for strategy, found in runs.items() if strategy != "none")
@@ -137,8 +137,8 @@ def test_every_searched_strategy_gets_the_same_points_and_seeds(path):
 def test_strategies_of_a_setting_differ_in_nothing_but_decay(path):
     for setting in GRIDS[path].settings:
         shared = []
-        for cell in GRIDS[path].of(setting):
-            options = setting.program.read_options(cell.words()).flat()
+        for spec in GRIDS[path].of(setting):
+            options = setting.program.read_options(spec.words()).flat()
             shared.append({name: value for name, value in options.items() if name not in {*DECAY_OPTIONS, "seed"}})
         assert all(each == shared[0] for each in shared)
 
@@ -147,7 +147,7 @@ def test_strategies_of_a_setting_differ_in_nothing_but_decay(path):
 def test_the_header_says_what_the_file_costs(name):
     header = re.match(r"(#.*\n)+", TABLES[name].read_text())[0]
     grid = GRIDS[TABLES[name]]
-    assert int(re.search(r"^# (\d+) runs\. Not run here\.$", header, re.M)[1]) == len(grid.cells)
+    assert int(re.search(r"^# (\d+) runs\. Not run here\.$", header, re.M)[1]) == len(grid.specs)
     assert f"--config scripts/compare/{name}.yaml --output_dir runs/" in header
     cost = re.search(r"^# Cost: (.*?)\.$", header.replace("\n#  ", ""), re.M)[1]
     parts = re.findall(r"(\d+) x ([\d.]+) h \((\w+)", cost)
@@ -158,27 +158,27 @@ def test_the_header_says_what_the_file_costs(name):
     runs = Counter()
     for count, _, size in parts:
         runs[size] += int(count)
-    assert runs == Counter(cell.setting.label for cell in grid.cells)
+    assert runs == Counter(spec.setting.label for spec in grid.specs)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "vit_tiny_imagenet"])
 def test_language_tables_run_what_the_recipes_run(name):
-    for cell in GRIDS[TABLES[name]].cells:
-        options = cell.setting.program.read_options(cell.words())
-        size, steps, lr, batch_size = SIZES[cell.setting.label]
+    for spec in GRIDS[TABLES[name]].specs:
+        options = spec.setting.program.read_options(spec.words())
+        size, steps, lr, batch_size = SIZES[spec.setting.label]
         assert options.model.model_config == f"llama/configs/llama_{size}.json"
         assert (ROOT / options.model.model_config).exists()
         optimizer, text, decay = options.optimizer, options.text, options.decay
         assert (optimizer.num_training_steps, optimizer.warmup_steps, optimizer.lr) == (steps, steps // 10, lr)
         assert (optimizer.clip_grad, optimizer.min_lr, optimizer.eval_every) == (1.0, None, 1000)
-        assert (text.batch_size, text.total_batch_size, cell.setting.processes) == (batch_size, 512, 2)
+        assert (text.batch_size, text.total_batch_size, spec.setting.processes) == (batch_size, 512, 2)
         assert (text.dataset, text.tokenizer, text.max_length, text.pack) == ("c4", "t5-base", 256, False)
         assert (options.run.amp, options.run.checkpoint_every) == ("bf16", 1000)
         assert decay.decay_norm_bias and not decay.remove_first_layer and decay.awd_scale == 100
-        assert cell.setting.metric.name == "perplexity_published"
+        assert spec.setting.metric.name == "perplexity_published"
         if name not in ("ablation_interval", "ablation_bounds"):
             assert (decay.decay_interval, decay.decay_low) == (500, 0.6666)
-        if optimizer.optimizer == "adam" and name not in ("ablation_bounds", "llama_c4_wide") and cell.point:
+        if optimizer.optimizer == "adam" and name not in ("ablation_bounds", "llama_c4_wide") and spec.point:
             assert decay.decay_high == (3 if decay.weight_decay == 1e-5 else 5)
 
 
@@ -188,19 +188,19 @@ def test_the_imagenet_table_runs_what_the_recipe_runs():
     ]
     words = words.replace("\\\n", " ").replace('"$DATA"', "data/imagenet").replace('"$seed"', "0")
     words = words.replace('"$@"', "--weight_decay 1e-6 --decay alphadecay --decay_low 0.6666 --decay_high 5").split()
-    cells = {(cell.strategy, cell.weight_decay, cell.seed): cell for cell in GRIDS[TABLES["vit_tiny_imagenet"]].cells}
-    cell = cells["alphadecay", 1e-6, 0]
-    read = cell.setting.program.read_options
-    ours, recipe = read(cell.words()).flat(), read(words).flat()
+    specs = {(spec.strategy, spec.weight_decay, spec.seed): spec for spec in GRIDS[TABLES["vit_tiny_imagenet"]].specs}
+    spec = specs["alphadecay", 1e-6, 0]
+    read = spec.setting.program.read_options
+    ours, recipe = read(spec.words()).flat(), read(words).flat()
     assert {name for name in ours if ours[name] != recipe[name]} <= {"output_dir", "resume"}
-    assert cell.setting.processes == 2 and cells["awd", 1e-6, 0].options["awd_scale"] == 50
+    assert spec.setting.processes == 2 and specs["awd", 1e-6, 0].options["awd_scale"] == 50
 
 
 def test_the_documentations_example_is_read(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTED, re.S)
     (tmp_path / "example.yaml").write_text(example)
     grid = read_grid(tmp_path / "example.yaml")
-    runs, settings = len(grid.cells), [setting.label for setting in grid.settings]
+    runs, settings = len(grid.specs), [setting.label for setting in grid.settings]
     assert f"{runs} runs" in DOCUMENTED
     assert settings == [f"epochs {epochs}, {size}" for epochs in (10, 30) for size in ("narrow", "wide")]
 

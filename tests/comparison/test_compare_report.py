@@ -9,7 +9,7 @@ from fake_comparison import IMAGES, STRATEGIES, TEXT, Effects, fill, grid_of
 
 from comparison.findings import find
 from comparison.report import summary_text, write_report
-from comparison.tables import comparisons_table, points_table, strategies_table
+from comparison.tables import comparisons_table, candidates_table, strategies_table
 from runtime.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_every_run_is_one_row_of_the_csv_finished_or_not(whole):
     folder, grid, runs, _ = whole
     with open(folder / "report" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["folder"] for row in rows] == [str(cell.folder(folder).relative_to(folder)) for cell in grid.cells]
+    assert [row["folder"] for row in rows] == [str(spec.folder(folder).relative_to(folder)) for spec in grid.specs]
     states = [row["state"] for row in rows]
     assert (states.count("diverged"), states.count("failed"), states.count("waiting")) == (1, 1, 1)
 
@@ -95,8 +95,8 @@ def test_output_of_failed_runs_is_shown_as_text(whole):
 def test_published_figures_stand_beside_ours(whole):
     _, grid, runs, _ = whole
     digits, text = find(grid, runs)
-    assert "Published" not in points_table(digits).header
-    found = points_table(text)
+    assert "Published" not in candidates_table(digits).header
+    found = candidates_table(text)
     at = found.header.index("Published")
     uniform = [row for row in found.rows if row[0].text == "uniform"]
     assert [row[at].text for row in uniform] == ["21", "20.5", "22.25"] and "the paper" in found.note
@@ -139,7 +139,7 @@ def test_one_seed_or_one_point_make_a_report_too(tmp_path, seeds, search):
 
 def test_before_any_run_has_finished_there_is_a_report(tmp_path):
     grid = grid_of(tmp_path, domains={"digits": SMALL})
-    runs, page, markdown, _ = written(tmp_path, grid, left_out=[cell.name for cell in grid.cells])
+    runs, page, markdown, _ = written(tmp_path, grid, left_out=[spec.name for spec in grid.specs])
     assert "nothing to compare with yet" in page and "no run has started" in page and f"{len(runs)} waiting" in markdown
     assert "no run has finished" in summary_text(grid, runs)
 
@@ -163,7 +163,7 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path):
 def test_rows_fit_their_headers(whole):
     _, grid, runs, _ = whole
     for finding in find(grid, runs):
-        for table in (strategies_table(finding), comparisons_table(finding), points_table(finding)):
+        for table in (strategies_table(finding), comparisons_table(finding), candidates_table(finding)):
             assert {len(row) for row in table.rows} == {len(table.header)}
 
 

@@ -149,7 +149,7 @@ def test_a_run_killed_from_outside_is_failed_and_says_by_which_signal(tmp_path):
 def test_a_folder_keeps_to_the_cell_it_was_begun_for(tmp_path):
     claim([stub_run(tmp_path, steps=3)], 1)
     check_same([stub_run(tmp_path, steps=3)], 1)
-    with pytest.raises(UserError, match="^cell stub/uniform/seed0: .* was begun with steps 3, now it is 4; take"):
+    with pytest.raises(UserError, match="^run stub/uniform/seed0: .* was begun with steps 3, now it is 4; use"):
         check_same([stub_run(tmp_path, steps=4)], 1)
     with pytest.raises(UserError, match="was begun with threads 1, now it is 2"):
         check_same([stub_run(tmp_path, steps=3)], 2)
@@ -162,7 +162,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     run = stub_run(tmp_path)
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds a run that is not this comparison's"):
+    with pytest.raises(UserError, match="has a run that is not part of this comparison"):
         check_same([run], 1)
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_worked_in_is_an_error_of_that_run_alone(tmp_pat
     bad, good = stub_run(tmp_path, 0), stub_run(tmp_path, 1)
     bad.folder.parent.mkdir(parents=True)
     bad.folder.touch()
-    with pytest.raises(UserError, match="^cell stub/uniform/seed0: .*(File exists|Not a directory)"):
+    with pytest.raises(UserError, match="^run stub/uniform/seed0: .*(File exists|Not a directory)"):
         run_here([bad, good], places(1, 1, [], 1), Board([bad, good], 1))
     assert good.state == FINISHED
 
@@ -231,7 +231,7 @@ def test_a_folder_whose_cell_cannot_be_read_is_not_started_in(tmp_path):
     claim([run], 1)
     (run.folder / "cell.json").write_text("")
     check_same([stub_run(tmp_path)], 1, starting=False)  # the report says so
-    with pytest.raises(UserError, match="^cell stub/uniform/seed0: .*cell.json: is damaged: "):
+    with pytest.raises(UserError, match="^run stub/uniform/seed0: .*cell.json: is damaged: "):
         check_same([run], 1)
 
 
@@ -248,7 +248,7 @@ def test_a_report_is_of_one_moment(tmp_path):
 )
 def test_of_several_processes_the_first_that_ended_says_whether_the_run_diverged(tmp_path, line, diverged):
     run = stub_run(tmp_path)
-    run = replace(run, cell=replace(run.cell, setting=replace(run.cell.setting, processes=2)))
+    run = replace(run, spec=replace(run.spec, setting=replace(run.spec.setting, processes=2)))
     run.folder.mkdir(parents=True)
     (run.folder / "bad_steps.jsonl").write_text("{}\n")  # of a step that was skipped
     note_failure(run, 1, f"Root Cause (first observed failure):\n{line}\n")
@@ -256,7 +256,7 @@ def test_of_several_processes_the_first_that_ended_says_whether_the_run_diverged
 
 
 @pytest.mark.parametrize(
-    ("jobs", "gpus", "gpus_a_run", "expected"),
+    ("jobs", "gpus", "gpus_per_run", "expected"),
     [
         (2, ["0", "1", "2", "3"], 2, ["0,1", "2,3"]),
         (3, ["0", "1"], 1, ["0", "1", "0"]),
@@ -264,7 +264,7 @@ def test_of_several_processes_the_first_that_ended_says_whether_the_run_diverged
         (2, [], 2, [None, None]),
     ],
 )
-def test_gpus_are_dealt_out_in_turn(jobs, gpus, gpus_a_run, expected):
-    found = places(jobs, None, gpus, gpus_a_run)
+def test_gpus_are_dealt_out_in_turn(jobs, gpus, gpus_per_run, expected):
+    found = places(jobs, None, gpus, gpus_per_run)
     assert [place.get("CUDA_VISIBLE_DEVICES") for place in found] == expected
     assert all("OMP_NUM_THREADS" not in place for place in found)

@@ -81,13 +81,13 @@ def test_where_no_point_is_complete_what_is_there_is_taken_and_only_common_seeds
 
 def test_nothing_finished_is_said_and_breaks_nothing(tmp_path):
     grid = grid_of(tmp_path)
-    finding, text = found(tmp_path, grid=grid, left_out=[cell.name for cell in grid.cells])
+    finding, text = found(tmp_path, grid=grid, left_out=[spec.name for spec in grid.specs])
     assert "nothing to compare with yet" in text and finding.baseline.best is None
 
 
 def test_a_baseline_that_failed_everywhere_is_said(tmp_path):
     grid = grid_of(tmp_path)
-    _, text = found(tmp_path, grid=grid, failed=[c.name for c in grid.cells if c.strategy == "uniform"])
+    _, text = found(tmp_path, grid=grid, failed=[c.name for c in grid.specs if c.strategy == "uniform"])
     assert "No run of the baseline, uniform, has finished" in text and "9 failed" in text
 
 
@@ -113,7 +113,7 @@ def test_a_control_that_decays_less_in_total_is_no_proof_of_where_decay_should_g
     tmp_path, monkeypatch, shuffled, told
 ):
     decays = {"alphadecay": 4.2, "alphadecay shuffled": shuffled}
-    monkeypatch.setattr(Run, "mean_decay", property(lambda run: decays.get(run.cell.strategy, 1.0)))
+    monkeypatch.setattr(Run, "mean_decay", property(lambda run: decays.get(run.spec.strategy, 1.0)))
     _, text = found(tmp_path, Effects({"alphadecay": 3.0}), grid_of(tmp_path, ALIKE, seeds=range(5), contrasts=PAIR))
     assert "alphadecay is better than alphadecay shuffled" in text
     assert ("Their mean applied decays differ too, 4.2 and 3.3: it may be the amount." in text) == told

@@ -137,8 +137,8 @@ FAULTS = [
     Fault(
         "failed_runs_have_no_row",
         "comparison/results.py",
-        "for name, each in run.row(root).items()} for run in runs)",
-        "for name, each in run.row(root).items()} for run in runs if run.value is not None)",
+        "for name, value in run.row(root).items()} for run in runs)",
+        "for name, value in run.row(root).items()} for run in runs if run.value is not None)",
         "comparison/test_compare_report.py::test_every_run_is_one_row_of_the_csv_finished_or_not",
         "results.csv hides what failed",
     ),
@@ -231,11 +231,11 @@ FAULTS = [
         "the figure shows one interval twice",
     ),
     Fault(
-        "a_cells_run_is_not_looked_at",
+        "a_runs_config_is_not_checked",
         "comparison/results.py",
-        "return self.wrong[0] if self.wrong else self.other_option()",
-        'return self.wrong[0] if self.wrong else ""',
+        "return self.problems[0] if self.problems else self.other_option()",
+        'return self.problems[0] if self.problems else ""',
         "comparison/test_compare_damage.py",
-        "a run with other options counts as the cell's",
+        "a run with other options counts as the planned one",
     ),
 ]

@@ -67,33 +67,33 @@ class Effects:
 
 
 def fill(grid: Grid, root: Path, effects: Effects = Effects(), left_out=(), **ended) -> list[Run]:  # noqa: B008
-    """Write every run as finished, but for cells named otherwise.
+    """Write every run as finished, but for specs named otherwise.
 
     Args:
         grid: The comparison.
         root: Its folder.
         effects: What the runs find.
-        left_out: Names of cells of which there is nothing.
-        ended: failed, diverged or killed: names of cells that ended so.
+        left_out: Names of specs of which there is nothing.
+        ended: failed, diverged or killed: names of specs that ended so.
     """
     runs = read_runs(grid, root)
     for index, run in enumerate(runs):
-        how = next((how for how, names in ended.items() if run.cell.name in names), "")
+        how = next((how for how, names in ended.items() if run.spec.name in names), "")
         if how:
             _write_failure(run, {"failed": 1, "diverged": 3, "killed": -9}[how])
-        elif run.cell.name not in left_out:
+        elif run.spec.name not in left_out:
             _write_run(run, effects, effects.commits[index % len(effects.commits)])
     return runs
 
 
 def value(run: Run, effects: Effects) -> float:
     """The metric at the end."""
-    cell = run.cell
-    draw = random.Random(cell.name)
-    off = math.log10(cell.weight_decay / effects.best_decay) if cell.weight_decay else 1.5
-    good = effects.by_strategy.get(cell.strategy, 0.0) - effects.curvature * off**2 + draw.gauss(0, effects.noise)
-    by_seed = random.Random(f"seed {cell.seed}").gauss(0, 0.5)
-    return 92.0 + by_seed + good if cell.setting.metric.higher_is_better else 20.0 + by_seed - good
+    spec = run.spec
+    draw = random.Random(spec.name)
+    off = math.log10(spec.weight_decay / effects.best_decay) if spec.weight_decay else 1.5
+    good = effects.by_strategy.get(spec.strategy, 0.0) - effects.curvature * off**2 + draw.gauss(0, effects.noise)
+    by_seed = random.Random(f"seed {spec.seed}").gauss(0, 0.5)
+    return 92.0 + by_seed + good if spec.setting.metric.higher_is_better else 20.0 + by_seed - good
 
 
 def _write_failure(run: Run, status: int) -> None:
@@ -105,24 +105,24 @@ def _write_failure(run: Run, status: int) -> None:
 
 def _write_run(run: Run, effects: Effects, commit: str) -> None:
     run.folder.mkdir(parents=True)
-    images = run.cell.setting.program.script == "main.py"
+    images = run.spec.setting.program.script == "main.py"
     roles, end = VIT if images else LLAMA, value(run, effects)
     ledger = _ledger(run, roles, effects.depth)
     log = [_log_row(run, step, end, ledger) for step in STEPS]
     _write_rows(run.folder / "decay.jsonl", ledger)
     _write_rows(run.folder / "log.jsonl", log)
-    metric = run.cell.setting.metric.name
+    metric = run.spec.setting.metric.name
     summary = {
         "step": STEPS[-1], metric: log[-1][metric], "train_loss": log[-1]["train_loss"], "seconds": 12.5,
         "samples_per_second": 1449.6, "alpha_by_role": {role: 2 + i / 3 + end / 1000 for i, role in enumerate(roles)},
     }  # fmt: skip
     (run.folder / "summary.json").write_text(json.dumps(summary))
-    words = ["/here/" + run.cell.setting.program.script, *run.cell.words()]
+    words = ["/here/" + run.spec.setting.program.script, *run.spec.words()]
     environment = {
         "versions": {"python": "3.11.7", "torch": "2.6.0+cpu"}, "git_commit": commit, "command": words,
         "machine": "Linux-6.1-x86_64",
     }  # fmt: skip
-    (run.folder / "config.json").write_text(json.dumps({"seed": run.cell.seed, "environment": environment}))
+    (run.folder / "config.json").write_text(json.dumps({"seed": run.spec.seed, "environment": environment}))
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
@@ -131,21 +131,21 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
 
 def _log_row(run: Run, step: int, end: float, ledger: list[dict]) -> dict:
     left = math.exp(-step / 60)
-    higher, decays = run.cell.setting.metric.higher_is_better, [row["weight_decay"] for row in ledger]
-    draw = random.Random(f"{run.cell.name} {step}")
+    higher, decays = run.spec.setting.metric.higher_is_better, [row["weight_decay"] for row in ledger]
+    draw = random.Random(f"{run.spec.name} {step}")
     metric = end * (1 - left) if higher else end * (1 + 3 * left)
     return {
-        "step": step, "lr": 1e-3, "weight_decay": run.cell.weight_decay, "bad_steps": 0,
+        "step": step, "lr": 1e-3, "weight_decay": run.spec.weight_decay, "bad_steps": 0,
         "weight_decay_mean": sum(decays) / len(decays), "weight_decay_min": min(decays),
-        "weight_decay_max": max(decays), "weight_norm": 30 + step / 100 - 5 * run.cell.weight_decay + draw.random(),
+        "weight_decay_max": max(decays), "weight_norm": 30 + step / 100 - 5 * run.spec.weight_decay + draw.random(),
         "train_loss": 0.3 + 2 * left + 0.02 * draw.random(),
-        run.cell.setting.metric.name: end if step == STEPS[-1] else metric, "seconds": step / 10,
+        run.spec.setting.metric.name: end if step == STEPS[-1] else metric, "seconds": step / 10,
     }  # fmt: skip
 
 
 def _ledger(run: Run, roles, depth: int) -> list[dict]:
-    kind, base = run.cell.options.get("decay", "uniform"), run.cell.weight_decay
-    draw = random.Random(f"ledger {run.cell.name}")
+    kind, base = run.spec.options.get("decay", "uniform"), run.spec.weight_decay
+    draw = random.Random(f"ledger {run.spec.name}")
     common = {"kind": kind, "audit": None, "note": ""}
     if kind == "awd":
         return [

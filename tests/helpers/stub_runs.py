@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from comparison.programs import Cell, Program, Setting
+from comparison.programs import RunSpec, Program, Setting
 from comparison.results import Run
 from runtime.metrics import Metric
 
@@ -11,8 +11,8 @@ SETTING = Setting("stub", "", STUB, Metric("acc1", "accuracy in %", "accuracy", 
 
 
 def stub_run(root: Path, seed: int = 0, strategy: str = "uniform", **options) -> Run:
-    cell = Cell(SETTING, strategy, (), seed, {"steps": 3, **options}, 0.0)
-    return Run(cell, cell.folder(root))
+    spec = RunSpec(SETTING, strategy, (), seed, {"steps": 3, **options}, 0.0)
+    return Run(spec, spec.folder(root))
 
 
 def lines(path: Path) -> list[str]:
