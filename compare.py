@@ -27,7 +27,7 @@ from types import FrameType
 
 import torch
 
-from comparison.board import Board, show_runs, show_failures
+from comparison.board import Board, show_failures, show_runs
 from comparison.grid import Grid, read_grid
 from comparison.results import (
     BROKEN,

@@ -1,4 +1,4 @@
-"""What is found in each setting: each strategy at its best point, tuned against tuned, and at equal base decay."""
+"""Findings of each setting: best candidates of the strategies, compared with each other, and at equal base decay."""
 
 import math
 from collections import Counter
@@ -13,19 +13,19 @@ from comparison.programs import Setting
 from comparison.results import FINISHED, Run
 from comparison.statistics import BETTER, Comparison, Paired, compare_all, decimals_for, paired
 
-DIVERGED, NO_FIGURE = "diverged", "without figure"  # states besides those of results.py
+DIVERGED, NO_VALUE = "diverged", "without value"  # states besides those of results.py
 
 
 def state_of(run: Run) -> str:
-    """The run's state; of failed ones whether it diverged, of finished ones whether they have no finite figure."""
+    """The run's state, with two more: failed runs may have diverged, finished ones may lack a finite metric."""
     if run.state == FINISHED and run.value is None:
-        return NO_FIGURE
+        return NO_VALUE
     return DIVERGED if run.diverged else run.state
 
 
 @dataclass(frozen=True)
-class Point:
-    """A strategy at one point of the search: its runs over the seeds."""
+class Candidate:
+    """A strategy with one value of each searched option: its runs over the seeds."""
 
     runs: Sequence[Run]
 
@@ -36,7 +36,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Such as "weight_decay=0.1"; "-" for a strategy that is not searched."""
+        """The searched values, such as "weight_decay=0.1"; "-" for a strategy that is not searched."""
         return self.runs[0].spec.point_name
 
     @property
@@ -46,17 +46,17 @@ class Point:
 
     @property
     def published(self) -> float | None:
-        """The figure that a paper gives for it."""
+        """The published value of the metric, if there is one."""
         return self.runs[0].spec.published
 
     @cached_property
     def finished(self) -> list[Run]:
-        """Those that have a figure."""
+        """The runs that have finished with a finite metric."""
         return [run for run in self.runs if run.value is not None]
 
     @cached_property
     def values(self) -> Mapping[int, float]:
-        """The metric by seed, of finished runs."""
+        """The metric of the finished runs, by seed."""
         return {run.spec.seed: value for run in self.runs if (value := run.value) is not None}
 
     @property
@@ -66,17 +66,17 @@ class Point:
 
     @property
     def states(self) -> Mapping[str, int]:
-        """How many runs are in each state."""
+        """The number of runs in each state."""
         return Counter(map(state_of, self.runs))
 
     @property
     def mean(self) -> float | None:
-        """Over seeds; None without a finished run."""
+        """The metric's mean over seeds; None without a finished run."""
         return fmean(self.values.values()) if self.values else None
 
     @property
     def sd(self) -> float | None:
-        """Over seeds, of a sample (n - 1); None with fewer than two."""
+        """The metric's sample standard deviation (n - 1) over seeds; None with fewer than two seeds."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
     @cached_property
@@ -85,7 +85,7 @@ class Point:
         return mean_of([run.mean_decay for run in self.finished])
 
     def option(self, name: str) -> float | None:
-        """A searched option as a number; None if it is not searched or no number."""
+        """The value of a searched option; None if it is not searched or not a number."""
         try:
             return float(dict(self.runs[0].spec.point)[name])
         except (KeyError, ValueError):
@@ -94,7 +94,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Edge:
-    """A searched option whose best value is the smallest or largest searched one."""
+    """A searched option whose best value is the smallest or largest one that was searched."""
 
     option: str
     value: float
@@ -103,52 +103,52 @@ class Edge:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A strategy, all points it was run at, and the best of them."""
+    """A strategy with all its candidates and the best of them."""
 
     strategy: str
-    points: Sequence[Point]
-    best: Point | None  # None: no run has finished
+    candidates: Sequence[Candidate]
+    best: Candidate | None  # None: no run has finished
     edges: Sequence[Edge]
 
     @property
     def complete(self) -> bool:
-        """Whether every run of every point has finished."""
-        return all(point.complete for point in self.points)
+        """Whether every run of every candidate has finished."""
+        return all(candidate.complete for candidate in self.candidates)
 
     @cached_property
     def options(self) -> Mapping[str, Any]:
-        """All options as the trainer resolves them, at the best point (or the first one)."""
-        spec = (self.best or self.points[0]).runs[0].spec
+        """All options of the best candidate (without one: of the first), as the trainer resolves them."""
+        spec = (self.best or self.candidates[0]).runs[0].spec
         return spec.setting.program.read_options(spec.words()).flat()
 
 
 def tune(setting: Setting, runs: Sequence[Run]) -> list[Tuned]:
-    """Each strategy of a setting at its best point: that with the best mean over seeds among the complete ones.
+    """Find the best candidate of each strategy: the one with the best mean over seeds among the complete ones.
 
-    Where no point is complete, the best mean among what is there.
+    If no candidate is complete, it is the best among those with a finished run.
     """
     by_strategy: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         by_strategy.setdefault(run.spec.strategy, {}).setdefault(run.spec.point_name, []).append(run)
-    found = []
+    strategies = []
     for strategy, by_point in by_strategy.items():
-        points = [Point(of_point) for of_point in by_point.values()]
-        best = _best(points, setting)
-        found.append(Tuned(strategy, points, best, _edges(best, points, setting) if best else ()))
-    return found
+        candidates = [Candidate(runs_of_point) for runs_of_point in by_point.values()]
+        best = _best(candidates, setting)
+        strategies.append(Tuned(strategy, candidates, best, _edges(best, candidates, setting) if best else ()))
+    return strategies
 
 
-def _best(points: Sequence[Point], setting: Setting) -> Point | None:
-    """The first one of those with the best mean."""
-    at_hand = [p for p in points if p.complete] or [p for p in points if p.values]
+def _best(candidates: Sequence[Candidate], setting: Setting) -> Candidate | None:
+    """The candidate with the best mean, the first one if several are equal."""
+    eligible = [c for c in candidates if c.complete] or [c for c in candidates if c.values]
     sign = -1 if setting.metric.higher_is_better else 1
-    return min(at_hand, key=lambda point: sign * (point.mean or 0.0), default=None)
+    return min(eligible, key=lambda candidate: sign * (candidate.mean or 0.0), default=None)
 
 
-def _edges(best: Point, points: Sequence[Point], setting: Setting) -> list[Edge]:
+def _edges(best: Candidate, candidates: Sequence[Candidate], setting: Setting) -> list[Edge]:
     edges = []
     for option in setting.searched:
-        searched = sorted({value for point in points if (value := point.option(option)) is not None})
+        searched = sorted({value for candidate in candidates if (value := candidate.option(option)) is not None})
         value = best.option(option)
         if value is not None and len(searched) > 1 and value in (searched[0], searched[-1]):
             edges.append(Edge(option, value, value == searched[-1]))
@@ -157,32 +157,32 @@ def _edges(best: Point, points: Sequence[Point], setting: Setting) -> list[Edge]
 
 def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean of the finite values; None if there is none."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(there) if there else None
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(finite) if finite else None
 
 
 @dataclass(frozen=True)
 class Equal:
-    """A strategy and the baseline at the same point of the search."""
+    """Candidates of a strategy and of the baseline with the same searched values."""
 
-    point: Point
-    baseline: Point
+    candidate: Candidate
+    baseline: Candidate
     paired: Paired
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One setting: its strategies, and the family of comparisons between them at their best points."""
+    """One setting: its strategies, and the family of comparisons between their best candidates."""
 
     setting: Setting
     runs: Sequence[Run]
     tuned: Sequence[Tuned]
-    comparisons: Sequence[Comparison]  # with the baseline, in the order of strategies, then the contrasts
+    comparisons: Sequence[Comparison]  # with the baseline, in the order of the strategies, then the contrasts
     equal: Sequence[Equal]
 
     def of(self, strategy: str) -> Tuned:
-        """A strategy by its name."""
-        return next(each for each in self.tuned if each.strategy == strategy)
+        """The strategy with this name."""
+        return next(tuned for tuned in self.tuned if tuned.strategy == strategy)
 
     @property
     def baseline(self) -> Tuned:
@@ -191,25 +191,25 @@ class Finding:
 
     @cached_property
     def with_baseline(self) -> dict[str, Comparison]:
-        """By strategy, its comparison with the baseline."""
+        """The comparisons with the baseline, by strategy."""
         return {c.paired.first: c for c in self.comparisons if c.paired.second == self.setting.baseline}
 
     @property
     def contrasts(self) -> list[Comparison]:
-        """Comparisons of which none is the baseline."""
+        """The comparisons without the baseline."""
         return [c for c in self.comparisons if c.paired.second != self.setting.baseline]
 
     def between(self, first: str, second: str) -> Comparison | None:
-        """The comparison of two strategies, if it is one of the family in this order."""
+        """The comparison of two strategies in this order; None if the family has none."""
         pair = (first, second)
         return next((c for c in self.comparisons if (c.paired.first, c.paired.second) == pair), None)
 
     @cached_property
     def decimals(self) -> int:
-        """How many the metric and its differences are shown with."""
-        points = [tuned.best for tuned in self.tuned if tuned.best is not None]
-        spreads = [c.paired.sd for c in self.comparisons if c.paired.sd] or [p.sd for p in points if p.sd]
-        return decimals_for(spreads, [value for point in points for value in point.values.values()])
+        """The number of decimals with which the metric and its differences are shown."""
+        best = [tuned.best for tuned in self.tuned if tuned.best is not None]
+        spreads = [c.paired.sd for c in self.comparisons if c.paired.sd] or [c.sd for c in best if c.sd]
+        return decimals_for(spreads, [value for candidate in best for value in candidate.values.values()])
 
     @property
     def winners(self) -> list[str]:
@@ -218,13 +218,13 @@ class Finding:
 
 
 def find(grid: Grid, runs: Sequence[Run]) -> list[Finding]:
-    """One finding a setting, in the grid's order."""
+    """One finding per setting, in the grid's order."""
     return [_finding(s, [run for run in runs if run.spec.setting.name == s.name]) for s in grid.settings]
 
 
 def _finding(setting: Setting, runs: Sequence[Run]) -> Finding:
     tuned = tune(setting, runs)
-    by_name = {each.strategy: each for each in tuned}
+    by_name = {strategy.strategy: strategy for strategy in tuned}
     family = [_at_best(by_name[first], by_name[second]) for first, second in _pairs(setting, list(by_name))]
     comparisons = compare_all(family, setting.metric.higher_is_better)
     return Finding(setting, runs, tuned, comparisons, _equal(by_name[setting.baseline], tuned))
@@ -240,16 +240,18 @@ def _pairs(setting: Setting, strategies: Sequence[str]) -> list[tuple[str, str]]
 
 
 def _at_best(first: Tuned, second: Tuned) -> Paired:
-    a, b = ({} if each.best is None else each.best.values for each in (first, second))
+    a, b = ({} if tuned.best is None else tuned.best.values for tuned in (first, second))
     return paired(first.strategy, second.strategy, a, b)
 
 
 def _equal(baseline: Tuned, tuned: Sequence[Tuned]) -> list[Equal]:
-    """Every strategy at every point that the baseline was run at too; nothing if that is but one point."""
-    if len(baseline.points) < 2:
+    """All candidates of the other strategies that have the baseline's searched values; none if it has one candidate."""
+    if len(baseline.candidates) < 2:
         return []
-    there = {point.name: point for point in baseline.points}
-    points = [p for each in tuned if each.strategy != baseline.strategy for p in each.points if p.name in there]
+    partners = {candidate.name: candidate for candidate in baseline.candidates}
+    others = [strategy for strategy in tuned if strategy.strategy != baseline.strategy]
+    candidates = [c for strategy in others for c in strategy.candidates if c.name in partners]
     return [
-        Equal(p, there[p.name], paired(p.strategy, baseline.strategy, p.values, there[p.name].values)) for p in points
+        Equal(c, partners[c.name], paired(c.strategy, baseline.strategy, c.values, partners[c.name].values))
+        for c in candidates
     ]

@@ -1,4 +1,4 @@
-"""A grid's YAML file, read so that its mistakes are named: no code, no key twice, no bomb of aliases."""
+"""Reads a grid's YAML file and names its mistakes; runs no code, refuses duplicate keys and huge alias expansions."""
 
 import itertools
 import math
@@ -14,17 +14,17 @@ from alphadecay.tables import escaped
 from comparison.remains import shown
 from runtime.errors import UserError, did_you_mean
 
-MOST_VALUES = 100_000  # with aliases written out
+MOST_VALUES = 100_000  # after aliases are expanded
 MOST_LEVELS = 40
-# Line ends and tabs may be in text; what else steers a terminal, or turns the direction of writing, may not.
+# Text may have line ends and tabs, but no other character that controls a terminal or the direction of writing.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class GridLoader(yaml.SafeLoader):
-    """Refuses what yaml would silently drop: the first of two equal keys. What `<<` brings in may be overridden."""
+    """Refuses duplicate keys, of which PyYAML silently drops the first. Keys merged by `<<` may be overridden."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """A mapping, each key of which is there once."""
+        """A mapping without duplicate keys."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -34,7 +34,7 @@ class GridLoader(yaml.SafeLoader):
         return node
 
     def get_single_node(self) -> Any:
-        """The whole document, if it is of moderate size once its aliases are written out."""
+        """The whole document; refused if it is too large after its aliases are expanded."""
         node = super().get_single_node()
         if node is not None:
             measure(node, {}, 1)
@@ -52,13 +52,16 @@ GridLoader.add_constructor("tag:yaml.org,2002:int", GridLoader.construct_yaml_in
 
 
 def measure(node: Any, known: dict[int, int], level: int) -> int:
-    """How many values a node at a level is with its aliases written out; refused: too large, too deep, in itself.
+    """Count the values of a node after aliases are expanded; a node is refused if too large, too deep, or recursive.
 
-    Known are the sizes found so far, by identity; 0 for nodes that this one is in.
+    Args:
+        node: The node.
+        known: Sizes of nodes so far, by id; 0 for nodes that contain this one.
+        level: Depth of the node in the document.
     """
     if id(node) in known:
         if not known[id(node)]:
-            raise refusal("an alias within what it stands for", node)
+            raise refusal("an alias inside the value that it stands for", node)
         return known[id(node)]
     if level > MOST_LEVELS:
         raise refusal(f"is nested more than {MOST_LEVELS} levels deep", node)
@@ -67,10 +70,10 @@ def measure(node: Any, known: dict[int, int], level: int) -> int:
             raise refusal(f"{node.value[:60]!r} has a control character in it", node)
         return 1
     known[id(node)] = 0
-    parts = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
     size = 1 + sum(measure(part, known, level + 1) for part in parts)
     if size > MOST_VALUES:
-        raise refusal(f"has more than {MOST_VALUES} values, with aliases written out", node)
+        raise refusal(f"has more than {MOST_VALUES} values after aliases are expanded", node)
     known[id(node)] = size
     return size
 
@@ -81,12 +84,12 @@ def refusal(problem: str, node: Any) -> yaml.MarkedYAMLError:
 
 
 MOST_CHARACTERS = 1_000_000
-Keys = Mapping[str, Any]  # what may be there, and of which type
+Keys = Mapping[str, Any]  # the allowed keys, with the types of their values
 FORMS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a file holds; UserError if it is no YAML, larger than any comparison, or has a key twice."""
+    """The mapping in a file; UserError if it is not YAML, is too large, or has duplicate keys."""
     try:
         text = _text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -104,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """What a regular file of moderate size holds; a pipe or a device is refused without waiting."""
+    """The text of a regular file of limited size; a pipe or a device is refused without waiting."""
     if path.exists() and not path.is_dir() and not path.is_file():
         raise UserError(f"--config {path}: is no regular file")
     with open(path, encoding="utf-8") as file:
@@ -115,7 +118,7 @@ def _text(path: Path) -> str:
 
 
 def check_keys(content: Mapping[str, Any], known: Keys, required: Sequence[str] = (), where: str = "") -> None:
-    """Raise UserError for a key that is unknown, lacking, or has a value of the wrong type."""
+    """Raise UserError for a key that is unknown or missing, or has a value of the wrong type."""
     prefix = f"{where}: " if where else ""
     for key, value in content.items():
         if key not in known:
@@ -123,15 +126,15 @@ def check_keys(content: Mapping[str, Any], known: Keys, required: Sequence[str] 
             raise UserError(f"{prefix}{key}: unknown key; {hint}")
         types = known[key] if isinstance(known[key], tuple) else (known[key],)
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            forms = " or ".join(FORMS[each] for each in types)
+            forms = " or ".join(FORMS[kind] for kind in types)
             raise UserError(f"{prefix}{key}: {shown(value)}: must be {forms}")
     for key in required:
         if not content.get(key):
-            raise UserError(f"{prefix}{key}: is lacking")
+            raise UserError(f"{prefix}{key}: is missing")
 
 
 def as_mapping(value: Any, where: str) -> dict[str, Any]:
-    """The value, which must be a mapping with text for keys; nothing counts as an empty one."""
+    """The value, which must be a mapping with text as keys; None counts as an empty mapping."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -143,13 +146,13 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def as_list(value: Any, where: str) -> list[Any]:
-    """The value, which must be a list with something in it."""
+    """The value, which must be a list that is not empty."""
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: {shown(value)}: must be a list with something in it")
+        raise UserError(f"{where}: {shown(value)}: must be a list that is not empty")
     return value
 
 
-MOST_RUNS = 10_000  # runs of a comparison
+MOST_RUNS = 10_000  # in a comparison
 
 Options = Mapping[str, Any]
 SearchPoint = tuple[tuple[str, Any], ...]
@@ -157,26 +160,26 @@ SearchPoint = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Search:
-    """What every strategy is searched over."""
+    """The points that every strategy is searched over."""
 
     points: Sequence[SearchPoint]
     joint: bool  # whether the points were listed, not combined from values
 
     def without(self, own: Options) -> list[SearchPoint]:
-        """The points for a strategy that sets some of the options itself: the others' values; of listed points none."""
-        left = [tuple((name, value) for name, value in point if name not in own) for point in self.points]
-        if self.joint and left != list(self.points):
+        """The points without the options `own`, which a strategy sets itself; listed points are then dropped whole."""
+        rest = [tuple((name, value) for name, value in point if name not in own) for point in self.points]
+        if self.joint and rest != list(self.points):
             return [()]
-        return list({repr(point): point for point in left}.values())
+        return list({repr(point): point for point in rest}.values())
 
 
 def read_search(search: Any, where: str) -> Search:
-    """A mapping is searched over all combinations of its values; a list holds the points themselves."""
+    """Read a search: a mapping gives all combinations of its values, a list gives the points themselves."""
     where = f"{where}: search"
     if isinstance(search, list):
         points = [tuple(as_mapping(point, where).items()) for point in as_list(search, where)]
         if len({frozenset(dict(point)) for point in points}) > 1 or not points[0]:
-            raise UserError(f"{where}: {shown(search)}: every point must say the same options")
+            raise UserError(f"{where}: {shown(search)}: every point must set the same options")
     else:
         axes = [[(n, v) for v in as_list(values, f"{where}: {n}")] for n, values in as_mapping(search, where).items()]
         points = _combined(axes, where)
@@ -189,7 +192,7 @@ def read_search(search: Any, where: str) -> Search:
 
 
 def grid_points(grid: Mapping[str, Any], where: str) -> list[tuple[str, Options]]:
-    """Label and options of each combination. An axis is an option with values, or labels with options."""
+    """Label and options of each combination of the axes. An axis is an option with values, or labels with options."""
     axes: list[list[tuple[str, Options]]] = []
     for name, axis in as_mapping(grid, f"{where}: grid").items():
         place = f"{where}: grid: {name}"
@@ -197,17 +200,17 @@ def grid_points(grid: Mapping[str, Any], where: str) -> list[tuple[str, Options]
             axes.append([(str(label), as_mapping(o, f"{place}: {label}")) for label, o in axis.items()])
         else:
             axes.append([(f"{name} {v}", {name: v}) for v in as_list(axis, place)])
-    found: list[tuple[str, Options]] = []
+    points: list[tuple[str, Options]] = []
     for combination in _combined(axes, f"{where}: grid"):
         options: dict[str, Any] = {}
-        for _, each in combination:
-            options |= each
-        found.append((", ".join(label for label, _ in combination), options))
-    return found
+        for _, part in combination:
+            options |= part
+        points.append((", ".join(label for label, _ in combination), options))
+    return points
 
 
 def _combined(axes: Sequence[Sequence[Any]], where: str) -> list[tuple[Any, ...]]:
-    """All combinations of what is on the axes, if there are not too many."""
+    """All combinations of the axes' values; UserError if there are too many."""
     count = math.prod(map(len, axes))
     if count > MOST_RUNS:
         raise UserError(f"{where}: has {shown(count)} combinations; a comparison may have {MOST_RUNS} runs in all")

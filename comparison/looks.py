@@ -1,4 +1,4 @@
-"""How strategies look in all figures, axes on which the many are told apart from a few far off; saving."""
+"""Colours and markers of strategies, axes that clip outliers, saving of figures."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ from runtime.errors import UserError
 from runtime.strategies import STRATEGIES
 
 DOTS_PER_INCH = 200
-WIDTH_OF_LETTER = 0.055  # inches, of a legend's text
+WIDTH_OF_LETTER = 0.055  # inches, in a legend
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of one strategy."""
+    """Colour, line style and marker of one strategy."""
 
     colour: str
     dash: Any
@@ -33,12 +33,12 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """For a line without markers."""
+        """Matplotlib's arguments for a line without markers."""
         return {"color": self.colour, "ls": self.dash}
 
     @property
     def marked(self) -> dict[str, Any]:
-        """For a line with markers."""
+        """Matplotlib's arguments for a line with markers."""
         return {**self.line, "marker": self.marker}
 
 
@@ -46,10 +46,10 @@ Looks = Mapping[str, Look]
 
 
 def looks_of(strategies: Iterable[str]) -> Looks:
-    """Looks by name; a strategy of the table has its own colour, and colours come again after 10 with other dashes."""
+    """Looks by name. A strategy of STRATEGIES has its own colour; after 10, colours repeat with other dashes."""
     names = list(dict.fromkeys(strategies))
     own = {name: int(STRATEGIES[name].colour.removeprefix("C")) for name in names if name in STRATEGIES}
-    with print_style():  # by value, as a "C0" would take the palette that holds when the figure is saved
+    with print_style():  # colours by value: "C0" would depend on the palette when the figure is saved
         colours = rcParams["axes.prop_cycle"].by_key()["color"]
     free = cycle([i for i in range(len(colours)) if i not in own.values()])
     chosen = [colours[own[name] if name in own else next(free)] for name in names]
@@ -57,29 +57,29 @@ def looks_of(strategies: Iterable[str]) -> Looks:
 
 
 def new_figure(height: float, *shape: int, **panels: Any) -> tuple[Any, Any]:
-    """A figure as wide as a page, and its panels."""
+    """Create a figure as wide as a page; returns it and its panels."""
     figure = Figure(figsize=(DOUBLE, height), layout="constrained")
     return figure, figure.subplots(*shape, **panels)
 
 
 def plain(text: str) -> str:
-    """A name as matplotlib shows it: no formulas; a leading underscore would hide it from legends."""
+    """A name as matplotlib shall show it: $ starts no formula, and a leading underscore does not hide it in legends."""
     text = " ".join(text.split()).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def capitalised(text: str) -> str:
-    """With a capital first letter, the others as they are."""
+    """The text with its first letter capital and all others unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def legend_below(figure: Any, looks: Looks, shown: Sequence[str], markers: bool = True) -> None:
-    """Name the strategies that are shown, in as many columns as fit below the figure."""
+    """Add a legend of the strategies shown, below the figure, with as many columns as fit."""
     if not shown:
         return
     handles = [Line2D([], [], **(looks[name].marked if markers else looks[name].line)) for name in shown]
-    each = 0.55 + WIDTH_OF_LETTER * max(map(len, shown))
-    columns = max(1, min(len(shown), int(figure.get_size_inches()[0] / each)))
+    entry_width = 0.55 + WIDTH_OF_LETTER * max(map(len, shown))
+    columns = max(1, min(len(shown), int(figure.get_size_inches()[0] / entry_width)))
     figure.legend(
         handles, [plain(name) for name in shown], loc="outside lower center", ncols=columns, handlelength=2.8,
         frameon=False,
@@ -87,17 +87,17 @@ def legend_below(figure: Any, looks: Looks, shown: Sequence[str], markers: bool 
 
 
 def dodged(index: int, count: int, width: float) -> float:
-    """Shift of the index-th of so many marks at one place, all of them together as wide as `width`."""
+    """Shift of the index-th of `count` marks at one place, so that all of them spread over `width`."""
     return 0.0 if count < 2 else width * (index / (count - 1) - 0.5)
 
 
 def finite(value: Any) -> bool:
-    """Whether it is a number that can be drawn."""
+    """Whether the value is a finite number, which can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
-    """As PNG and SVG, the same figure in the same bytes; UserError if a file cannot be written."""
+    """Save a figure as PNG and SVG, always with the same bytes; UserError if a file cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with rc_context({"svg.hashsalt": name}):
@@ -107,28 +107,28 @@ def save(figure: Any, folder: Path, name: str) -> None:
         raise UserError(f"{folder / name}: cannot be written: {error}") from error
 
 
-FAR = 8.0  # times the median distance, from which something is drawn at the margin
-CLOSE = 0.12  # share of an axis below which two labels would touch
+FAR = 8.0  # multiple of the median distance beyond which a value is drawn at the margin
+CLOSE = 0.12  # share of an axis; two labels closer than this would touch
 
 
-def near(spans: Sequence[Interval], centre: float, higher_is_better: bool) -> Interval | None:
-    """Ends of an axis that leaves out spans much further on the bad side than most are; None if there are none such."""
-    reach = [max(abs(low - centre), abs(high - centre)) for low, high in spans]
+def clipped_limits(spans: Sequence[Interval], centre: float, higher_is_better: bool) -> Interval | None:
+    """Axis limits that cut off outliers on the worse side; None if there are no outliers."""
+    distances = [max(abs(low - centre), abs(high - centre)) for low, high in spans]
     good = [(low + high > 2 * centre) == higher_is_better for low, high in spans]
-    some = [each for each in reach if each > 0]
-    if not some:
+    positive = [distance for distance in distances if distance > 0]
+    if not positive:
         return None
-    far = max([FAR * median(some), *(each for each, is_good in zip(reach, good, strict=True) if is_good)])
-    if max(some) <= far:
+    far = max([FAR * median(positive), *(d for d, is_good in zip(distances, good, strict=True) if is_good)])
+    if max(positive) <= far:
         return None
-    kept = [span for span, each in zip(spans, reach, strict=True) if each <= far]
+    kept = [span for span, distance in zip(spans, distances, strict=True) if distance <= far]
     low, high = min([centre, *(span[0] for span in kept)]), max([centre, *(span[1] for span in kept)])
     margin = 0.08 * (high - low)
     return low - margin, high + margin
 
 
 def margin_arrow(ax: Any, value: float, row: float, colour: str) -> None:
-    """Where a horizontal axis ends before the value: an arrow at that margin, and the value."""
+    """Draw an arrow at the margin of a horizontal axis that ends before the value, and write the value beside it."""
     low, high = ax.get_xlim()
     right = value > high
     ax.plot([high if right else low], [row], marker=">" if right else "<", color=colour, ms=5, clip_on=False, zorder=5)
@@ -139,9 +139,9 @@ def margin_arrow(ax: Any, value: float, row: float, colour: str) -> None:
 
 
 def decay_axis(ax: Any, decays: Sequence[float], exact: bool) -> float:
-    """A logarithmic axis for these decays, with a place for 0 to the left of it; returns that place.
+    """Set up a logarithmic axis for these decays, with a position for 0 at its left; returns that position.
 
-    If `exact`, ticks stand at the decays themselves, where they are few.
+    If `exact`, and there are at most 8 decays, ticks are at the decays themselves.
     """
     positive = sorted({decay for decay in decays if decay > 0}) or [1.0]
     low, high = positive[0], positive[-1]
@@ -162,7 +162,7 @@ def decay_axis(ax: Any, decays: Sequence[float], exact: bool) -> float:
 
 
 def _labels(ticks: Sequence[float], limits: Interval) -> list[str]:
-    """One a tick; none for a tick too close to the last one with a label."""
+    """One label per tick; empty for a tick too close to the last tick with a label."""
     labels: list[str] = []
     last = 0.0
     for tick in ticks:
@@ -173,8 +173,8 @@ def _labels(ticks: Sequence[float], limits: Interval) -> list[str]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within the range; over wide ranges powers of ten alone."""
-    parts = (1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5)
+    """1, 2 and 5 times powers of ten within the range; over wide ranges only 1 and 3 times, or powers of ten alone."""
+    factors = (1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5)
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    found = [part * 10.0**power for power in powers for part in parts]
-    return [each for each in found if low * 0.95 <= each <= high * 1.05] or [low]
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in ticks if low * 0.95 <= tick <= high * 1.05] or [low]

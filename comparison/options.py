@@ -43,7 +43,10 @@ class CompareOptions:
             lambda o: not (o.report_only and o.retry_failed),
             "--retry_failed true: not together with --report_only, which starts no runs",
         ),
-        (lambda o: not (o.submit and o.jobs), "--jobs {jobs}: with --submit the cluster decides how many runs are done at once"),
+        (
+            lambda o: not (o.submit and o.jobs),
+            "--jobs {jobs}: with --submit the cluster decides how many runs are done at once",
+        ),
     )
 
 

@@ -52,7 +52,7 @@ class Setting:
     processes: int
     searched: tuple[str, ...]  # options that every strategy is searched over, unless it sets them itself
     baseline: str
-    contrasts: tuple[tuple[str, str], ...]  # pairs of strategies to compare, in addition to the comparisons with the baseline
+    contrasts: tuple[tuple[str, str], ...]  # pairs of strategies to compare, besides those with the baseline
     published_from: str = ""
     notes: str = ""
 

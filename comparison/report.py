@@ -1,4 +1,4 @@
-"""The report of a comparison: report.md, report.html, results.csv and figures; and its summary for the terminal."""
+"""The report of a comparison: report.md, report.html, results.csv and figures; and a summary for the terminal."""
 
 import shlex
 from base64 import b64encode
@@ -16,10 +16,10 @@ from comparison.grid import Grid
 from comparison.results import BROKEN, DAMAGED, FINISHED, Run, write_csv
 from comparison.statistics import NOTHING, Comparison, counted, fixed, listed, p_value, short, signed, span
 from comparison.tables import (
+    candidates_table,
     comparisons_table,
     counts,
     equal_table,
-    candidates_table,
     runs_table,
     strategies_table,
 )
@@ -32,10 +32,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(grid: Grid, runs: Sequence[Run], root: Path, folder: Path) -> list[Path]:
-    """Write the report of what there is by now.
+    """Write the report of the current results; the same results give the same bytes.
 
-    The runs' folders lie in `root`; `folder` is made if need be. The same runs give the same bytes. Returns the page,
-    the Markdown and the table of results.
+    Args:
+        grid: The comparison.
+        runs: Its runs, as `at_rest` returns them.
+        root: The comparison's folder, which has the runs' folders.
+        folder: The report's folder, which is created if it does not exist.
+
+    Returns:
+        The paths of the page, the Markdown and the table of results.
 
     Raises:
         UserError: If a file cannot be written.
@@ -54,7 +60,7 @@ def write_report(grid: Grid, runs: Sequence[Run], root: Path, folder: Path) -> l
 
 
 def summary_text(grid: Grid, runs: Sequence[Run]) -> str:
-    """What compare.py prints at the end: for each setting a small table and the verdict's words."""
+    """The text that compare.py prints at the end: for each setting a small table and the verdict."""
     parts = [_state_words(runs)]
     for finding in find(grid, runs):
         metric = finding.setting.metric
@@ -71,28 +77,28 @@ def _summary_row(finding: Finding, strategy: str) -> list[str]:
     if best is None:
         return [strategy, *[NOTHING] * 7, "no run has finished"]
     base = short(best.weight_decay) + (" *" if tuned.edges else "")
-    figures = [base, short(best.mean_decay), fixed(best.mean, finding.decimals), fixed(best.sd, finding.decimals)]
-    return [strategy, *figures, *_compared(comparison, finding.decimals)]
+    values = [base, short(best.mean_decay), fixed(best.mean, finding.decimals), fixed(best.sd, finding.decimals)]
+    return [strategy, *values, *_comparison_columns(comparison, finding.decimals)]
 
 
-def _compared(comparison: Comparison | None, decimals: int) -> list[str]:
+def _comparison_columns(comparison: Comparison | None, decimals: int) -> list[str]:
     if comparison is None:
         return [NOTHING, NOTHING, NOTHING, "baseline"]
     paired = comparison.paired
-    told = [signed(paired.mean, decimals), span(paired.interval, decimals), p_value(comparison.holm)]
-    return [*told, comparison.verdict]
+    numbers = [signed(paired.mean, decimals), span(paired.interval, decimals), p_value(comparison.holm)]
+    return [*numbers, comparison.verdict]
 
 
 def _state_words(runs: Sequence[Run]) -> str:
-    found = counts(runs)
-    others = [f"{count} {state}" for state, count in found.items() if state != FINISHED]
-    return f"{found[FINISHED]} of {counted(len(runs), 'run')} finished" + (f"; {listed(others)}" if others else "")
+    by_state = counts(runs)
+    others = [f"{count} {state}" for state, count in by_state.items() if state != FINISHED]
+    return f"{by_state[FINISHED]} of {counted(len(runs), 'run')} finished" + (f"; {listed(others)}" if others else "")
 
 
 def _content(
     grid: Grid, findings: Sequence[Finding], runs: Sequence[Run], root: Path, figures: Mapping[str, Sequence[Drawn]]
 ) -> dict[str, Any]:
-    """What the templates show."""
+    """The variables of the templates."""
     origin = provenance(runs)
     anchors = slugs([finding.setting.name for finding in findings])
     return {
@@ -113,21 +119,22 @@ def _content(
 
 
 def _setting(finding: Finding, anchor: str, figures: Sequence[Drawn]) -> dict[str, Any]:
-    first, more = [strategies_table(finding), comparisons_table(finding)], [equal_table(finding), candidates_table(finding)]
+    tables = [strategies_table(finding), comparisons_table(finding)]
+    details = [equal_table(finding), candidates_table(finding)]
     return {
         "name": finding.setting.name,
         "notes": finding.setting.notes.strip(),
         "anchor": f"setting-{anchor}",
         "verdict": verdict(finding),
-        "tables": [each for each in first if each is not None and each.rows],
-        "details": [each for each in more if each is not None and each.rows],
+        "tables": [table for table in tables if table is not None and table.rows],
+        "details": [table for table in details if table is not None and table.rows],
         "figures": figures,
     }
 
 
 def _failure(run: Run) -> dict[str, Any]:
     if run.state == DAMAGED:
-        how = "a file in its folder is not what a run leaves, so it counts for nothing here"
+        how = "a file in its folder is invalid, so the run is not used"
         return {"name": run.spec.name, "state": DAMAGED, "how": how, "lines": run.damage}
     status = run.failure["status"]
     how = f"{status_words(status)}; the last lines of its output"
@@ -145,13 +152,13 @@ def _render(name: str, content: Mapping[str, Any]) -> str:
 
 
 def _embedded(folder: Path, drawn: Drawn) -> str:
-    """A figure as an address that holds it."""
+    """A figure as a data URL."""
     content = (folder / FOLDER / f"{drawn.name}.svg").read_bytes()
     return f"data:image/svg+xml;base64,{b64encode(content).decode()}"
 
 
 def _one_line(text: str) -> str:
-    """Text as Markdown shows it as it is: no markup, no line ends."""
+    """Text escaped for Markdown, on one line."""
     for mark in "\\`*_{}[]<>#|~&":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -162,7 +169,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A block of text as it is, whatever backticks are in it."""
+    """A code block with the text, in a fence longer than any backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"
@@ -173,33 +180,33 @@ UNKNOWN = "unknown"
 
 
 def provenance(runs: Sequence[Run]) -> dict[str, Counter[str]]:
-    """Where the runs that have started come from: each different value with the number of runs that have it."""
-    started = [run.environment for run in runs if run.environment]
-    versions = [", ".join(f"{name} {each}" for name, each in at["versions"].items() if each) for at in started]
+    """Commits, machines and versions of the runs that have started, each with its number of runs."""
+    environments = [run.environment for run in runs if run.environment]
+    versions = [", ".join(f"{k} {v}" for k, v in environment["versions"].items() if v) for environment in environments]
     return {
-        "Commit": Counter(at["git_commit"] or UNKNOWN for at in started),
-        "Machine": Counter(at["machine"] or UNKNOWN for at in started),
-        "Versions": Counter(each or UNKNOWN for each in versions),
+        "Commit": Counter(environment["git_commit"] or UNKNOWN for environment in environments),
+        "Machine": Counter(environment["machine"] or UNKNOWN for environment in environments),
+        "Versions": Counter(text or UNKNOWN for text in versions),
     }
 
 
 def _warnings(origin: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Why the runs may not be comparable, or not be repeatable."""
-    found = [
-        f"The runs come from {len(values)} different {what.lower().rstrip('s')}s; see how this was done."
-        for what, values in origin.items()
+    """Reasons why the runs may not be comparable or reproducible."""
+    warnings = [
+        f"The runs come from {len(values)} different {name.lower().rstrip('s')}s; see how this was done."
+        for name, values in origin.items()
         if len(values) > 1
     ]
     if any(commit.endswith("-dirty") for commit in origin["Commit"]):
-        found.append("Some runs come from a working tree with changes that were not committed.")
-    return found + (["Of some runs the commit is not known."] if UNKNOWN in origin["Commit"] else [])
+        warnings.append("Some runs come from a working tree with changes that were not committed.")
+    return warnings + (["The commit of some runs is not known."] if UNKNOWN in origin["Commit"] else [])
 
 
 def searched_words(finding: Finding) -> str:
-    """What every strategy of a setting was searched over, and over how many points."""
+    """The points that each strategy of a setting was searched over, and their number."""
     by_points: dict[tuple[str, ...], list[str]] = {}
     for tuned in finding.tuned:
-        by_points.setdefault(tuple(point.name for point in tuned.points), []).append(tuned.strategy)
+        by_points.setdefault(tuple(c.name for c in tuned.candidates), []).append(tuned.strategy)
     parts = []
     for points, names in by_points.items():
         if points == ("-",):
@@ -211,27 +218,27 @@ def searched_words(finding: Finding) -> str:
 
 
 def command_of(finding: Finding) -> str:
-    """The command of one run, the baseline's first that has one, without its folder."""
-    runs = [run for point in finding.baseline.points for run in point.runs]
+    """The command of the baseline's first run that has started (else of its first run), without its folder."""
+    runs = [run for candidate in finding.baseline.candidates for run in candidate.runs]
     run = next((run for run in runs if run.environment), runs[0])
     return shlex.join(["python", run.spec.setting.program.script, *run.spec.words()])
 
 
 STATISTICS = (
-    "The base decay (and whatever else was searched) is chosen on the same seeds and the same validation data as the "
-    "figures that are reported at it. The best of several is optimistic; equally so for strategies that were searched "
-    "over the same number of points, less so for one that was searched over fewer. Only new seeds, or data held back, "
-    "would give figures free of it.",
-    "Runs of one seed share what the seed decides (first weights, order of data, augmentation), so strategies are "
-    "compared by differences paired by seed. Only seeds that both finished are paired.",
-    "The verdict rests on the two-sided paired t test, corrected after Holm over all comparisons of a setting, at "
-    "level 0.05. It takes differences to be about normal, which so few seeds can neither show nor refute.",
-    "The bootstrap interval (percentile, 9999 resamples of the seeds, uncorrected) is shown beside Student's; of few "
-    "seeds it is too narrow, and the verdict does not rest on it. Intervals are not corrected for their number.",
-    "Smallest detectable difference and seeds needed are for 80 % power, at 0.05 divided by the number of comparisons "
-    "(the strictest level of Holm's procedure), and take the spread seen in these few seeds for the true one.",
-    "Not distinguishable does not mean equal: these seeds do not tell. Runs that diverged, failed or are missing have "
-    "no figure; they are counted wherever figures are shown, and a point of the search that lacks seeds is chosen only "
-    "if none is complete.",
-    "Mean applied decay is the mean over parameters that are decayed at all, then over the evaluations of a run.",
+    "The base decay (and every other searched option) is chosen on the same seeds and validation data as the reported "
+    "values. The best of several values is optimistic: equally for strategies that were searched over the same number "
+    "of points, less for a strategy that was searched over fewer. Only new seeds or held-out data would give values "
+    "without this bias.",
+    "Runs with the same seed share everything that the seed decides (initial weights, order of data, augmentation), so "
+    "strategies are compared by differences paired by seed. Only seeds that both strategies finished are paired.",
+    "The verdict uses the two-sided paired t test at level 0.05, corrected by Holm's method over all comparisons of a "
+    "setting. The test assumes that differences are about normal, which few seeds can neither confirm nor refute.",
+    "The bootstrap interval (percentile, 9999 resamples of the seeds) is shown next to Student's; with few seeds it is "
+    "too narrow, and the verdict does not use it. Neither interval is corrected for the number of comparisons.",
+    "Smallest detectable difference and seeds needed are for 80 % power, at level 0.05 divided by the number of "
+    "comparisons (the strictest level of Holm's method). They assume that the true spread equals the observed one.",
+    "Not distinguishable does not mean equal: these seeds cannot show a difference. Runs that diverged, failed or have "
+    "not finished have no value; the tables count them. A point of the search with unfinished seeds is chosen only if "
+    "no point is complete.",
+    "Mean applied decay is averaged over the decayed parameters, then over the evaluations of a run.",
 )

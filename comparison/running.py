@@ -18,7 +18,7 @@ from typing import IO
 
 from comparison.board import Board
 from comparison.programs import ROOT
-from comparison.results import BROKEN, SPEC, FINISHED, OUTPUT, TURN, Run, claim, note_failure
+from comparison.results import BROKEN, FINISHED, OUTPUT, SPEC, TURN, Run, claim, note_failure
 from runtime import runfolder
 from runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from runtime.strategies import STRATEGIES

@@ -1,4 +1,4 @@
-"""Figures over optimizer steps: losses, metric, decay and norms, and what each module got."""
+"""Figures over optimizer steps: losses, metric, decay, norms, and the multipliers of modules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -12,22 +12,22 @@ from alphadecay.baselines import ALL
 from alphadecay.decay_log import Row, refreshes
 from alphadecay.figures.drawing import label_log_axis, print_style, say_instead, thinned
 from comparison.findings import Finding, Tuned
-from comparison.looks import Looks, capitalised, dodged, finite, legend_below, near, new_figure, plain
+from comparison.looks import Looks, capitalised, clipped_limits, dodged, finite, legend_below, new_figure, plain
 from comparison.results import Run
 from comparison.statistics import Interval
 from runtime.strategies import STRATEGIES
 
-EARLY = 0.15  # share of the steps whose values do not stretch the axis: every run falls or climbs steeply there
+EARLY = 0.15  # first share of the steps that does not set the axis limits: all curves are steep there
 Curve = Mapping[int, float]  # by optimizer step
 
 
 def best_runs(finding: Finding) -> dict[str, list[Run]]:
-    """The finished runs of each strategy at its best point."""
+    """The finished runs of each strategy's best candidate, by strategy."""
     return {t.strategy: t.best.finished for t in finding.tuned if t.best is not None and t.best.finished}
 
 
 def curve(run: Run, key: str) -> Curve:
-    """A figure of the run's log by step, where it has one."""
+    """A column of the run's log by step, without missing and infinite values."""
     return {row["step"]: row[key] for row in run.log if finite(row.get(key))}
 
 
@@ -38,8 +38,8 @@ def learning_curves(finding: Finding, looks: Looks) -> Any:
     runs = best_runs(finding)
     figure, axes = new_figure(4.2, 2, 2, sharex=True)
     for column, (key, label) in enumerate((("train_loss", "training loss in nats"), (metric.name, metric.label))):
-        curves = {name: {run.spec.seed: curve(run, key) for run in each} for name, each in runs.items()}
-        differences = {n: _minus(each, curves[baseline]) for n, each in curves.items() if baseline in curves}
+        curves = {name: {run.spec.seed: curve(run, key) for run in own} for name, own in runs.items()}
+        differences = {n: _minus(by_seed, curves[baseline]) for n, by_seed in curves.items() if baseline in curves}
         differences.pop(baseline, None)
         _draw_curves(axes[0, column], curves, looks)
         _draw_curves(
@@ -56,8 +56,8 @@ def learning_curves(finding: Finding, looks: Looks) -> Any:
 def _minus(curves: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
     """Differences by seed, at the steps that both have."""
     return {
-        seed: {step: value - baseline[seed][step] for step, value in each.items() if step in baseline[seed]}
-        for seed, each in curves.items()
+        seed: {step: value - baseline[seed][step] for step, value in by_step.items() if step in baseline[seed]}
+        for seed, by_step in curves.items()
         if seed in baseline
     }
 
@@ -65,10 +65,10 @@ def _minus(curves: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[i
 def _draw_curves(
     ax: Any, curves: Mapping[str, Mapping[int, Curve]], looks: Looks, higher_is_better: bool | None = None
 ) -> None:
-    """Mean over seeds of each strategy, in a light band from the smallest to the largest.
+    """Draw each strategy's mean over seeds, in a light band from the smallest to the largest value.
 
-    The axis holds what comes after the first steps; of differences, whose direction is then given, only of those that
-    are not far off on the bad side.
+    The axis limits ignore the first steps. For differences, `higher_is_better` is given, and the limits also cut off
+    strategies that are far worse than the others.
     """
     spans: list[Interval] = []
     for name, by_seed in curves.items():
@@ -81,24 +81,24 @@ def _draw_curves(
         ax.fill_between(steps, *band, color=looks[name].colour, alpha=0.08, lw=0)
         late = [value for step, values in points if step >= EARLY * steps[-1] for value in values]
         spans.append((min(late), max(late)))
-    if not spans:  # its steps are shared with other panels
+    if not spans:  # keeps the x axis, which is shared with other panels
         ax.set_yticks([])
         ax.text(0.5, 0.5, "nothing to draw", ha="center", va="center", color="0.35", transform=ax.transAxes)
         return
     low, high = min(low for low, _ in spans), max(high for _, high in spans)
     margin = 0.05 * (high - low) or 0.5
-    limits = None if higher_is_better is None else near(spans, 0.0, higher_is_better)
+    limits = None if higher_is_better is None else clipped_limits(spans, 0.0, higher_is_better)
     ax.set_ylim(*(limits or (low - margin, high + margin)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(True)
 
 
 def _gathered(curves: Sequence[Curve]) -> Sequence[tuple[int, list[float]]]:
-    """The values of all curves at the steps that every one has."""
+    """The values of all curves at the steps that all of them have."""
     if not curves:
         return []
-    steps = sorted(set.intersection(*(set(each) for each in curves)))
-    return thinned([(step, [each[step] for each in curves]) for step in steps])
+    steps = sorted(set.intersection(*(set(by_step) for by_step in curves)))
+    return thinned([(step, [by_step[step] for by_step in curves]) for step in steps])
 
 
 @print_style()
@@ -121,22 +121,22 @@ def decay_and_norms(finding: Finding, looks: Looks) -> Any:
 
 
 def _draw_by(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks, read: Callable[[Run], Curve]) -> None:
-    _draw_curves(ax, {name: {run.spec.seed: read(run) for run in each} for name, each in runs.items()}, looks)
+    _draw_curves(ax, {name: {run.spec.seed: read(run) for run in own} for name, own in runs.items()}, looks)
 
 
 def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> None:
-    """Mean over seeds, and the range, of each strategy at each role."""
-    found = {n: [run.summary.get("alpha_by_role") or {} for run in each] for n, each in runs.items()}
-    roles = list(dict.fromkeys(role for each in found.values() for alphas in each for role in alphas))
+    """Draw mean and range of alpha over seeds, for each strategy and role."""
+    by_strategy = {n: [run.summary.get("alpha_by_role") or {} for run in own] for n, own in runs.items()}
+    roles = list(dict.fromkeys(role for by_run in by_strategy.values() for alphas in by_run for role in alphas))
     if not roles:
         say_instead(ax, "no run has alphas")
         return
-    for index, (name, each) in enumerate(found.items()):
+    for index, (name, by_run) in enumerate(by_strategy.items()):
         look = looks[name]
         for place, role in enumerate(roles):
-            values = [alphas[role] for alphas in each if finite(alphas.get(role))]
+            values = [alphas[role] for alphas in by_run if finite(alphas.get(role))]
             if values:
-                x = place + dodged(index, len(found), 0.6)
+                x = place + dodged(index, len(by_strategy), 0.6)
                 ax.plot([x, x], [min(values), max(values)], color=look.colour, lw=0.8)
                 ax.plot([x], [fmean(values)], color=look.colour, marker=look.marker, ms=3)
     ax.set_xticks(range(len(roles)), list(map(plain, roles)), rotation=40, ha="right")
@@ -144,11 +144,11 @@ def _draw_alphas(ax: Any, runs: Mapping[str, Sequence[Run]], looks: Looks) -> No
     ax.grid(True, axis="y")
 
 
-Lines = dict[str, list[list[tuple[int, float]]]]  # by role, one a depth: (step, value)
+Lines = dict[str, list[list[tuple[int, float]]]]  # by role, one line per depth, of (step, value)
 
 
 def adaptive(finding: Finding) -> list[Tuned]:
-    """Strategies whose modules have multipliers of their own at the best point."""
+    """Strategies whose best candidate has different multipliers for its modules."""
     runs = best_runs(finding)
     return [t for t in finding.tuned if t.strategy in runs and _differs(refreshes(runs[t.strategy][0].decay_log))]
 
@@ -162,28 +162,28 @@ def _differs(rows: Sequence[Row]) -> bool:
 
 
 def score_name(tuned: Tuned) -> str:
-    """What the decay log's score of a strategy is."""
+    """The name of the score in a strategy's decay log."""
     strategy = STRATEGIES.get(str(tuned.options.get("decay")))
     return (strategy and strategy.score) or str(tuned.options.get("decay_metric", "score")).replace("_", " ")
 
 
 def lines_of(runs: Sequence[Run], key: str) -> Lines:
-    """A column of the decay log, mean over seeds, by role and depth; depth is the order of modules within a role."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    """A column of the decay log, mean over seeds, by role and depth (the order of modules within a role)."""
+    by_role: dict[str, dict[str, dict[int, list[float]]]] = {}
     for run in runs:
         for row in refreshes(run.decay_log):
             if row["module"] != ALL and finite(row[key]):
-                by_step = found.setdefault(row["role"], {}).setdefault(row["module"], {})
+                by_step = by_role.setdefault(row["role"], {}).setdefault(row["module"], {})
                 by_step.setdefault(row["step"], []).append(row[key])
     return {
         role: [[(step, fmean(values)) for step, values in by_step.items()] for by_step in modules.values()]
-        for role, modules in found.items()
+        for role, modules in by_role.items()
     }
 
 
 @print_style()
 def modules_over_time(tuned: Tuned) -> Any:
-    """Score and multiplier of every module over time: a column a role, a line a depth."""
+    """Score and multiplier of every module over time: one column per role, one line per depth."""
     assert tuned.best is not None, "only strategies that have run are drawn"
     drawn = {key: lines_of(tuned.best.finished, key) for key in ("score", "multiplier")}
     drawn = {key: lines for key, lines in drawn.items() if lines}
@@ -208,13 +208,13 @@ def modules_over_time(tuned: Tuned) -> Any:
 
 
 def _baselines(axes: Sequence[Any]) -> None:
-    """The base decay itself, in every panel of multipliers."""
+    """Draw the base decay (multiplier 1) in every panel of multipliers."""
     for ax in axes:
         ax.axhline(1, color="0.5", lw=0.7, ls=(0, (2, 2)), zorder=0)
 
 
 def _depth_colours(depth: int) -> list[Any]:
-    """Dark to light with depth, in colours and in grey; the lightest is left out, as it is lost on paper."""
+    """Colours from dark to light with depth, also in grey print; without the lightest, which paper does not show."""
     return [colormaps["cividis"](0.88 * i / max(1, depth - 1)) for i in range(depth)]
 
 
@@ -232,25 +232,25 @@ def _depth_bar(figure: Any, axes: Any, colours: Sequence[Any]) -> None:
 
 @print_style()
 def decay_by_role(finding: Finding, looks: Looks) -> Any:
-    """Mean multiplier of each role over time, a line a strategy; None where no strategy has multipliers by module."""
-    found = {tuned.strategy: lines_of(tuned.best.finished, "multiplier") for tuned in adaptive(finding) if tuned.best}
-    roles = list(dict.fromkeys(role for lines in found.values() for role in lines))
+    """Mean multiplier of each role over time, one line per strategy; None if no strategy adapts its modules."""
+    drawn = {tuned.strategy: lines_of(tuned.best.finished, "multiplier") for tuned in adaptive(finding) if tuned.best}
+    roles = list(dict.fromkeys(role for lines in drawn.values() for role in lines))
     if not roles:
         return None
     figure, axes = new_figure(2.2, 1, len(roles), sharex=True, sharey=True, squeeze=False)
     axes = axes[0]
     for ax, role in zip(axes, roles, strict=True):
-        for name, lines in found.items():
-            at: dict[int, list[float]] = {}
-            for step, value in (point for points in lines.get(role, []) for point in points):
-                at.setdefault(step, []).append(value)
-            points = thinned([(step, fmean(values)) for step, values in sorted(at.items())])
+        for name, lines in drawn.items():
+            by_step: dict[int, list[float]] = {}
+            for step, value in (point for line in lines.get(role, []) for point in line):
+                by_step.setdefault(step, []).append(value)
+            points = thinned([(step, fmean(values)) for step, values in sorted(by_step.items())])
             ax.plot(*zip(*points, strict=True), **looks[name].line) if points else None
         ax.set_title(plain(role))
         ax.grid(True)
         ax.xaxis.get_major_locator().set_params(integer=True, nbins=3 if len(roles) > 4 else 4)
     _baselines(axes)
     axes[0].set_ylabel("Multiple of base decay,\nmean over depth")
-    axes[len(axes) // 2].set_xlabel("Optimizer step")  # a label of the figure would lie on the legend
-    legend_below(figure, looks, list(found), markers=False)
+    axes[len(axes) // 2].set_xlabel("Optimizer step")  # the figure's own label would overlap the legend
+    legend_below(figure, looks, list(drawn), markers=False)
     return figure

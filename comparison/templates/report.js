@@ -1,5 +1,5 @@
 "use strict";
-// Tables sort by a click on a header; the order among equals stays, and cells without a value come last either way.
+// A click on a header sorts the table; equal rows keep their order, and cells without a value always come last.
 function compared(a, b, descending) {
   if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
   const x = Number(a), y = Number(b);
@@ -11,7 +11,7 @@ for (const table of document.querySelectorAll("table")) {
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
       const descending = header.ariaSort === "ascending";
-      for (const each of headers) each.setAttribute("aria-sort", "none");
+      for (const other of headers) other.setAttribute("aria-sort", "none");
       header.setAttribute("aria-sort", descending ? "descending" : "ascending");
       const value = row => row.cells[column].dataset.value;
       const rows = [...table.tBodies[0].rows].sort((a, b) => compared(value(a), value(b), descending));

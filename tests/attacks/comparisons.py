@@ -59,7 +59,7 @@ ATTACKS = [
     Attack("a comparison in a file", "compare.py", CALL.replace("--dry_run", "--threads 1"),
            "is a file, or is inside one",
            lambda here: (_grid()(here), put(here / "out", ""))[0]),
-    Attack("a run of another", "compare.py", CALL, "is not this comparison's",
+    Attack("a run of another", "compare.py", CALL, "is not part of this comparison",
            lambda here: (_grid()(here), put(here / "out/runs/digits/uniform/seed0/config.json", "{}"))[0]),
     Attack("a run begun otherwise", "compare.py", CALL, "was begun with program",
            lambda here: (_grid()(here), put(here / "out/runs/digits/uniform/seed0/cell.json", {"program": ESCAPE}))[0]),

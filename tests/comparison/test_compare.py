@@ -62,7 +62,10 @@ def rows_of(folder):
         (["--preset", "smoke", "--submit", "slurm", "--jobs", "2"], "error: --jobs 2: with --submit"),
         (["--preset", "smoke", "--sedes", "2"], "error: unknown option --sedes"),
         (["--preset", "smoke", "--report_only"], "error: --output_dir "),
-        (["--preset", "smoke", "--report_only", "--retry_failed"], "error: --retry_failed true: not together with --report_only"),
+        (
+            ["--preset", "smoke", "--report_only", "--retry_failed"],
+            "error: --retry_failed true: not together with --report_only",
+        ),
         (["--config", "nowhere.yaml"], "error: --config nowhere.yaml: cannot be read"),
     ],
 )

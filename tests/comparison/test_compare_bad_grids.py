@@ -85,9 +85,9 @@ def test_the_grid_of_these_tests_is_read(read):
     (changed((("strategys",), {})), "strategys: unknown key; did you mean strategies?"),
     (changed((("xyz",), 1)), "xyz: unknown key; known are title, notes, baseline,"),
     (digits("optoins", {}), "domain digits: optoins: unknown key; did you mean options?"),
-    (changed((("strategies",), REMOVED)), "strategies: is lacking"),
-    (changed((("domains",), {})), "domains: is lacking"),
-    (changed(((*DIGITS, "program"), REMOVED)), "domain digits: program: is lacking"),
+    (changed((("strategies",), REMOVED)), "strategies: is missing"),
+    (changed((("domains",), {})), "domains: is missing"),
+    (changed(((*DIGITS, "program"), REMOVED)), "domain digits: program: is missing"),
 ])  # fmt: skip
 def test_keys_are_known_and_there(refusal, grid, words):
     assert refusal(grid).startswith(words)
@@ -116,22 +116,22 @@ def test_values_have_the_form_of_their_key(refusal, grid, words):
 
 
 @pytest.mark.parametrize("grid, words", [
-    (changed((("seeds",), [])), "domain digits: seeds: []: must be some, each one once"),
-    (digits("seeds", []), "domain digits: seeds: []: must be some"),
-    (digits("search", []), "domain digits: search: []: must be a list with something in it"),
-    (digits("search", {"weight_decay": []}), "domain digits: search: weight_decay: []: must be a list with something"),
-    (digits("search", [{}]), "domain digits: search: [{}]: every point must say the same options"),
-    (digits("grid", {"size": {}}), "domain digits: grid: size: {}: must be a list with something in it"),
+    (changed((("seeds",), [])), "domain digits: seeds: []: must be one or more, each only once"),
+    (digits("seeds", []), "domain digits: seeds: []: must be one or more"),
+    (digits("search", []), "domain digits: search: []: must be a list that is not empty"),
+    (digits("search", {"weight_decay": []}), "domain digits: search: weight_decay: []: must be a list that is not"),
+    (digits("search", [{}]), "domain digits: search: [{}]: every point must set the same options"),
+    (digits("grid", {"size": {}}), "domain digits: grid: size: {}: must be a list that is not empty"),
     (digits("published", {"small": {"uniform": []}}), "domain digits: published: small: uniform: []: must be a list"),
-    (digits("strategies", dict.fromkeys(GRID["strategies"])), "domain digits: strategies: there is none"),
-    ("", "strategies: is lacking"),
+    (digits("strategies", dict.fromkeys(GRID["strategies"])), "domain digits: strategies: has none"),
+    ("", "strategies: is missing"),
 ])  # fmt: skip
 def test_nothing_is_never_taken_for_something(refusal, grid, words):
     assert refusal(grid).startswith(words)
 
 
 @pytest.mark.parametrize("seeds, words", [
-    ([0, 1, 0], "seeds: [0, 1, 0]: must be some, each one once"),
+    ([0, 1, 0], "seeds: [0, 1, 0]: must be one or more, each only once"),
     ([-1], "seeds: -1: is not a whole number of 0 or more"),
     ([True], "seeds: True: is not a whole number"),
     ([0.5], "seeds: 0.5: is not a whole number"),
@@ -144,12 +144,12 @@ def test_seeds_are_whole_numbers_each_one_once(refusal, seeds, words):
 @pytest.mark.parametrize("grid, words", [
     (digits("program", "train.py"), "domain digits: program: train.py: must be one of main.py, main_llama.py"),
     (digits("metric", "perplexity"), "domain digits: metric: perplexity: must be one of acc1, acc1_ema,"),
-    (changed((("baseline",), "unifrom")), "domain digits: baseline: unifrom: no such strategy; there are none,"),
+    (changed((("baseline",), "unifrom")), "domain digits: baseline: unifrom: no such strategy; known are none,"),
     (digits("strategies", {"uniform": None}), "domain digits: baseline: uniform: no such strategy"),
-    (digits("strategies", {"awd": None}), "domain digits: strategies: awd: is left out but is none of none, uniform"),
-    (changed((("contrasts",), [["alphadecay", "awd"]])), "contrasts: awd: no such strategy; there are none, uniform"),
-    (changed((("contrasts",), [["alphadecay"]])), "contrasts: ['alphadecay']: is no pair of strategies"),
-    (changed((("contrasts",), [["none", "none"]])), "contrasts: ['none', 'none']: is no pair"),
+    (digits("strategies", {"awd": None}), "domain digits: strategies: awd: is left out but is not one of none, uni"),
+    (changed((("contrasts",), [["alphadecay", "awd"]])), "contrasts: awd: no such strategy; known are none, uniform"),
+    (changed((("contrasts",), [["alphadecay"]])), "contrasts: ['alphadecay']: is not a pair of strategies"),
+    (changed((("contrasts",), [["none", "none"]])), "contrasts: ['none', 'none']: is not a pair"),
     (changed((("contrasts",), [[["none"], "uniform"]])), "contrasts: ['none']: no such strategy"),
 ])  # fmt: skip
 def test_what_is_named_exists(refusal, grid, words):
@@ -164,7 +164,7 @@ def test_strategies_of_another_domain_have_the_form_of_their_key_too(refusal, st
 
 def test_a_date_is_no_value_of_an_option(refusal):
     said = refusal(changed(((*DIGITS, "options", "wandb_name"), datetime.date(2026, 1, 1))))
-    assert "wandb_name: 2026-01-01: is no text or number; write it in quotes" in said
+    assert "wandb_name: 2026-01-01: is not text or a number; write it in quotes" in said
 
 
 def test_a_contrast_may_be_of_strategies_that_only_one_domain_has(read):
@@ -176,7 +176,7 @@ def test_a_contrast_may_be_of_strategies_that_only_one_domain_has(read):
     assert contrasts == {"digits": (), "other": (("awd", "uniform"),)}
 
 
-CELL = "run digits/small/{}/seed0: "
+PREFIX = "run digits/small/{}/seed0: "
 
 
 @pytest.mark.parametrize("grid, spec, words", [
@@ -195,14 +195,14 @@ CELL = "run digits/small/{}/seed0: "
     (digits("metric", "acc1_ema"), "none", "metric: acc1_ema: needs model_ema_eval: true"),
 ])  # fmt: skip
 def test_what_a_trainer_refuses_is_said_of_the_cell(refusal, grid, spec, words):
-    assert refusal(grid).startswith(CELL.format(spec) + words)
+    assert refusal(grid).startswith(PREFIX.format(spec) + words)
 
 
 @pytest.mark.parametrize("name", ["output_dir", "seed", "resume", "config", "dry-run", "overwrite", "help"])
 @pytest.mark.parametrize("place", [("options",), ("grid", "size", "small")])
 def test_what_compare_says_itself_is_not_for_a_grid(refusal, name, place):
     message = refusal(changed(((*DIGITS, *place, name), True)))
-    assert message == f"run digits/small/none/seed0: {name}: is not for a grid; compare.py says it"
+    assert message == f"run digits/small/none/seed0: {name}: is not allowed in a grid; compare.py sets it"
 
 
 def test_two_cells_that_are_the_same_run_are_named_both(refusal):
@@ -230,21 +230,21 @@ def test_two_names_with_one_folder_are_named_both(refusal):
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_name_leads_to_no_other_folder(refusal, name):
     message = refusal(changed((("strategies", name), {"decay": "awd"})))
-    assert message.endswith("a name that is empty or of dots alone makes no folder")
+    assert message.endswith("a name that is empty or has only dots makes no folder")
 
 
 def test_points_that_are_listed_say_the_same_options(refusal):
     message = refusal(digits("search", [{"weight_decay": 0.1}, {"lr": 0.1}]))
-    assert message.endswith("every point must say the same options")
+    assert message.endswith("every point must set the same options")
 
 
 @pytest.mark.parametrize("published, words", [
-    ({"tiny": {"uniform": [1, 2]}}, "published: tiny: is none of small, large"),
+    ({"tiny": {"uniform": [1, 2]}}, "published: tiny: is not one of small, large"),
     ({"small": {"awd": [1, 2]}}, "published: small: awd: no such strategy"),
-    ({"small": {"uniform": [1]}}, "published: small: uniform: [1]: must be 2 figures or null, one a point"),
-    ({"small": {"none": [1, 2]}}, "published: small: none: [1, 2]: must be 1 figures"),
-    ({"small": {"uniform": [1, "2"]}}, "published: small: uniform: [1, '2']: must be 2 figures"),
-    ({"small": {"uniform": [1, True]}}, "published: small: uniform: [1, True]: must be 2 figures"),
+    ({"small": {"uniform": [1]}}, "published: small: uniform: [1]: must be 2 numbers or null, one per point"),
+    ({"small": {"none": [1, 2]}}, "published: small: none: [1, 2]: must be 1 numbers"),
+    ({"small": {"uniform": [1, "2"]}}, "published: small: uniform: [1, '2']: must be 2 numbers"),
+    ({"small": {"uniform": [1, True]}}, "published: small: uniform: [1, True]: must be 2 numbers"),
     ({"small": {"uniform": 1}}, "published: small: uniform: 1: must be a list"),
     ({"small": [1, 2]}, "published: small: [1, 2]: must be a mapping of names"),
 ])  # fmt: skip
@@ -324,10 +324,10 @@ MERGES = "a: &a {x1: 1, x2: 1}\n" + "".join(
 
 
 @pytest.mark.parametrize("text, words", [
-    (BOMB, "has more than 100000 values, with aliases written out"),
-    (MERGES, "has more than 100000 values, with aliases written out"),
-    ("a: &a [*a]\n", "an alias within what it stands for"),
-    ("a: &a {b: *a}\n", "an alias within what it stands for"),
+    (BOMB, "has more than 100000 values after aliases are expanded"),
+    (MERGES, "has more than 100000 values after aliases are expanded"),
+    ("a: &a [*a]\n", "an alias inside the value that it stands for"),
+    ("a: &a {b: *a}\n", "an alias inside the value that it stands for"),
     ("[" * 100_000, "nested too deeply"),
     ("a: " + "{a: " * 100 + "1" + "}" * 100, "nested more than 40 levels deep"),
     ("- " * 5000 + "a", "nested"),
@@ -371,8 +371,8 @@ AXES = {f"axis{i}": list(range(10)) for i in range(8)}
      "domain digits: search: has a huge number combinations"),
     (digits("search", {"weight_decay": [i / 1e4 for i in range(2600)]}),
      "domain digits: has 20804 runs; a comparison may have 10000 in all"),
-    (changed((("seeds",), list(range(5000)))), "domain digits: seeds: are 5000; there may be 1000"),
-    (changed((("contrasts",), [["none", "uniform"]] * 1001)), "contrasts: are 1001; there may be 1000"),
+    (changed((("seeds",), list(range(5000)))), "domain digits: seeds: has 5000; at most 1000 are allowed"),
+    (changed((("contrasts",), [["none", "uniform"]] * 1001)), "contrasts: has 1001; at most 1000 are allowed"),
     (digits("processes", 1_000_000), "domain digits: processes: 1000000: must be at least 1 and at most 1024"),
     (changed((("strategies", "x" * 300), {"decay": "awd"})), "run digits/small/xxx"),
     (changed((("strategies", "two\nlines"), {"decay": "awd"})),
@@ -398,12 +398,12 @@ def test_no_value_is_an_option(refusal, name, value):
     "name", ["output_dir=x", "config=x", "lr 1 --overwrite", "-lr", "--overwrite", "", "=", "lr\n"]
 )
 def test_no_name_is_more_than_a_name(refusal, name):
-    assert "is no name of an option" in refusal(changed(((*DIGITS, "options", name), "x")))
+    assert "is not an option name" in refusal(changed(((*DIGITS, "options", name), "x")))
 
 
 @pytest.mark.parametrize("name", ["no_overwrite", "no-dry-run", "no_resume"])
 def test_switches_that_compare_says_itself_cannot_be_turned_off_either(refusal, name):
-    assert "is not for a grid; compare.py says it" in refusal(changed(((*DIGITS, "options", name), True)))
+    assert "is not allowed in a grid; compare.py sets it" in refusal(changed(((*DIGITS, "options", name), True)))
 
 
 @pytest.mark.parametrize("value", ["--overwrite", "-1", "a b", "", "--output_dir=x", "'; rm -rf /"])
@@ -417,10 +417,10 @@ def test_negative_numbers_in_lists_are_values(refusal):
 
 
 @pytest.mark.parametrize("name, value, words", [
-    ("slurm_setup", ["rm -rf /"], "slurm: slurm_setup: is not for a grid, as jobs would run it"),
-    ("setup", "x", "slurm: setup: is not for a grid"),
-    ("slurm_teardown", ["x"], "slurm: slurm_teardown: is not for a grid"),
-    ("slurm_srun_args", ["--prolog=x"], "slurm: slurm_srun_args: is not for a grid"),
+    ("slurm_setup", ["rm -rf /"], "slurm: slurm_setup: is not allowed in a grid, because jobs would execute it"),
+    ("setup", "x", "slurm: setup: is not allowed in a grid"),
+    ("slurm_teardown", ["x"], "slurm: slurm_teardown: is not allowed in a grid"),
+    ("slurm_srun_args", ["--prolog=x"], "slurm: slurm_srun_args: is not allowed in a grid"),
     ("slurm_partition", "a\nrm -rf /", r"slurm: 'slurm_partition': 'a\nrm -rf /': must be one line"),
     ("slurm_additional_parameters", {"a\nb": 1}, "slurm: 'slurm_additional_parameters': "),
 ])  # fmt: skip

@@ -7,7 +7,7 @@ from panels import overlapping, panels
 
 from comparison.figures import metric_by_decay, outcome, slugs
 from comparison.findings import find
-from comparison.looks import looks_of, near
+from comparison.looks import clipped_limits, looks_of
 from comparison.time_figures import (
     adaptive,
     curve,
@@ -130,10 +130,17 @@ def test_a_comparison_without_adaptive_decay_has_no_figure_of_roles(tmp_path):
 
 def test_an_axis_leaves_out_what_is_far_off_on_the_bad_side_alone():
     most = [(-1.0, 1.0), (-0.5, 0.8), (0.0, 0.9)]
-    assert near(most, 0.0, True) is None and near([], 0.0, True) is None and near([(0.0, 0.0)], 0.0, True) is None
-    low, high = near([*most, (-90.0, -80.0)], 0.0, True)
+    assert (
+        clipped_limits(most, 0.0, True) is None
+        and clipped_limits([], 0.0, True) is None
+        and clipped_limits([(0.0, 0.0)], 0.0, True) is None
+    )
+    low, high = clipped_limits([*most, (-90.0, -80.0)], 0.0, True)
     assert -2 < low < -1 and 1 < high < 2
-    assert near([*most, (-90.0, -80.0)], 0.0, False) is None and near([*most, (80.0, 90.0)], 0.0, True) is None
+    assert (
+        clipped_limits([*most, (-90.0, -80.0)], 0.0, False) is None
+        and clipped_limits([*most, (80.0, 90.0)], 0.0, True) is None
+    )
 
 
 def test_names_of_files_differ_where_names_do():

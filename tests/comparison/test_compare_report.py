@@ -9,7 +9,7 @@ from fake_comparison import IMAGES, STRATEGIES, TEXT, Effects, fill, grid_of
 
 from comparison.findings import find
 from comparison.report import summary_text, write_report
-from comparison.tables import comparisons_table, candidates_table, strategies_table
+from comparison.tables import candidates_table, comparisons_table, strategies_table
 from runtime.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_figure_that_is_not_finite_is_counted_as_none(tmp_path):
     summary = runs[0].folder / "summary.json"
     summary.write_text(re.sub(r'"perplexity": [0-9.]+', '"perplexity": Infinity', summary.read_text()))
     _, markdown, _ = (path.read_text() for path in write_report(grid, runs, tmp_path, tmp_path / "report"))
-    assert "1 without figure" in markdown and not NEVER.search(markdown)
+    assert "1 without value" in markdown and not NEVER.search(markdown)
 
 
 def test_a_report_that_cannot_be_written_says_so(tmp_path):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from comparison.programs import RunSpec, Program, Setting
+from comparison.programs import Program, RunSpec, Setting
 from comparison.results import Run
 from runtime.metrics import Metric
 
