@@ -101,7 +101,7 @@ def test_published_figures_stand_beside_ours(whole):
     uniform = [row for row in found.rows if row[0].text == "uniform"]
     assert [row[at].text for row in uniform] == ["21", "20.5", "22.25"] and "the paper" in found.note
     assert [row[at + 1].key for row in uniform] == pytest.approx(
-        [float(point.mean) - point.published for point in text.baseline.points]
+        [float(c.mean) - c.published for c in text.baseline.candidates]
     )
     assert "Published" in strategies_table(text).header
 

@@ -35,7 +35,7 @@ def test_pure_noise_is_not_distinguishable_and_the_words_say_what_it_takes(tmp_p
     comparison = finding.with_baseline["alphadecay"]
     assert comparison.verdict == SAME and finding.winners == []
     assert "Not distinguishable from uniform: alphadecay" in text and "with 3 seeds and 1 comparison" in text
-    assert "with 3 seeds may be 0.52 to 6.3 times as large" in text
+    assert "with 3 seeds it may be 0.52 to 6.3 times as large" in text
     assert "Seeds needed to show differences of the observed size: alphadecay and uniform:" in text
 
 
@@ -53,7 +53,7 @@ def test_lower_is_better_where_it_is(tmp_path):
     grid = grid_of(tmp_path, domains={"text": TEXT})
     finding, _ = found(tmp_path, Effects(noise=0.01), grid)
     assert finding.baseline.best.weight_decay == 0.5
-    means = [point.mean for point in finding.baseline.points]
+    means = [candidate.mean for candidate in finding.baseline.candidates]
     assert finding.baseline.best.mean == min(means)
 
 
@@ -68,7 +68,7 @@ def test_points_that_lack_seeds_are_not_chosen_and_said(tmp_path):
     finding, text = found(tmp_path, Effects(noise=0.01), diverged=[name])
     tuned = finding.of("alphadecay")
     assert tuned.best.weight_decay != 0.5 and tuned.best.complete and not tuned.complete
-    assert "alphadecay: of 9 runs, 1 diverged." in text and "are left out when the best one is chosen" in text
+    assert "alphadecay: of 9 runs, 1 diverged." in text and "are left out when the best point is chosen" in text
 
 
 def test_where_no_point_is_complete_what_is_there_is_taken_and_only_common_seeds_are_paired(tmp_path):
@@ -82,7 +82,7 @@ def test_where_no_point_is_complete_what_is_there_is_taken_and_only_common_seeds
 def test_nothing_finished_is_said_and_breaks_nothing(tmp_path):
     grid = grid_of(tmp_path)
     finding, text = found(tmp_path, grid=grid, left_out=[spec.name for spec in grid.specs])
-    assert "nothing to compare with yet" in text and finding.baseline.best is None
+    assert "so there is nothing to compare with" in text and finding.baseline.best is None
 
 
 def test_a_baseline_that_failed_everywhere_is_said(tmp_path):
@@ -145,7 +145,7 @@ def test_a_constant_difference_is_no_evidence_and_said(tmp_path):
 
 def test_equal_base_decays_are_compared_point_by_point(tmp_path):
     finding, _ = found(tmp_path, grid=grid_of(tmp_path, STRATEGIES))
-    assert [(e.point.strategy, e.point.weight_decay) for e in finding.equal] == [
+    assert [(e.candidate.strategy, e.candidate.weight_decay) for e in finding.equal] == [
         (name, decay) for name in STRATEGIES if name not in ("none", "uniform") for decay in (0.1, 0.5, 2.0)
     ]
-    assert all(e.point.name == e.baseline.name and e.paired.count == 3 for e in finding.equal)
+    assert all(e.candidate.name == e.baseline.name and e.paired.count == 3 for e in finding.equal)
