@@ -30,13 +30,13 @@ FEW = 5  # with this many seeds or fewer, the text says that the spread is uncer
 
 def verdict(finding: Finding) -> list[str]:
     """Paragraphs: which strategies are better, detectable differences and seeds needed, controls, cautions."""
-    parts = [lead(finding), how_much(finding), what_it_takes(finding)]
+    parts = [lead(finding), effects(finding), sensitivity(finding)]
     parts += [*controls(finding), *total_decay(finding), *cautions(finding)]
     return [part for part in parts if part]
 
 
 def lead(finding: Finding) -> str:
-    """Which strategies are better, worse or not distinguishable from the baseline."""
+    """Which strategies are better than, worse than or not distinguishable from the baseline."""
     baseline = finding.setting.baseline
     if finding.baseline.best is None:
         return f"No run of the baseline, {baseline}, has finished yet, so there is nothing to compare with."
@@ -58,8 +58,8 @@ def lead(finding: Finding) -> str:
     return " ".join(sentences)
 
 
-def how_much(finding: Finding) -> str:
-    """By how much strategies differ from the baseline."""
+def effects(finding: Finding) -> str:
+    """The difference of each strategy to the baseline, with its interval and p value."""
     metric, baseline = finding.setting.metric, finding.setting.baseline
     compared = [c for c in finding.with_baseline.values() if c.paired.mean is not None]
     if not compared:
@@ -84,7 +84,7 @@ def _by_verdict(finding: Finding) -> dict[str, list[Comparison]]:
     return groups
 
 
-def what_it_takes(finding: Finding) -> str:
+def sensitivity(finding: Finding) -> str:
     """The smallest detectable differences, and the seeds needed to show the observed ones."""
     with_spread = [c for c in finding.comparisons if c.detectable is not None]
     if not with_spread:
