@@ -67,7 +67,7 @@ def test_if_none_is_whole_each_is_named(tmp_path):
 
 def test_an_unfinished_checkpoint_is_none(tmp_path):
     os.rename(save(tmp_path, 1).path, tmp_path / "checkpoints" / ".step_00000001.tmp")
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="neither a checkpoint"):
         find_checkpoint(tmp_path)
 
 

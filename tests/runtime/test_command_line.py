@@ -81,9 +81,9 @@ MISTAKES = [
     (
         "main.py",
         "--config language.json",
-        "--config language.json: is of a run of main_llama.py, which has other options",
+        "--config language.json: is a run of main_llama.py, which has other options",
     ),
-    ("main_llama.py", "--config images.json", "--config images.json: is of a run of main.py, which has other options"),
+    ("main_llama.py", "--config images.json", "--config images.json: is a run of main.py, which has other options"),
     ("main.py", "--config text.json", "--lr 'fast': must be a number (from text.json)"),
     ("compare.py", "", "give --preset (quick, smoke) or --config FILE"),
     ("compare.py", "-preset quick", "-preset: names of options begin with two dashes; write --preset quick"),
