@@ -140,7 +140,8 @@ def test_one_seed_or_one_point_make_a_report_too(tmp_path, seeds, search):
 def test_before_any_run_has_finished_there_is_a_report(tmp_path):
     grid = grid_of(tmp_path, domains={"digits": SMALL})
     runs, page, markdown, _ = written(tmp_path, grid, left_out=[spec.name for spec in grid.specs])
-    assert "so there is nothing to compare with" in page and "no run has started" in page and f"{len(runs)} waiting" in markdown
+    assert "so there is nothing to compare with" in page and "no run has started" in page
+    assert f"{len(runs)} waiting" in markdown
     assert "no run has finished" in summary_text(grid, runs)
 
 
