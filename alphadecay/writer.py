@@ -53,7 +53,8 @@ class DecayWriter(ABC):
         self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
         matrices = [m for m in self._membership.matrices if m.may_be_adapted]
         if all(m.reason for m in matrices):
-            self._warn_once("none yet", f"no weight matrix can be adapted yet ({matrices[0].name}: {matrices[0].reason})")
+            first = matrices[0]
+            self._warn_once("none yet", f"no weight matrix can be adapted yet ({first.name}: {first.reason})")
 
     @abstractmethod
     def _check_optimizer(self) -> None:

@@ -71,7 +71,7 @@ def build_schedules(options: VisionOptimizerOptions, decay: DecayOptions, steps_
 class ImageTraining(Trainer):
     """The loop over epochs."""
 
-    def __init__(self, task: ImageTask, run: Run) -> None:
+    def __init__(self, task: ImageTask, run: StartedRun) -> None:
         self.task, images = task, task.train.batches.images_per_step
         super().__init__(task, run, "img", images, images)
 
