@@ -142,7 +142,7 @@ class AlphaDecay(DecaySchedule):
         process_group: Any = None,
     ) -> None:
         whole_number("interval", interval, "optimizer steps")
-        if metric not in SCORES:
+        if not isinstance(metric, str) or metric not in SCORES:
             raise ValueError(f"metric={metric!r} is unknown; choose from {', '.join(SCORES)}")
         if isinstance(lag, bool) or not hasattr(lag, "__index__") or not 0 <= lag < interval:
             raise ValueError(
@@ -217,6 +217,7 @@ class AlphaDecay(DecaySchedule):
             self._drop_measurement()
             self._measuring_from = step
             self._background.start(self._measurement(copied=True))
+            self._adapted_then = self._membership.adapted
             self.seconds += time.perf_counter() - began
         elif step % self.interval == self.lag:
             self._take_next()

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -92,8 +93,10 @@ class Assignment:
         for option, known in (("rule", tuple(RULES)), ("budget", BUDGETS), ("control", (None, *CONTROLS))):
             if (value := getattr(self, option)) not in known:
                 raise ValueError(f"{option}={value!r} is unknown; choose from {', '.join(map(str, known))}")
+        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         for option, bound in (("low", self.low), ("high", self.high)):
-            if not isinstance(bound, int | float):
+            if not isinstance(bound, Real):
                 raise ValueError(f"{option} must be a number, got {bound!r}")
         if not 0 <= self.low <= self.high < math.inf:
             raise ValueError(f"need 0 <= low <= high, got low={self.low:g}, high={self.high:g}")
@@ -168,7 +171,7 @@ RULES: dict[str, tuple[Rule, float]] = {  # rule -> function, and the smallest s
 def shuffled(multipliers: Mapping[str, float], seed: int) -> dict[str, float]:
     """The same multipliers for other modules; a seed gives one permutation for the whole run."""
     values = list(multipliers.values())
-    random.Random(seed).shuffle(values)
+    random.Random(int(seed)).shuffle(values)
     return dict(zip(multipliers, values, strict=True))
 
 

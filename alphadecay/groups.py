@@ -18,6 +18,7 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -154,8 +155,16 @@ def is_module(group: Group) -> bool:
 
 
 def effective_decay(group: Group) -> float:
-    """The decay of a group: base decay x static multiplier x adaptive multiplier."""
-    return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]
+    """The decay of a group: base decay x static multiplier x adaptive multiplier.
+
+    Raises:
+        ValueError: If a schedule wrote a base decay that is not a finite number of at least 0.
+    """
+    base = group["base_weight_decay"]
+    if not isinstance(base, Real) or not 0 <= base < float("inf"):  # type: ignore[operator]
+        name = group["decay_name"]
+        raise ValueError(f"base_weight_decay of {name} must be a finite number of at least 0, got {base!r}")
+    return base * group["static_multiplier"] * group["decay_multiplier"]
 
 
 def multiplier_of(group: Group, multipliers: Mapping[str, float], matrices: Iterable[Matrix]) -> float:

@@ -28,6 +28,7 @@ class Membership:
 
     Attributes:
         matrices: Every weight matrix of the model; skipped ones have a reason.
+        adapted: Names of adapted matrices, and of those among them that are in no group of the optimizer, sorted.
         elsewhere: Names of matrices that `find_matrices` adapts and that are in no group of the optimizer.
 
     Raises:
@@ -66,6 +67,7 @@ class Membership:
         self.elsewhere = {m.name for m in matrices if not m.reason} - grouped
         skipped = self.elsewhere if self.ranking == "optimizer" else set()
         self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in skipped else m for m in matrices]
+        self.adapted = sorted(m.name for m in self.matrices if not m.reason), sorted(self.elsewhere)
         self._slots, self._links = _slots(unwrap(self.model))
         self._sizes = [len(group["params"]) for group in groups]
 
@@ -95,9 +97,8 @@ class Membership:
             for slots, name, weight, trained, kind in self._slots
         )
 
-    def update(self) -> bool:
-        """Find the matrices again and label new groups; returns whether the adapted matrices have changed."""
-        before = self._adapted()
+    def update(self) -> None:
+        """Find the matrices again and label new groups."""
         groups = self.optimizer.param_groups
         steps = max(group.get("decay_step", 0) for group in groups)
         matrices = find_matrices(self.model, **self.selection)
@@ -110,11 +111,6 @@ class Membership:
         for group in groups:
             group["decay_step"] = steps
         self._note(matrices)
-        return self._adapted() != before
-
-    def _adapted(self) -> tuple[set[str], set[str]]:
-        """Names of adapted matrices, and of those among them that the optimizer does not hold."""
-        return {m.name for m in self.matrices if not m.reason}, self.elsewhere
 
     def rate_set_alone(self) -> str:
         """A warning if the learning rate of only one part of a split group was changed since the last call, else ""."""

@@ -7,6 +7,7 @@ from typing import Any
 from alphadecay.analysis import SpectrumRecord
 from alphadecay.groups import Group
 
+REFRESHED = "decay_refreshed"
 MEASURED = "decay_measured"  # key of a saved group: its module's score and record at the last refresh
 
 
@@ -67,3 +68,14 @@ def note_measured(
 def take_measured(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """Remove these measurements from the groups; returns them by module."""
     return {group["decay_name"]: group.pop(MEASURED) for group in groups if MEASURED in group}
+
+
+def note_refreshed(groups: Sequence[Group], measured_at: int, adapted: tuple[list[str], list[str]]) -> None:
+    """Store in the first group when the last refresh measured which matrices, before the state is saved."""
+    names, elsewhere = adapted
+    groups[0][REFRESHED] = {"at": measured_at, "adapted": names, "elsewhere": elsewhere}
+
+
+def take_refreshed(groups: Sequence[Group]) -> dict[str, Any]:
+    """Remove that from the groups; returns it, or an empty dict if it is not there, as in older states."""
+    return next((taken for group in groups if (taken := group.pop(REFRESHED, None)) is not None), {})

@@ -14,7 +14,7 @@ from alphadecay.groups import Group, effective_decay, is_module, multiplier_of, 
 from alphadecay.matrices import Matrix, whole_number
 from alphadecay.membership import Membership
 from alphadecay.records import SpectrumRecords
-from alphadecay.saved_state import checked_state, note_measured, take_measured
+from alphadecay.saved_state import checked_state, note_measured, note_refreshed, take_measured, take_refreshed
 from alphadecay.splitting import take_written
 from alphadecay.step_hooks import StepHooks, chain_of, innermost, refuse_second
 from alphadecay.wording import description, no_base_decay, overwritten
@@ -44,7 +44,7 @@ class DecayWriter(ABC):
         self._membership = Membership(model, self.optimizer, self.selection, ranking)
         take_written(self.optimizer.param_groups)
         self._warned: set[str] = set()
-        self._due = False
+        self._adapted_then = self._membership.adapted  # at the last refresh
         for group in self.optimizer.param_groups:  # another strategy was attached before and detached
             if group["decay_kind"] != self.strategy:
                 group["decay_kind"] = ""
@@ -102,7 +102,7 @@ class DecayWriter(ABC):
         self._find_members()
         self.measured_at = self.step
         records, multipliers = self._measure()
-        self._due = False
+        self._adapted_then = self._membership.adapted
         self._took(records, multipliers, began)
 
     def _took(self, records: Sequence[SpectrumRecord], multipliers: Mapping[str, float], began: float) -> None:
@@ -159,15 +159,20 @@ class DecayWriter(ABC):
     def after_step(self) -> None:
         """Act after the step; called by the optimizer's hooks."""
 
+    @property
+    def _due(self) -> bool:
+        """Whether other matrices are adapted than at the last refresh, before which a saved state may lie."""
+        return self._membership.adapted != self._adapted_then
+
     def _act(self, step: int) -> None:
         """Refresh before this step if a refresh is due."""
         if step % self.interval == 0 or not self._wrote_multipliers or self._due:
             self.refresh()
 
     def _find_members(self) -> None:
-        """Update the matrices if any was added, unfrozen, initialised or pruned since the last step; may set `_due`."""
+        """Update the matrices if any was added, unfrozen, initialised or pruned since the last step."""
         if self._membership.changed():
-            self._due |= self._membership.update()
+            self._membership.update()
             self._written = None
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any] | None:
@@ -178,7 +183,10 @@ class DecayWriter(ABC):
         return checked
 
     def loaded(self) -> None:
-        """Restore the records and scores of the last refresh from a loaded state."""
+        """Restore from a loaded state what the last refresh saw: adapted matrices, records and scores."""
+        refreshed = take_refreshed(self.optimizer.param_groups)
+        if refreshed:
+            self.measured_at, self._adapted_then = refreshed["at"], (refreshed["adapted"], refreshed["elsewhere"])
         measured = take_measured(self.optimizer.param_groups)
         if not measured:
             return
@@ -197,10 +205,12 @@ class DecayWriter(ABC):
         """Store what the last refresh measured in the groups, before the state is saved."""
         self._find_members()
         note_measured(self.optimizer.param_groups, self.records, self.scores, self.measured_at)
+        note_refreshed(self.optimizer.param_groups, self.measured_at, self._adapted_then)
 
     def saved(self) -> None:
         """Remove it from the groups after the state was saved."""
         take_measured(self.optimizer.param_groups)
+        take_refreshed(self.optimizer.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of copies and pickles."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
+from recipes import block_model
 from torch import nn
 from unkind import adamw, decays, net, take_steps
 
@@ -277,3 +278,40 @@ def test_a_refresh_that_fails_is_due_again():
         model[0].weight[0, 0] = kept
     optimizer.step()
     assert decay.multipliers["3"] != 1
+
+
+@pytest.mark.parametrize("base", [float("nan"), float("inf"), -1.0, None, "0.1"])
+def test_a_base_decay_that_a_schedule_wrote_wrongly_is_named_before_the_step(base):
+    model = block_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    alphadecay.AlphaDecay(model, optimizer)
+    before = [p.clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.param_groups[0]["base_weight_decay"] = base
+    with pytest.raises(ValueError, match="base_weight_decay of .* must be a finite number of at least 0, got"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("seed", [None, "a", float("nan"), 1.5, True])
+def test_a_seed_that_would_deal_anew_each_time_is_refused(seed):
+    model = block_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    with pytest.raises(ValueError, match="seed must be a whole number, got"):
+        alphadecay.AlphaDecay(model, optimizer, control="shuffle", seed=seed)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = block_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    decay = alphadecay.AlphaDecay(model, optimizer, low=np.float32(0.5), control="shuffle", seed=np.int64(3))
+    decay.refresh()
+    assert min(decay.multipliers.values()) == pytest.approx(0.5)
+
+
+def test_a_metric_of_another_type_is_refused():
+    model = block_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"metric=\['alpha'\] is unknown"):
+        alphadecay.AlphaDecay(model, optimizer, metric=["alpha"])
