@@ -127,7 +127,7 @@ def evaluate(
         logits = logits.float()  # (batch, classes)
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (batch, at most 5)
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=ranks.device)])
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.full_like(loss, len(labels))])
     model.train(was_training)
     top1, top5, loss_sum, images_seen = ranks.sum(sums).tolist()
     if not images_seen:

@@ -117,11 +117,13 @@ def build_task(options: Options, ranks: Ranks) -> ImageTask:
     )  # fmt: skip
     plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
     ema = build_ema(options.ema, plain)
-    optimizer = build_optimizer(options.optimizer, options.decay, plain, options.optimizer.layer_decay)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    optimizer = build_optimizer(
+        options.optimizer, options.decay, plain, options.optimizer.layer_decay, scaled=scaler.is_enabled()
+    )
     decay = build_decay(options.decay, plain, optimizer, options.run.seed)
     schedules = build_schedules(options.optimizer, options.decay, train_batches.steps)
     schedules.write(optimizer, 0)
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
     criterion, mixup = build_loss(options.data, data.classes)
     rules = ImageRules(

@@ -6,7 +6,7 @@ torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130
 
 import sys
 
-from llama.options import OPTION_CLASSES, LanguageModelOptions, Options, read_options
+from llama.options import OPTION_CLASSES, Options, read_options
 from runtime.errors import UserError, exit_status
 from runtime.extras import answered
 
@@ -28,7 +28,8 @@ from torch import nn
 from llama.data import TextData, open_text, train_stream, validation_batches
 from llama.engine import METRICS, LossRules, evaluate
 from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
-from llama.run import TextTask, TextTraining, even_batches, sharded_layers, show_perplexity
+from llama.run import TextTask, TextTraining, even_batches, show_perplexity
+from llama.sharding import mesh_of, sharded_layers
 from llama.tokenizers import require_fits
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
@@ -146,15 +147,14 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
     if options.model.pure_bf16 and ranks.is_main:
         say(ROUNDING_WARNING)
     seed_everything(options.run.seed)  # the same initial weights on every rank
-    plain = fitting_model(options, text).to(ranks.device)
-    sharded = options.model.fsdp and ranks.count > 1
-    model = wrapped(plain, ranks, options.model)
-    optimizer = build_optimizer(options.optimizer, options.decay, plain)
+    plain = fitting_model(options, text)
+    model = wrapped(plain, ranks, options)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    optimizer = build_optimizer(options.optimizer, options.decay, plain, scaled=scaler.is_enabled())
     decay = build_decay(options.decay, plain, optimizer, options.run.seed)
     steps = options.optimizer.num_training_steps
     schedules = schedules_of(options.optimizer, options.decay, steps, options.optimizer.warmup_steps)
     schedules.write(optimizer, 0)
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     stream = train_stream(options.text, text, ranks, seed=options.run.seed, remembered_steps=options.run.log_interval)
     clip_grad = options.optimizer.clip_grad
     return TextTask(
@@ -167,7 +167,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         validation=validation_batches(options.text, text, ranks),
         tokenizer=text.tokenizer,
         eval_every=options.optimizer.eval_every,
-        sharded=sharded,
+        sharded=options.model.fsdp,
         peak_tflops=options.model.peak_tflops,
         export_to=Path(options.model.export_hf) if options.model.export_hf else None,
     )
@@ -178,18 +178,19 @@ def loss_rules(options: Options) -> LossRules:
     return LossRules(AMP_DTYPES[options.run.amp], options.model.chunked_loss)
 
 
-def wrapped(plain: nn.Module, ranks: Ranks, options: LanguageModelOptions) -> nn.Module:
-    """Wrap the model for training on all ranks, compiled with --compile; FSDP2 shards it in place.
+def wrapped(plain: nn.Module, ranks: Ranks, options: Options) -> nn.Module:
+    """Wrap the model, on its device, for training on all ranks; compiled with --compile.
+
+    FSDP2 shards it in place, block by block: only one block at a time is whole on a device.
 
     Raises:
-        UserError: If --fsdp is given to a single process.
+        UserError: If it cannot be sharded over this number of processes.
     """
-    if options.fsdp and ranks.count == 1:
-        raise UserError("--fsdp true: needs several processes; start with torchrun --nproc_per_node=N")
-    model = sharded_layers(plain) if options.fsdp else plain
-    if options.compile:
+    fsdp, amp = options.model.fsdp, AMP_DTYPES[options.run.amp]
+    model = sharded_layers(plain, mesh_of(ranks, options.model.fsdp_size), amp) if fsdp else plain.to(ranks.device)
+    if options.model.compile:
         model = cast(nn.Module, torch.compile(model))
-    return model if options.fsdp else data_parallel(model, ranks)
+    return model if fsdp else data_parallel(model, ranks)
 
 
 if __name__ == "__main__":

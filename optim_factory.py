@@ -14,14 +14,24 @@ from alphadecay.schedule import DecaySchedule
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.run_options import OptimizerOptions
+from runtime.sharded import is_sharded_model
 
 FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers that have a fused kernel
+# torch's fused SGD leaves its momentum uninitialised if GradScaler skips the first step, and does not support shards.
+FUSED_WHERE_PLAIN = ("sgd", "momentum")
 
 
 def build_optimizer(
-    options: OptimizerOptions, decay: DecayOptions, model: nn.Module, layer_decay: float = 1.0
+    options: OptimizerOptions, decay: DecayOptions, model: nn.Module, layer_decay: float = 1.0, *, scaled: bool = False
 ) -> Optimizer:
     """Build a timm optimizer over groups with their own decay; the groups are the same for every strategy.
+
+    Args:
+        options: Of the optimizer.
+        decay: Of the decay.
+        model: On its device, and sharded if it is to be.
+        layer_decay: As in `scale_layers`.
+        scaled: Whether a GradScaler scales the loss (fp16).
 
     Raises:
         UserError: If timm does not know the optimizer, or the optimizer rejects the options.
@@ -40,7 +50,8 @@ def build_optimizer(
         known = [str(known_name) for known_name in list_optimizers()]
         close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "-"
         raise UserError(f"--optimizer {options.optimizer}: timm has no such optimizer; close: {close}")
-    kernel: dict[str, Any] = {"fused": True} if name in FUSED else {}
+    fused = name in FUSED and not (name in FUSED_WHERE_PLAIN and (scaled or is_sharded_model(model)))
+    kernel: dict[str, Any] = {"fused": True} if fused else {}
     try:
         optimizer = create_optimizer_v2(
             groups,

@@ -52,7 +52,7 @@ class Measuring:
     def __post_init__(self) -> None:
         if self.fit not in tails.FITS:
             raise ValueError(f"fit={self.fit!r} is unknown; choose from {', '.join(tails.FITS)}")
-        if not isinstance(self.xmin_pos, int | float) or not self.xmin_pos > 1:
+        if not isinstance(self.xmin_pos, int | float) or not 1 < self.xmin_pos < float("inf"):
             raise ValueError(f"xmin_pos must be above 1, got {self.xmin_pos!r}")
         sides = self.window if isinstance(self.window, tuple) else ()
         is_shape = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
@@ -190,20 +190,26 @@ class Measurement:
         measured = self._measured(on_record)
         if self.group is not None:
             measured = gather_records(measured, results_group or self.group)
-        if isinstance(measured, ValueError):
+        if isinstance(measured, Exception):
             raise measured
         skipped = {m.name: record_without_measures(m, m.reason) for m in self.matrices if m.reason}
         names = dict.fromkeys([*(m.name for m in self.matrices), *measured])
         return [skipped.get(name) or measured[name] for name in names]
 
-    def _measured(self, on_record: OnRecord | None) -> dict[str, SpectrumRecord] | ValueError:
+    def _measured(self, on_record: OnRecord | None) -> dict[str, SpectrumRecord] | Exception:
         """This rank's records by name, or the first error: the caller sends it to the ranks that wait for records."""
-        records, first_error = {}, None
+        records: dict[str, SpectrumRecord] = {}
+        first_error: Exception | None = None
         for matrix in self._share:
             try:
                 record, eigs = measure(matrix, self.measuring)
             except ValueError as raised:
                 first_error = first_error or raised
+                continue
+            except Exception as raised:  # a device's error, which may not be sent as it is
+                label = f"{matrix.name} {tuple(matrix.weight.shape)}"
+                failed = RuntimeError(f"{label}: its spectrum failed: {type(raised).__name__}: {raised}")
+                first_error = first_error or failed
                 continue
             record = replace(record, grad_norm=self.gradient_norms.get(matrix.name))
             if on_record is not None:

@@ -31,11 +31,11 @@ def assign_to_ranks(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
         yield from (matrix for matrix in gathered if matrix is not None)
 
 
-def gather_records(records: dict[str, Record] | ValueError, group: Any) -> dict[str, Record]:
+def gather_records(records: dict[str, Record] | Exception, group: Any) -> dict[str, Record]:
     """The records of all ranks of a group, by name; an error on one rank is raised on all. All ranks must call."""
     outcomes = _gathered(records, group, dist.get_world_size(group))
     for outcome in outcomes:
-        if isinstance(outcome, ValueError):
+        if isinstance(outcome, Exception):
             raise outcome
     return {name: record for outcome in outcomes for name, record in outcome.items()}
 

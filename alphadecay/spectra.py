@@ -13,6 +13,7 @@ WINDOWS_PER_SIDE = (3, 9)  # fewest and most, if the side is longer than the win
 # A Gram matrix is symmetric, so computing it in 4 row blocks needs only 5/8 of the multiplications; small ones are not
 # split.
 ROW_BLOCKS, LEAST_SPLIT = 4, 128
+SMALL = 512  # CUDA solves one matrix after another; up to this side the CPU is faster
 CHUNK = 2**18  # number of weight entries in float64 at a time, approximately
 WindowShape = tuple[int, int]
 
@@ -158,7 +159,18 @@ def _gram_eigenvalues(matrices: Tensor, scale: float, precision: torch.dtype) ->
         return None
     if precision is torch.float32:
         grams = grams.to(torch.complex64 if grams.is_complex() else torch.float32)
-    eigs = torch.linalg.eigvalsh(grams).flatten().cpu().double().numpy()
+    eigs = _solved(grams).flatten().cpu().double().numpy()
     if len(grams) > 1:
         eigs = np.sort(eigs)
     return np.maximum(eigs, 0.0)
+
+
+def _solved(grams: Tensor) -> Tensor:
+    """Eigenvalues of Hermitian matrices, shape (count, n, n) -> (count, n); on the CPU if the device fails.
+
+    cuSOLVER does not converge for some matrices, and a full GPU has no memory for it: both raise a RuntimeError.
+    """
+    try:
+        return torch.linalg.eigvalsh(grams if grams.shape[-1] > SMALL else grams.cpu())
+    except RuntimeError:
+        return torch.linalg.eigvalsh(grams.cpu().to(torch.complex128 if grams.is_complex() else torch.float64))

@@ -82,8 +82,8 @@ def weighted_batches(steps: Iterable[list[Batch]], ranks: Ranks) -> Iterator[Wei
         ranks: The process group.
     """
     for micro_batches in steps:
-        counts = [count_targets(batch["labels"]) for batch in micro_batches]
-        tokens = torch.stack(counts).sum().to(ranks.device, torch.float32)
+        predicted = float(sum(count_targets(batch["labels"]) for batch in micro_batches))  # of tensors on the CPU
+        tokens = torch.full((), predicted, device=ranks.device)  # filled on the device: a copy would wait for it
         weight = ranks.count / ranks.sum(tokens).clamp_min(1)
         for batch in micro_batches:
             yield batch["input_ids"], batch["labels"], weight

@@ -18,7 +18,7 @@ from runtime.errors import UserError, first_line
 from runtime.files import json_of
 from runtime.processes import Ranks
 from runtime.runfolder import make_folders, read_json, remove_empty
-from runtime.sharded import whole
+from runtime.sharded import whole_on_main
 
 NOT_HASHED = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -171,8 +171,9 @@ def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None
 
     All ranks must call this; the main process writes.
     """
-    weights = {name: tensor.cpu() for name, tensor in whole(model.state_dict()).items()}
+    weights = whole_on_main(model.state_dict(), ranks.is_main)
     if ranks.is_main:
+        weights = {name: tensor.cpu() for name, tensor in weights.items()}
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         if isinstance(tokenizer, HubTokenizer):

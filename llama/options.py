@@ -99,6 +99,10 @@ class LanguageModelOptions:
     compile: bool = option(False, "compile the model with torch.compile", fixed="precision")
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     fsdp: bool = option(False, "shard weights and optimizer state across processes (FSDP2)", fixed="precision")
+    fsdp_size: int | None = option(
+        None, "processes that share one copy of the weights, such as those of a node (HSDP); by default all",
+        minimum=1, fixed="precision",
+    )  # fmt: skip
     chunked_loss: bool = option(
         False, "compute the loss in chunks of tokens, never all logits at once: less memory", fixed="precision"
     )
@@ -111,6 +115,7 @@ class LanguageModelOptions:
     )
 
     CHECKS = (
+        (lambda o: o.fsdp or o.fsdp_size is None, "--fsdp_size {fsdp_size}: needs --fsdp true"),
         (
             lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),
             "--export_hf {export_hf}: is a file, or below a file",

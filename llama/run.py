@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llama.engine import METRICS, LossRules, backward, evaluate, train_steps, weighted_batches
 from llama.models import export, flops_per_token
@@ -25,7 +24,10 @@ from runtime.steps import find_bad_values
 from runtime.tables import say, table
 from runtime.trainer import Task, Trainer
 
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "V100": 125.0, "4090": 165.0}  # dense 16-bit
+PEAK_TFLOPS = {  # dense 16-bit, by what a device's name holds; the first that fits counts
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "A100": 312.0, "A10G": 70.0,
+    "A10": 125.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "4090": 165.0, "MI300X": 1307.0,
+}  # fmt: skip
 
 SHOWN = {name: metric.column for name, metric in METRICS.items()} | {"eval_tokens": "tokens"}
 
@@ -72,8 +74,8 @@ class TextTraining(Trainer):
             stream.load(run.state.streams[run.ranks.rank])
 
     def streams(self) -> list[Row]:
-        """The state of each rank's stream."""
-        return self.ranks.gather(self.task.stream.state())
+        """The state of each rank's stream, on the main process."""
+        return self.ranks.gather_to_main(self.task.stream.state())
 
     def take_steps(self, step: int) -> None:
         """Train up to the next evaluation."""
@@ -185,15 +187,3 @@ def known_peak(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for model, peak in PEAK_TFLOPS.items() if model in name), None)
-
-
-def sharded_layers(model: nn.Module) -> nn.Module:
-    """Shard a model in place with FSDP2: each block of layers, then the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    for module in list(model.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block)
-    fully_shard(model)
-    return model

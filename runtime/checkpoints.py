@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove
 from runtime.validation import Unfit, check_state
 
 LINKS = ("best", "best_ema")
+STAGE = 64 << 20  # bytes of pinned memory
 STEP = re.compile(r"\.?step_(\d+)(?:\.old)?")
+
+
+@cache
+def pinned_stage() -> Tensor:
+    """The block of pinned memory through which all checkpoints come from the GPU, shape (STAGE,), uint8."""
+    return torch.empty(STAGE, dtype=torch.uint8, pin_memory=True)
 
 
 @dataclass(frozen=True)
@@ -49,15 +57,19 @@ class Checkpoint:
         """The saved run's contract (`runtime.run_contract`); empty if the checkpoint has none."""
         return json_of(self.path / MANIFEST).get("run") or {}
 
-    def training_state(self) -> dict[str, Any]:
+    def training_state(self, mapped: bool = False) -> dict[str, Any]:
         """Everything else that training resumes from, on the CPU; loaded without running code.
+
+        Args:
+            mapped: Read tensors from the file when they are used, for a state of which each process needs a part. The
+                file must stay as long as they are used.
 
         Raises:
             UserError: If the file is not a training state, or would run code.
         """
         path = self.path / STATE
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # a broken or hostile file can make the reader raise anything
             raise UserError(f"{path} holds more than plain values and tensors; refused") from error
         try:
@@ -87,26 +99,41 @@ class Contents:
         contract: Mapping[str, Any],
     ) -> "Contents":
         """Copies of the state dicts and of everything else that training resumes from."""
-        average = None if ema is None else copied(dict(ema))
-        contents = cls(step, copied(dict(model)), average, copied(dict(state)), contract)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # wait for the asynchronous copies from GPUs
-        return contents
+        stage = pinned_stage() if torch.cuda.is_initialized() else None
+        average = None if ema is None else copied(dict(ema), stage)
+        return cls(step, copied(dict(model), stage), average, copied(dict(state), stage), contract)
 
 
-def copied(value: Any) -> Any:
-    """A copy of nested dicts, lists and tuples; tensors of any shape and dtype are copied to CPU memory."""
+def copied(value: Any, stage: Tensor | None = None) -> Any:
+    """A copy of nested dicts, lists and tuples; tensors of any shape and dtype are copied to CPU memory.
+
+    Args:
+        value: What to copy.
+        stage: Pinned memory through which a GPU's tensors are copied, shape (bytes,), uint8.
+    """
     if isinstance(value, Tensor):
-        pinned = value.device.type == "cuda"
-        copy = torch.empty_like(
-            value, device="cpu", pin_memory=pinned
-        )  # with the same strides: fused kernels rely on them
-        return copy.copy_(value.detach(), non_blocking=pinned)
+        source = value.detach()
+        copy = torch.empty_like(source, device="cpu")  # with the same strides: fused kernels rely on them
+        if stage is None or source.device.type == "cpu" or not source.is_contiguous():
+            return copy.copy_(source)
+        _copy_staged(source.reshape(-1).view(torch.uint8), copy.view(-1).view(torch.uint8), stage)
+        return copy
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: copied(item, stage) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(copied(item, stage) for item in value)
     return value
+
+
+def _copy_staged(source: Tensor, target: Tensor, stage: Tensor) -> None:
+    """Copy bytes, shapes (n,), (n,) and (size of the stage,), piece by piece through pinned memory.
+
+    A GPU copies to pinned memory at full speed. torch never gives it back, so one block serves for all.
+    """
+    for start in range(0, len(source), len(stage)):
+        piece = stage[: min(len(stage), len(source) - start)]
+        piece.copy_(source[start : start + len(piece)])
+        target[start : start + len(piece)].copy_(piece)
 
 
 def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[Path] = ()) -> Checkpoint:

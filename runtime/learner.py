@@ -11,7 +11,7 @@ from runtime.checkpoints import STATE, Checkpoint
 from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
-from runtime.sharded import all_finite, load_whole_weights, sharded_optimizer_state, whole
+from runtime.sharded import all_finite, is_sharded_model, load_whole_weights, sharded_optimizer_state, whole_on_main
 from runtime.training_state import LearnerState, TrainingState
 from runtime.validation import check_optimizer_state
 
@@ -51,7 +51,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
     ema_weights = checkpoint.ema_weights()
     if learner.averaged is not None and ema_weights is not None:
         load_weights(learner.averaged, ema_weights, checkpoint)
-    state = checkpoint.training_state()
+    state = checkpoint.training_state(mapped=is_sharded_model(learner.plain))
     try:
         check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
@@ -64,9 +64,9 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
 
 
 def learner_state(learner: Learner, ranks: Ranks) -> LearnerState:
-    """The state that `restore` needs besides raw and EMA weights. All ranks must call this."""
-    optimizer = whole(learner.optimizer.state_dict())
-    return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather(random_state()))
+    """What `restore` needs besides raw and EMA weights, whole on the main process alone. All ranks must call this."""
+    optimizer = whole_on_main(learner.optimizer.state_dict(), ranks.is_main)
+    return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather_to_main(random_state()))
 
 
 def require_finite(model: nn.Module, step: int) -> None:

@@ -82,14 +82,17 @@ def preemption(ranks: Ranks) -> Iterator[Preemption]:
             signal.signal(number, handler)
 
 
-def outlive_signals(_: int) -> None:
+def outlive_signals(_: int, trainer: int) -> None:
     """Make a loader process ignore signals, except a SIGTERM that its trainer sends.
 
     A signal to the whole process group would otherwise end the loaders before the trainer has saved. Loaders still end
     when their trainer ends.
+
+    Args:
+        trainer: Its process number. It is not the parent if a fork server starts the loaders.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
 
 
 def _end_with(trainer: int) -> None:

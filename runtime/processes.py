@@ -1,20 +1,24 @@
-"""The process group of a run: one process, or the processes that torchrun started."""
+"""The process group of a run: one process, or those that torchrun started, each on its own device."""
 
+import hashlib
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from runtime.errors import RankLost, UserError, first_line
+from runtime.errors import EndedTogether, RankLost, UserError, first_line
 
-CONNECTION_LOST = re.compile(
-    r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe"
-)  # in the messages of gloo's RuntimeErrors
+# In the messages of gloo's RuntimeErrors.
+CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe")
+SAME_ERROR = timedelta(seconds=5)  # how long a rank waits for rank 0 to print the same error
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,19 @@ class Ranks:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in rank order, on each rank."""
+        """The values of all ranks, in rank order, on each rank; for small values."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on the main process; an empty list on the others."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count if self.is_main else []
+        dist.gather_object(value, values if self.is_main else None, dst=0, group=self.control)
         return values
 
     def any(self, flag: torch.Tensor) -> torch.Tensor:
@@ -59,10 +71,13 @@ class Ranks:
         if self.is_main:
             try:
                 value = function()
-            except UserError as raised:
+            except (UserError, EndedTogether) as raised:
                 error = raised
-                error.here_only = False  # all ranks get it
-        value, error = self.gather((value, error))[0]
+                error.agreed = True
+        if self.count > 1:
+            sent = [(value, error)]
+            dist.broadcast_object_list(sent, src=0, group=self.control)
+            value, error = sent[0]
         if error is not None:
             raise error
         return value
@@ -88,17 +103,27 @@ class Ranks:
 
 
 @contextmanager
-def process_group(device_name: str) -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment (NCCL on GPUs, else gloo); leave it at the end.
+def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment (NCCL on GPUs, else gloo).
+
+    The group is left in order only if there was no error. After an error NCCL can wait for ever for ranks that have
+    ended, so `runtime.errors.exit_status` prints the error and ends the process with the group still open.
 
     Args:
         device_name: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        timeout: Minutes that a rank waits for the others before it gives up.
 
     Raises:
-        UserError: If the device is unknown or does not exist.
+        UserError: If the device is unknown or does not exist, or ranks would share a GPU.
         RankLost: If the connection to another process breaks.
     """
     rank, count = _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
+    if "WORLD_SIZE" not in os.environ and _from_environment("SLURM_STEP_NUM_TASKS", 1) > 1:
+        raise UserError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} processes that do not know of each other: start one "
+            "torchrun per node, as scripts/slurm.sh does",
+            here_only=os.environ.get("SLURM_PROCID", "0") == "0",
+        )
     if count > 1 and any(name not in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
         missing = "without RANK, MASTER_ADDR and MASTER_PORT in the environment: use torchrun"
         raise UserError(f"WORLD_SIZE={count} {missing}", here_only=True)
@@ -107,23 +132,92 @@ def process_group(device_name: str) -> Iterator[Ranks]:
     device = _device(device_name, _from_environment("LOCAL_RANK", 0))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    control = None
-    if count > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_meeting_point(count), rank=rank, world_size=count)
-        control = dist.new_group(backend="gloo")
+    if count == 1:
+        yield Ranks(rank, count, device)
+        return
+    store = None
     try:
-        yield Ranks(rank, count, device, control)
+        store = _meeting_point(count, timedelta(minutes=timeout))
+        _check_places(store, rank, count, device)
+        yield Ranks(rank, count, device, _join(store, rank, count, device, timedelta(minutes=timeout)))
     except RuntimeError as error:
-        if count > 1 and (isinstance(error, dist.DistError) or CONNECTION_LOST.search(str(error))):
-            reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
-            raise RankLost(
-                f"rank {rank}: another process of this run has ended or cannot be reached ({reason})"
-            ) from error
+        if not isinstance(error, dist.DistError) and not CONNECTION_LOST.search(str(error)):
+            error.where = _where(store, rank, count, str(error))  # type: ignore[attr-defined]
+            raise
+        reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
+        hint = "" if dist.is_initialized() else "; GLOO_SOCKET_IFNAME names the network between nodes"
+        message = f"rank {rank}: another process of this run has ended or cannot be reached ({reason}){hint}"
+        raise RankLost(message) from error
+    except Exception as error:
+        if not getattr(error, "agreed", False):
+            error.where = _where(store, rank, count, str(error))  # type: ignore[attr-defined]
         raise
-    finally:
-        if count > 1:
-            dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _join(store: dist.Store, rank: int, count: int, device: torch.device, timeout: timedelta) -> Any:
+    """Join the group for tensors, and return one of its own for messages between CPUs."""
+    on_gpus: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    backend = "nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout, **on_gpus)
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _where(store: dist.Store | None, rank: int, count: int, message: str) -> str | None:
+    """The rank and host that have an error, for its message.
+
+    Returns:
+        None if the main process prints the same error, "" on the main process itself.
+    """
+    here = f"rank {rank} on {socket.gethostname()}"
+    if store is None:
+        return here
+    key = f"error {hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        if rank != 0:
+            store.wait([key], SAME_ERROR)
+            store.add(f"{key} heard", 1)
+            return None
+        store.set(key, "printed")
+        deadline = time.monotonic() + SAME_ERROR.total_seconds()
+        while store.add(f"{key} heard", 0) < count - 1 and time.monotonic() < deadline:  # the store may end with us
+            time.sleep(0.05)
+        return ""
+    except RuntimeError:  # nobody else has the error, or the store has ended
+        return here if rank else ""
+
+
+def _check_places(store: dist.Store, rank: int, count: int, device: torch.device) -> None:
+    """Raise UserError, on all ranks, if two of them share a GPU or some have one and others none.
+
+    The main process looks at all places and says what it thinks of them through the store, before any group is there.
+    """
+    place = f"{socket.gethostname()} {device.type}"
+    if device.type == "cuda" and "MIG" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):  # whose parts share a name
+        place += f" {torch.cuda.get_device_properties(device).uuid}"
+    store.set(f"place {rank}", place)
+    if rank == 0:
+        store.set("places", _refused([store.get(f"place {each}").decode() for each in range(count)]) or "fine")
+    refused = store.get("places").decode()
+    if refused != "fine":
+        error = UserError(refused)
+        error.agreed = True
+        raise error
+
+
+def _refused(places: list[str]) -> str:
+    """What is wrong with where ranks are: "host type", with the GPU's own name after it; "" for nothing."""
+    kinds = [place.split(" ")[1] for place in places]
+    if len(set(kinds)) > 1:
+        other = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])
+        there = f"rank 0 on {places[0].split(' ')[0]} has {kinds[0]}, rank {other} on {places[other].split(' ')[0]}"
+        return f"--device auto: {there} has {kinds[other]}; give --device cpu, or each process a GPU"
+    first: dict[str, int] = {}
+    for rank, place in enumerate(places):
+        if place.count(" ") == 2 and first.setdefault(place, rank) != rank:
+            host = place.split(" ")[0]
+            return f"ranks {first[place]} and {rank} on {host} share one GPU; start one process per GPU"
+    return ""
 
 
 def _from_environment(name: str, default: int) -> int:
@@ -133,14 +227,15 @@ def _from_environment(name: str, default: int) -> int:
     return int(text)
 
 
-def _meeting_point(count: int) -> dist.Store:
+def _meeting_point(count: int, timeout: timedelta) -> dist.Store:
     """The store by which the processes find each other.
 
     torchrun uses one store for all restarts (pytorch#135712), so restarted processes would find the addresses of ended
     ones. On one node each restart therefore uses its own prefix. On several nodes the restart counts can differ; there
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each restart its own store (docs/cluster.md).
     """
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
     if os.environ.get("LOCAL_WORLD_SIZE") != str(count):
         return store
     return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -157,8 +252,16 @@ def _device(name: str, local_rank: int) -> torch.device:
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: torch sees no CUDA GPU on this machine; use cpu or auto")
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPU(s) here")
+            raise UserError(f"--device {name}: torch sees no CUDA GPU on {socket.gethostname()}; use cpu or auto",
+                            here_only=local_rank == 0)  # fmt: skip
+        count, one_each = torch.cuda.device_count(), _sees_one_gpu()
+        device = torch.device("cuda", (0 if one_each else local_rank) if device.index is None else device.index)
+        if device.index >= count:
+            asked = f"LOCAL_RANK={local_rank}" if local_rank else f"--device {name}"
+            raise UserError(f"{asked}: torch sees {count} GPU(s) on {socket.gethostname()}", here_only=True)
     return device
+
+
+def _sees_one_gpu() -> bool:
+    """Whether a scheduler gave each process one GPU to see, such as srun with --gpus-per-task=1."""
+    return torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ

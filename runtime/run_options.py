@@ -58,7 +58,13 @@ class RunOptions:
     decay_audit: bool = option(False, "log at each log interval how decay changed each module's stored weights")
     seed: int = option(0, "seed of initial weights, data order, augmentation and dropout", minimum=0, fixed="seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE")
+    timeout: float = option(30.0, "minutes that a process waits for the others before it gives up", above=0)
     amp: str = option("none", "mixed precision with float32 weights", choices=AMP, fixed="precision")
+    tf32: bool = option(False, "products of float32 in TF32 on NVIDIA GPUs: faster, 10 bits", fixed="precision")
+    deterministic: bool = option(
+        False, "use bitwise reproducible algorithms only: slower on GPUs, and not every model can",
+        fixed="precision",
+    )  # fmt: skip
     enable_wandb: bool = option(False, "log to wandb too")
     project: str = option("alphadecay", "wandb project")
     wandb_name: str = option("", "name of the wandb run")

@@ -34,13 +34,13 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all random generators of this process, as plain values and tensors."""
+    """The states of this process' random generators, that of its own GPU included, as plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -51,5 +51,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_initialized():
+        every = state["cuda"]  # older checkpoints have the states of all GPUs that the process saw
+        torch.cuda.set_rng_state(every[torch.cuda.current_device() if len(every) > 1 else 0])

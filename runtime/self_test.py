@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,16 @@ def self_test(command: Sequence[str], options: RunOptions, ranks: Ranks, harmles
         if ranks.is_main:
             say(f"self-test: {label}")
         _run(command, words, ranks, label)
-    ranks.from_main(lambda: _compare(whole, parts, folder))
+    different = ranks.from_main(lambda: _compare(whole, parts))
+    if different:
+        again = folder / "again"
+        if ranks.is_main:
+            say("self-test: all steps again, to see whether the same run twice is identical")
+        _run(command, run_to(again, steps), ranks, f"{steps} steps again")
+        ranks.from_main(lambda: _explain(different, differences(whole, again), folder))
+    ranks.from_main(lambda: shutil.rmtree(folder))
+    if ranks.is_main:
+        say("\nresuming is exact: only times differ")
 
 
 def run_to(folder: Path, step: int) -> list[str]:
@@ -99,16 +108,23 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _compare(whole: Path, parts: Path, folder: Path) -> None:
-    """Print a table of the comparison; delete the runs if nothing differs."""
+def _compare(whole: Path, parts: Path) -> dict[str, str]:
+    """Print a table of the comparison; returns what differs, as `differences`."""
     compared = paired_values(whole, parts)
     different = differences(whole, parts)
     rows = [(name, len(pairs), different.get(name, "identical")) for name, pairs in compared.items()]
     say("\n" + table(["compared", "values", "one run and two parts"], rows))
-    if different:
-        raise SelfTestFailed(f"resuming changed {', '.join(different)}; both runs are kept in {folder}")
-    shutil.rmtree(folder)
-    say("\nresuming is exact: only times differ")
+    return different
+
+
+def _explain(resumed: Mapping[str, str], repeated: Mapping[str, str], folder: Path) -> None:
+    """Raise SelfTestFailed: resuming changed something, or the same steps give other results each time."""
+    if not repeated:
+        raise SelfTestFailed(f"resuming changed {', '.join(resumed)}; the runs are kept in {folder}")
+    raise SelfTestFailed(
+        f"not reproducible on this device: the same steps twice differ in {', '.join(repeated)}, so resuming cannot be "
+        f"tested; --deterministic may help; the runs are kept in {folder}"
+    )
 
 
 def differences(whole: Path, parts: Path) -> dict[str, str]:

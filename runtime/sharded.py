@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alphadecay.sharing import is_sharded, local_part
-from alphadecay.skeletons import skeleton
+from runtime.processes import Ranks
 
 
 def whole(value: Any) -> Any:
@@ -23,11 +23,34 @@ def whole(value: Any) -> Any:
     return value
 
 
-def whole_model(plain: nn.Module) -> nn.Module:
-    """The model; if it is sharded, modules with its whole weights instead. All ranks must call this."""
-    if not any(is_sharded(p) for p in plain.parameters()):
-        return plain
-    return skeleton({name: tensor.cpu() for name, tensor in whole(plain.state_dict()).items()})
+def whole_on_main(value: Any, is_main: bool) -> Any:
+    """A state with each sharded tensor gathered into the main process' CPU memory; None for it on the other ranks.
+
+    Tensors are gathered one after another, so a device holds one whole tensor at a time. Tensors that are not sharded
+    stay as they are. All ranks that hold parts must call this.
+    """
+    if is_sharded(value):
+        gathered = value.full_tensor()
+        return gathered.cpu() if is_main else None
+    if isinstance(value, dict):
+        return type(value)((key, whole_on_main(item, is_main)) for key, item in value.items())
+    if isinstance(value, list):
+        return [whole_on_main(item, is_main) for item in value]
+    return value
+
+
+def is_sharded_model(model: nn.Module) -> bool:
+    """Whether a model's weights are sharded across processes."""
+    return any(is_sharded(p) for p in model.parameters())
+
+
+def agree_on_buffers(models: Iterable[nn.Module | None], ranks: Ranks) -> None:
+    """Copy the main process' buffers to all ranks: running statistics of batch norm differ between ranks."""
+    if ranks.count > 1:
+        for model in models:
+            for buffer in model.buffers() if model is not None else ():
+                if not is_sharded(buffer):
+                    dist.broadcast(buffer, 0)
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -35,8 +58,13 @@ def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
     Raises RuntimeError as `load_state_dict`.
     """
+    if not is_sharded_model(model):
+        model.load_state_dict(weights)
+        return
     own = model.state_dict()
-    model.load_state_dict({name: _like(own.get(name), value) for name, value in weights.items()})
+    model.load_state_dict({name: own.get(name, value) for name, value in weights.items()})  # are all there, no other?
+    for name, value in weights.items():  # one is whole at a time
+        model.load_state_dict({name: _like(own[name], value)}, strict=False)
 
 
 def sharded_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -74,5 +102,6 @@ def _like(own: Any, value: Any) -> Any:
     if is_sharded(own) and isinstance(value, Tensor) and value.shape == own.shape:
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+        # Each process has read the value itself and takes its part.
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     return value

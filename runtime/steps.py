@@ -130,7 +130,8 @@ def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """The model, wrapped in DistributedDataParallel if there are several ranks."""
     if ranks.count == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, [ranks.device] if ranks.device.type == "cuda" else None)
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, devices, gradient_as_bucket_view=True)  # no second copy of them
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from alphadecay.analysis import analyze
@@ -27,7 +28,7 @@ from runtime.reports import applied_decay, mean_alphas
 from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.session import Session
-from runtime.sharded import whole, whole_model
+from runtime.sharded import agree_on_buffers, whole_on_main
 from runtime.steps import StepRules
 from runtime.tables import progress, say, show_evaluation
 from runtime.training_state import TrainingState
@@ -134,10 +135,18 @@ class Trainer(ABC):
             raise self._leave(str(signal)) from None
         finally:
             self.close()
-        model = whole_model(self.learner.plain)
+        records = self._records()
         if self.session is not None:
-            self._finish(self.session, analyze(model, **vars(self.decay.measuring), **self.decay.selection))
+            self._finish(self.session, records)
         self.hand_over()
+
+    def _records(self) -> SpectrumRecords:
+        """The spectra of the trained weights, which ranks share the measuring of; all are on the main process."""
+        ranks = dist.group.WORLD if self.ranks.count > 1 else None
+        how = {**vars(self.decay.measuring), **self.decay.selection}
+        records = analyze(self.learner.plain, **how, process_group=ranks)
+        spectra = self.ranks.gather_to_main(records.spectra)
+        return SpectrumRecords(records, {name: eigs for part in spectra for name, eigs in part.items()})
 
     def _train(self) -> None:
         self._ensure_checkpoint()
@@ -196,6 +205,7 @@ class Trainer(ABC):
         """
         counts = self.counts
         self._require_finite()
+        agree_on_buffers([self.learner.plain, self.learner.averaged], self.ranks)
         before = None if counts.evaluation_due else self.state()
         lr, base = self._rates()
         row: Row = {"step": counts.step, **self.facts(counts.step), "lr": lr, "weight_decay": base}
@@ -222,7 +232,8 @@ class Trainer(ABC):
 
     def state(self) -> TrainingState:
         """The state for a checkpoint, besides raw and EMA weights. All ranks must call this."""
-        sums, seconds = self.ranks.gather(self._loss_sum.item()), self._decay_seconds_before + self.decay.seconds
+        sums = self.ranks.gather_to_main(self._loss_sum.item())
+        seconds = self._decay_seconds_before + self.decay.seconds
         counts = replace(self.counts, loss_sums=sums, decay_seconds=seconds)
         learner, streams = learner_state(self.learner, self.ranks), self.streams()
         if self.session is None:  # only the main process writes
@@ -239,8 +250,9 @@ class Trainer(ABC):
         state = state or self.state()
         self.saved_step = self.counts.step
         averaged = self.learner.averaged
-        weights = whole(self.learner.plain.state_dict())
-        ema = None if averaged is None else whole(averaged.state_dict())
+        is_main = self.session is not None
+        weights = whole_on_main(self.learner.plain.state_dict(), is_main)
+        ema = None if averaged is None else whole_on_main(averaged.state_dict(), is_main)
         if self.session is not None:
             self.session.save(self.counts.step, weights, ema, state)
 

@@ -1,8 +1,19 @@
 """Runs jobs in the background, one at a time, and raises their errors in the training thread."""
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
+
+_writers: "weakref.WeakSet[BackgroundWriter]" = weakref.WeakSet()
+
+
+def finish_all() -> None:
+    """Return when all jobs that were begun are done, whatever they raise."""
+    for writer in list(_writers):
+        with suppress(Exception):
+            writer.wait()
 
 
 class BackgroundWriter:
@@ -11,6 +22,7 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._job: Future[Any] | None = None
+        _writers.add(self)
 
     def submit(self, job: Callable[[], Any]) -> None:
         """Start a job after the previous one is done; raises that one's error."""

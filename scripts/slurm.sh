@@ -23,6 +23,11 @@ port=$((20000 + SLURM_JOB_ID % 10000)) # jobs on the same node have different po
 
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else restarted processes look for ended ones (pytorch#135712)
 
+# Seconds that torchrun waits for its processes to end before it kills them (newer torch; older releases wait 30 s). A
+# large checkpoint takes longer to write. Slurm kills everything 120 s after USR1.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
+# If nodes have several networks, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the one between them, such as ib0.
+
 # The run folder: main.py writes a file REQUEUE in it after a signal has requested its end and it has saved.
 folder=runs/run
 words=("$@")

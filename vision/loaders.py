@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -229,11 +230,12 @@ def _loader_arguments(options: DataOptions, pin_memory: bool) -> dict[str, Any]:
         "pin_memory": pin_memory,
         "persistent_workers": workers > 0,
         "collate_fn": collate,
-        "worker_init_fn": outlive_signals,
+        "worker_init_fn": partial(outlive_signals, trainer=os.getpid()),
         "generator": torch.Generator(),  # separate, so that worker seeds are not drawn from the training's generator
     }
 
 
 def usable_workers(wanted: int) -> int:
-    """The wanted number of loader processes, but at most one per CPU that this process may use."""
-    return min(wanted, len(os.sched_getaffinity(0)))
+    """The wanted number of loader processes, but at most this process' share of the CPUs of its node's processes."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(wanted, max(1, len(os.sched_getaffinity(0)) // processes))

@@ -1,6 +1,18 @@
 """Mistakes that somebody could make, each with the tests that must notice it; tests/planted_faults.py plants them."""
 
-from faults_planted import assignment, commands, comparing, images, measures, noting, reading, runs, text, training
+from faults_planted import (
+    assignment,
+    commands,
+    comparing,
+    devices,
+    images,
+    measures,
+    noting,
+    reading,
+    runs,
+    text,
+    training,
+)
 from faults_planted.fault import Fault
 
 FAULTS: list[Fault] = [
@@ -14,4 +26,5 @@ FAULTS: list[Fault] = [
     *text.FAULTS,
     *comparing.FAULTS,
     *reading.FAULTS,
+    *devices.FAULTS,
 ]

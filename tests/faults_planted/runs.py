@@ -72,8 +72,8 @@ FAULTS = [
     Fault(
         "states_may_run_code",
         "runtime/checkpoints.py",
-        'state = torch.load(path, map_location="cpu", weights_only=True)',
-        'state = torch.load(path, map_location="cpu", weights_only=False)',
+        'state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)',
+        'state = torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)',
         "runtime/test_checkpoints.py::test_a_checkpoint_can_run_no_code",
         "somebody else's checkpoint can do anything",
     ),
@@ -88,8 +88,8 @@ FAULTS = [
     Fault(
         "copies_follow_the_training",
         "runtime/checkpoints.py",
-        "contents = cls(step, copied(dict(model)), average,",
-        "contents = cls(step, dict(model), average,",
+        "return cls(step, copied(dict(model), stage), average,",
+        "return cls(step, dict(model), average,",
         "runtime/test_checkpoints.py::test_contents_do_not_follow_what_training_goes_on_to_do",
         "a checkpoint mixes weights of several steps",
     ),

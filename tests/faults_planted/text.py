@@ -38,8 +38,8 @@ FAULTS = [
     Fault(
         "micro_steps_weigh_alike",
         "llama/engine.py",
-        'counts = [count_targets(batch["labels"]) for batch in micro_batches]',
-        'counts = [count_targets(micro_batches[0]["labels"])] * len(micro_batches)',
+        'sum(count_targets(batch["labels"]) for batch in micro_batches)',
+        'sum(count_targets(micro_batches[0]["labels"]) for batch in micro_batches)',
         "llama/test_text_loss.py",
         "short micro-batches count as much as full ones",
     ),

@@ -186,8 +186,8 @@ FAULTS = [
     Fault(
         "accuracy_over_batches",
         "engine.py",
-        "torch.tensor(len(labels), device=ranks.device)",
-        "torch.tensor(1, device=ranks.device)",
+        "torch.full_like(loss, len(labels))",
+        "torch.full_like(loss, 1)",
         "vision/test_engine.py",
         "the denominator is not the number of images",
     ),

@@ -71,6 +71,20 @@ def test_shards_and_chunks_train_as_whole_copies_and_uneven_text_ends(uneven, pl
 
 
 @pytest.mark.slow
+def test_copies_of_shards_train_as_whole_copies(uneven, tmp_path):
+    _, words = uneven
+    logs = []
+    for name, more in {"whole": [], "shards": ["--fsdp", "--fsdp_size", "2"]}.items():
+        folder = tmp_path / name
+        done = forked(4, *words, "1", *more, "--output_dir", folder, "--max_steps", "2", program="main_llama.py")
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs.append((rows(folder / "log.jsonl"), rows(folder / "decay.jsonl")))
+    (ours, decays), (theirs, expected) = logs
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-4)
+    assert [row["score"] for row in decays] == pytest.approx([row["score"] for row in expected], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_shards_are_exported_and_evaluated_whole(uneven, tmp_path, capsys):
     _, words = uneven
     more = ["--fsdp", "--max_steps", "1", "--export_hf", tmp_path / "exported", "--output_dir", tmp_path / "run"]

@@ -121,6 +121,25 @@ def test_evaluation_is_the_same_for_any_number_of_processes(two_processes, monke
     assert f"{rows(two_processes / 'log.jsonl')[-1]['acc1']:.4g}" in alone
 
 
+BATCH_NORM = (
+    "--data_set digits --input_size 32 --model resnet10t --batch_size 40 --epochs 1 --warmup_epochs 0 --lr 0.05 "
+    "--optimizer sgd --aa none --num_workers 0 --model_ema --model_ema_decay 0.5 --model_ema_eval "
+    "--decay uniform --max_steps 4"
+).split()
+
+
+@pytest.mark.slow
+def test_what_two_processes_log_with_batch_norm_is_what_they_save(tmp_path, monkeypatch):
+    """Running statistics are of each process' own images: those of the main process are saved, and evaluated."""
+    done = forked(2, *BATCH_NORM, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run("--eval", "--resume", tmp_path / "run", monkeypatch=monkeypatch) == 0
+    (logged,) = rows(tmp_path / "run" / "log.jsonl")
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
+    for name in ("loss", "acc1", "loss_ema", "acc1_ema"):
+        assert logged[name] == pytest.approx(saved[name], rel=1e-5), name
+
+
 @pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(two_processes, tmp_path):
     folder = tmp_path / "run"

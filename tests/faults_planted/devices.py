@@ -1,0 +1,103 @@
+"""Faults in what runs on GPUs and several processes: ends, shards, buffers, random states, host syncs."""
+
+from faults_planted.fault import Fault
+
+DEVICES, ENDS = "runtime/test_devices.py", "runtime/test_ends.py"
+FAULTS = [
+    Fault(
+        "group_is_left_after_an_error",
+        "runtime/processes.py",
+        "        raise\n    dist.destroy_process_group()",
+        "        raise\n    finally:\n        dist.destroy_process_group()",
+        ENDS,
+        "an error on one rank becomes a silent hang",
+    ),
+    Fault(
+        "error_of_another_rank_is_silent",
+        "runtime/processes.py",
+        '        return here if rank else ""',
+        '        return None if rank else ""',
+        ENDS,
+        "an error on rank 1 prints nothing",
+    ),
+    Fault(
+        "a_shared_gpu_is_accepted",
+        "runtime/processes.py",
+        "first.setdefault(place, rank) != rank",
+        "first.setdefault(place, rank) < 0",
+        ENDS,
+        "two processes train on one GPU",
+    ),
+    Fault(
+        "what_is_written_is_cut_off",
+        "runtime/errors.py",
+        "        writer.finish_all()",
+        "        pass",
+        ENDS,
+        "the checkpoint that was being written is lost",
+    ),
+    Fault(
+        "random_state_of_the_first_gpu",
+        "runtime/seeding.py",
+        "torch.cuda.current_device() if len(every) > 1 else 0",
+        "0",
+        DEVICES,
+        "old checkpoints restore another GPU's random numbers",
+    ),
+    Fault(
+        "sgd_is_always_fused",
+        "optim_factory.py",
+        "fused = name in FUSED and not (",
+        "fused = name in FUSED or (",
+        DEVICES,
+        "SGD in fp16 turns to NaN",
+    ),
+    Fault(
+        "every_rank_keeps_the_whole_state",
+        "runtime/sharded.py",
+        "return gathered.cpu() if is_main else None",
+        "return gathered.cpu()",
+        DEVICES,
+        "every host holds the whole model at a checkpoint",
+    ),
+    Fault(
+        "buffers_differ_between_ranks",
+        "runtime/sharded.py",
+        "dist.broadcast(buffer, 0)",
+        "dist.broadcast(buffer.clone(), 0)",
+        DEVICES,
+        "the logged accuracy is not the saved model's",
+    ),
+    Fault(
+        "workers_for_one_process",
+        "vision/loaders.py",
+        "len(os.sched_getaffinity(0)) // processes",
+        "len(os.sched_getaffinity(0))",
+        DEVICES,
+        "each process starts as many loaders as the node has CPUs",
+    ),
+    Fault(
+        "the_solver_has_one_chance",
+        "alphadecay/spectra.py",
+        "    except RuntimeError:\n        return torch.linalg.eigvalsh(grams.cpu()",
+        "    except ZeroDivisionError:\n        return torch.linalg.eigvalsh(grams.cpu()",
+        DEVICES,
+        "a matrix on which cuSOLVER fails ends the run",
+    ),
+    Fault(
+        "the_host_waits_in_every_step",
+        "runtime/finite.py",
+        "self.bad_step() if (step + 1) % self.every == 0 else None",
+        "self.bad_step()",
+        DEVICES,
+        "the host waits for the GPU in every step",
+    ),
+    Fault(
+        "a_device_that_repeats_nothing_is_blamed_on_resuming",
+        "runtime/self_test.py",
+        "    if not repeated:\n",
+        "    if repeated:\n",
+        DEVICES,
+        "the self-test fails falsely on GPUs",
+    ),
+]
