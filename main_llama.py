@@ -168,6 +168,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         tokenizer=text.tokenizer,
         eval_every=options.optimizer.eval_every,
         sharded=options.model.fsdp,
+        in_shards=options.model.sharded_checkpoints,
         peak_tflops=options.model.peak_tflops,
         export_to=Path(options.model.export_hf) if options.model.export_hf else None,
     )

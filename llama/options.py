@@ -103,6 +103,9 @@ class LanguageModelOptions:
         None, "processes that share one copy of the weights, such as those of a node (HSDP); by default all",
         minimum=1, fixed="precision",
     )  # fmt: skip
+    sharded_checkpoints: bool = option(
+        False, "each process writes its part of a checkpoint, and none gathers the model; any number can read it"
+    )
     chunked_loss: bool = option(
         False, "compute the loss in chunks of tokens, never all logits at once: less memory", fixed="precision"
     )
@@ -115,6 +118,7 @@ class LanguageModelOptions:
     )
 
     CHECKS = (
+        (lambda o: o.fsdp or not o.sharded_checkpoints, "--sharded_checkpoints true: needs --fsdp true"),
         (lambda o: o.fsdp or o.fsdp_size is None, "--fsdp_size {fsdp_size}: needs --fsdp true"),
         (
             lambda o: not o.export_hf or can_be_folder(Path(o.export_hf)),

@@ -5,7 +5,6 @@ keeps EMA weights), training_state.pt (plain values and tensors) and manifest.js
 `best` and `best_ema` are links to two of these folders.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import UserError
-from runtime.files import json_of
+from runtime.files import json_of, sha256
 from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
+from runtime.shards import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, moments_of, read_whole
 from runtime.validation import Unfit, check_state
 
 LINKS = ("best", "best_ema")
@@ -45,8 +45,16 @@ class Checkpoint:
     path: Path
     step: int
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process wrote its part of the tensors (`runtime.shards`)."""
+        return (self.path / METADATA).exists()
+
     def model_weights(self) -> dict[str, Tensor]:
         """The model's state dict, on the CPU."""
+        if self.sharded:
+            weights = read_whole(self.path, MODEL_PREFIX)
+            return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in weights.items()}
         return _tensors(self.path / MODEL)
 
     def ema_weights(self) -> dict[str, Tensor] | None:
@@ -62,7 +70,7 @@ class Checkpoint:
 
         Args:
             mapped: Read tensors from the file when they are used, for a state of which each process needs a part. The
-                file must stay as long as they are used.
+                file must stay as long as they are used. Those of a sharded checkpoint are left to `read_shards`.
 
         Raises:
             UserError: If the file is not a training state, or would run code.
@@ -76,6 +84,9 @@ class Checkpoint:
             check_state(state, self.step)
         except Unfit as error:
             raise UserError(f"{path} {error}; refused") from error
+        if self.sharded and not mapped:
+            for index, moments in moments_of(read_whole(self.path, OPTIMIZER_PREFIX)).items():
+                state["optimizer"]["state"].setdefault(index, {}).update(moments)
         return state
 
 
@@ -136,23 +147,28 @@ def _copy_staged(source: Tensor, target: Tensor, stage: Tensor) -> None:
         target[start : start + len(piece)].copy_(piece)
 
 
-def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[Path] = ()) -> Checkpoint:
+def write_checkpoint(
+    folder: Path, contents: Contents, before_rename: Sequence[Path] = (), shards: Hashes | None = None
+) -> Checkpoint:
     """Write checkpoints/step_... so that it is either complete or absent, even after a power cut.
 
     Args:
         folder: The run's checkpoints/.
         contents: What to write.
         before_rename: Files that must be on the disk before the checkpoint, such as the log whose lines it counts.
+        shards: SHA-256 of the files that the processes have written into `in_progress` with the tensors; the rest comes
+            to them here.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written; no incomplete checkpoint remains.
     """
     target = folder / f"step_{contents.step:08d}"
-    temporary, old = folder / f".{target.name}.tmp", folder / f".{target.name}.old"
+    temporary, old = in_progress(folder, contents.step), folder / f".{target.name}.old"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(temporary, contents)
+        if shards is None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        _write_files(temporary, contents, shards)
         for path in [*temporary.iterdir(), temporary, *filter(Path.exists, before_rename)]:
             _sync(path)
         if target.exists():
@@ -171,12 +187,18 @@ def write_checkpoint(folder: Path, contents: Contents, before_rename: Sequence[P
     return Checkpoint(target, contents.step)
 
 
-def _write_files(folder: Path, contents: Contents) -> None:
-    for name, weights in ((MODEL, contents.model), (EMA, contents.ema)):
+def in_progress(folder: Path, step: int) -> Path:
+    """The folder in which a checkpoint is written before it gets its name."""
+    return folder / f".step_{step:08d}.tmp"
+
+
+def _write_files(folder: Path, contents: Contents, shards: Hashes | None) -> None:
+    for name, weights in ((MODEL, contents.model), (EMA, contents.ema)) if shards is None else ():
         if weights is not None:
             save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name)
     torch.save(contents.state, folder / STATE)
-    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    known = shards or {}
+    hashes = {path.name: known.get(path.name) or sha256(path) for path in sorted(folder.iterdir())}
     manifest = {"step": contents.step, "run": contents.contract, "files": hashes}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -262,7 +284,7 @@ def verified(path: Path) -> Checkpoint:
         step_name = STEP.fullmatch(path.name)
         if step_name and int(step_name[1]) != step or step < 0:
             raise ValueError(f"its step is {step}")
-        if not set(files) <= {MODEL, EMA, STATE}:
+        if not all(name in (MODEL, EMA, STATE, METADATA) or SHARD.fullmatch(name) for name in files):
             raise ValueError("it lists files that do not belong to a checkpoint")
         run = manifest.get("run") or {}
         if not isinstance(run, dict) or not all(isinstance(run.get(key, {}), dict) for key in ("options", "facts")):
@@ -275,7 +297,7 @@ def verified(path: Path) -> Checkpoint:
             raise UserError(f"{file} is missing")
         if sha256(file) != expected:
             raise UserError(f"{file} is broken: its SHA-256 differs from the one in the manifest")
-    if MODEL not in files or STATE not in files:
+    if not {MODEL, METADATA} & set(files) or STATE not in files:
         raise UserError(f"{path / MANIFEST} does not list both {MODEL} and {STATE}")
     return Checkpoint(path, step)
 
@@ -285,15 +307,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Files in folders that others can write to: reading never waits for a pipe, writing never follows a link."""
 
+import hashlib
 import json
 import os
 import stat
@@ -66,3 +67,12 @@ def replacing(path: Path) -> Iterator[IO[str]]:
         file.flush()
         os.fsync(file.fileno())  # else a power cut could leave an empty file at `path`
     temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, is_sharded_model, load_whole_weights, sharded_optimizer_state, whole_on_main
+from runtime.shards import read_shards, tensors_of
 from runtime.training_state import LearnerState, TrainingState
 from runtime.validation import check_optimizer_state
 
@@ -47,11 +48,20 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
     Raises:
         UserError: If the checkpoint is from another model or its parameter groups differ.
     """
-    load_weights(learner.plain, checkpoint.model_weights(), checkpoint)
+    in_shards = checkpoint.sharded and is_sharded_model(learner.plain)
+    if not in_shards:
+        load_weights(learner.plain, checkpoint.model_weights(), checkpoint)
     ema_weights = checkpoint.ema_weights()
     if learner.averaged is not None and ema_weights is not None:
         load_weights(learner.averaged, ema_weights, checkpoint)
     state = checkpoint.training_state(mapped=is_sharded_model(learner.plain))
+    if in_shards:
+        indices = (index for group in state["optimizer"]["param_groups"] for index in group["params"])
+        parameters = (p for group in learner.optimizer.param_groups for p in group["params"])
+        own = dict(zip(indices, parameters, strict=False))
+        moments = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.control)
+        for index, values in moments.items():
+            state["optimizer"]["state"].setdefault(index, {}).update(values)
     try:
         check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
@@ -63,9 +73,13 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
     return TrainingState.of(state)
 
 
-def learner_state(learner: Learner, ranks: Ranks) -> LearnerState:
-    """What `restore` needs besides raw and EMA weights, whole on the main process alone. All ranks must call this."""
-    optimizer = whole_on_main(learner.optimizer.state_dict(), ranks.is_main)
+def learner_state(learner: Learner, ranks: Ranks, in_shards: bool = False) -> LearnerState:
+    """What `restore` needs besides raw and EMA weights. All ranks must call this.
+
+    Sharded tensors are whole on the main process alone; `in_shards` leaves them out, as each process writes its part.
+    """
+    optimizer = learner.optimizer.state_dict()
+    optimizer = tensors_of({}, optimizer)[1] if in_shards else whole_on_main(optimizer, ranks.is_main)
     return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather_to_main(random_state()))
 
 

@@ -54,7 +54,8 @@ def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint's files, and its folder unless it has other files."""
     if path.is_symlink():
         return path.unlink()
-    for name in (MANIFEST, STATE, EMA, MODEL):
+    shards = [each.name for each in path.glob("__*_*.distcp")]
+    for name in (MANIFEST, STATE, EMA, MODEL, ".metadata", *shards):
         (path / name).unlink(missing_ok=True)
     with suppress(OSError):
         path.rmdir()

@@ -1,7 +1,8 @@
 """Writes a run's folder: log, decay log, curves, checkpoints, best metrics."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from runtime import runfolder
@@ -19,6 +20,7 @@ from runtime.errors import UserError
 from runtime.metrics import Metric
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
+from runtime.shards import Hashes
 from runtime.start import Start
 from runtime.tables import say
 from runtime.training_state import TrainingState, Written
@@ -142,9 +144,15 @@ class Session:
         links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
         self._writer.submit(lambda: self._write(contents, links))
 
-    def _write(self, contents: Contents, links: Sequence[str]) -> None:
+    def completes(self, step: int, state: TrainingState) -> Callable[[Hashes], None]:
+        """What completes a checkpoint of a step, in the thread that has written its tensors in shards."""
+        contents = Contents.copied(step, {}, None, state.flat(), self.contract)
+        links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
+        return partial(self._write, contents, links)
+
+    def _write(self, contents: Contents, links: Sequence[str], shards: Hashes | None = None) -> None:
         logs = [self.folder / name for name in runfolder.ROWS]
-        checkpoint = write_checkpoint(self.checkpoints, contents, before_rename=logs)
+        checkpoint = write_checkpoint(self.checkpoints, contents, before_rename=logs, shards=shards)
         for name in links:
             link(self.checkpoints, name, checkpoint)
         remove_old(self.checkpoints, self.options.save_ckpt_num)
