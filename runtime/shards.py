@@ -51,7 +51,9 @@ class ShardWriter:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self._writer = ranks, BackgroundWriter()
-        self._group = dist.new_group(backend="gloo")  # of the background threads: the training's has its own messages
+        self._group: Any = dist.new_group(
+            backend="gloo"
+        )  # of the background threads: the training's has its own messages
 
     def save(self, folder: Path, tensors: Mapping[str, Tensor], complete: Callable[[Hashes], None]) -> None:
         """Copy this process' part to CPU memory and begin to write it.

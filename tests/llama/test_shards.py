@@ -1,0 +1,101 @@
+"""Checkpoints of which each process writes its part: exact to resume, readable by any number, and they run no code."""
+
+import io
+import pickle
+import shutil
+
+import pytest
+import torch
+from forked import forked
+from texts import write_c4
+from tiny import rows
+from tiny_text import TINY_TEXT, run_text
+
+from runtime.checkpoints import find_checkpoint
+from runtime.errors import UserError
+from runtime.self_test import differences
+from runtime.shards import _Metadata, read_whole
+
+RUN = "--max_length 48 --total_batch_size 8 --batch_size 2 --clip_grad 1 --max_steps 4 --eval_every 2 --log_interval 1"
+SHARDS = [*RUN.split(), "--fsdp", "--sharded_checkpoints"]
+
+
+def launched(*words, ranks=2):
+    done = forked(ranks, *words, program="main_llama.py", timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    data = write_c4(tmp_path_factory.mktemp("text") / "c4", shards=2)
+    return [*TINY_TEXT, "--dataset", "c4", "--tokenizer", "bytes", "--data_path", data]
+
+
+@pytest.fixture(scope="module")
+def in_shards(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards") / "run"
+    launched(*words, *SHARDS, "--output_dir", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_parts_are_the_whole(words, in_shards, tmp_path):
+    launched(*words, *[each for each in SHARDS if each != "--sharded_checkpoints"], "--output_dir", tmp_path / "whole")
+    checkpoint, _ = find_checkpoint(in_shards)
+    assert sorted(path.name for path in checkpoint.path.iterdir()) == [
+        ".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json", "training_state.pt",
+    ]  # fmt: skip
+    assert differences(tmp_path / "whole", in_shards) == {}
+
+
+@pytest.mark.slow
+def test_a_run_resumes_bitwise_from_its_parts(words, in_shards, tmp_path):
+    folder = tmp_path / "run"
+    launched(*words, *SHARDS, "--max_steps", "3", "--output_dir", folder)
+    launched(*words, *SHARDS, "--resume", "auto", "--output_dir", folder)
+    assert differences(in_shards, folder) == {}
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_evaluates_the_parts(in_shards, capsys):
+    assert run_text("--eval", "--resume", in_shards) == 0
+    alone = capsys.readouterr().out.splitlines()[-1]
+    assert launched("--eval", "--resume", in_shards, ranks=3).stdout.splitlines()[-1] == alone
+    assert f"{rows(in_shards / 'log.jsonl')[-1]['loss']:.4g}" in alone
+
+
+@pytest.mark.slow
+def test_a_part_that_is_broken_is_named(in_shards, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(in_shards, folder, symlinks=True)
+    newest = find_checkpoint(folder)[0].path
+    (newest / "__1_0.distcp").write_bytes(b"no shard")
+    assert run_text("--eval", "--resume", newest) == 2
+    assert "__1_0.distcp is broken: its SHA-256 differs" in capsys.readouterr().err
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("held", [Code(), [Code()], torch.nn.Linear, io.StringIO])
+def test_metadata_runs_no_code(tmp_path, capsys, held):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(held))
+    with pytest.raises(UserError, match=r"\.metadata cannot be read: it holds .*; refused"):
+        read_whole(tmp_path, "")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_dotted_name_reaches_no_module():
+    """Protocol 4 looks up a name with full stops piece by piece, and torch's module of descriptions imports os."""
+    module = b"torch.distributed.checkpoint.metadata"
+    hostile = b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c\x09os.system\x93."
+    with pytest.raises(pickle.UnpicklingError, match="it holds .*os.system"):
+        _Metadata(io.BytesIO(hostile)).load()
+
+
+def test_parts_need_shards(capsys, tmp_path):
+    assert run_text(*TINY_TEXT, "--sharded_checkpoints", "--output_dir", tmp_path / "run") == 2
+    assert "--sharded_checkpoints true: needs --fsdp true" in capsys.readouterr().err
