@@ -124,7 +124,7 @@ def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 def read_shards(
     folder: Path, model: Mapping[str, Tensor], parameters: Mapping[int, Tensor], group: Any
-) -> dict[int, Any]:
+) -> dict[int, dict[str, Tensor]]:
     """Load a sharded model's weights in place, and return the optimizer's tensors, sharded as its parameters.
 
     Args:

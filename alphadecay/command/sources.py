@@ -133,6 +133,9 @@ def _weight_files(path: Path, ema: bool) -> list[Path]:
         raise BadInput(f"--ema: {path} has no {EMA}; the run had no EMA")
     if (path / INDEX).exists():
         return _shards(path / INDEX)
+    if (path / ".metadata").exists():
+        export = f"main_llama.py --eval --resume {path} --export_hf FOLDER"
+        raise BadInput(f"{path}: each process wrote its part of this checkpoint; analyze what `{export}` writes")
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES and p.is_file())
     if pickles:
         raise BadInput(f"{path / pickles[0]}: is a pickle, which can run code when loaded; convert it to safetensors")
