@@ -72,7 +72,7 @@ class ShuffledDocuments:
         self._fill()
         if not self.buffer:
             if not self.draws:
-                raise UserError(no_documents(self.corpus, [self.rank], self.ranks), here_only=True)
+                raise UserError(no_documents(self.corpus, [self.rank], self.ranks))
             self._begin(self.epoch + 1)
             return self.draw()
         index = int(np.random.default_rng((self.seed, self.epoch, self.rank, self.draws)).integers(len(self.buffer)))

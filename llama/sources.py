@@ -89,7 +89,7 @@ class Corpus(ABC):
             raise BadText(f"cannot be opened: {type(error).__name__}") from error
         except Exception as error:  # network file systems raise errors of many classes
             message = f"{self.label}: {self.shards[shard].name} cannot be read: {first_line(error)}"
-            raise UserError(message, here_only=True) from error
+            raise UserError(message) from error
 
     def fingerprint(self) -> bytes:
         """SHA-256 of all files' names and sizes, and of the first bytes of up to 16 evenly spaced ones."""
@@ -184,7 +184,7 @@ class BadLines:
         self.seen[name] = None
         if len(self.seen) > self.limit:
             problem = f"{len(self.seen)} lines or files give no text, the last {name}: {reason}"
-            raise UserError(f"--max_bad_lines {self.limit}: {problem}", here_only=True)
+            raise UserError(f"--max_bad_lines {self.limit}: {problem}")
         if len(self.seen) <= NAMED_BAD:
             warn(f"skipped text {len(self.seen)}: {name}: {reason}")
         if len(self.seen) == NAMED_BAD:

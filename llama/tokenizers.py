@@ -108,7 +108,7 @@ def shared_tokenizer(name: str, ranks: Ranks) -> Tokenizer:
     try:
         return load_tokenizer(name)
     except UserError as error:  # on another machine, which lacks the files of the main one
-        raise UserError(str(error), here_only=True) from error
+        raise UserError(str(error)) from error
 
 
 def require_fits(tokenizer: Tokenizer, model_vocab_size: int) -> None:

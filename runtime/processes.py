@@ -73,11 +73,8 @@ class Ranks:
                 value = function()
             except (UserError, EndedTogether) as raised:
                 error = raised
-                error.agreed = True
-        if self.count > 1:
-            sent = [(value, error)]
-            dist.broadcast_object_list(sent, src=0, group=self.control)
-            value, error = sent[0]
+                error.agreed, error.here_only = True, False  # type: ignore[union-attr]
+        value, error = self.gather((value, error))[0]
         if error is not None:
             raise error
         return value

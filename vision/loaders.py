@@ -96,7 +96,7 @@ class BadImages:
         if len(self.seen) > self.limit:
             last = messages[-1]
             message = f"--max_bad_images {self.limit}: {len(self.seen)} images cannot be read, the last {last}"
-            raise UserError(message, here_only=True)
+            raise UserError(message)
 
 
 def _name_new(messages: Sequence[str], seen: set[str], action: str, limit: int) -> None:
@@ -164,7 +164,7 @@ class TrainLoader:
         for batch, bad, changed in self.loader:
             self.bad.note(bad, changed)
             if batch is None:
-                raise UserError(f"--data_path: no image of a batch can be read, the last {bad[-1]}", here_only=True)
+                raise UserError(f"--data_path: no image of a batch can be read, the last {bad[-1]}")
             yield batch
 
     def batches_of_step(self, step: int, accumulate: int) -> tuple[list[Batch], list[list[Key]]]:

@@ -365,7 +365,7 @@ def test_a_run_notes_audits_at_log_intervals_and_trains_as_without(tmp_path, mon
     assert "warning" not in capsys.readouterr().out
     assert run(*words, "--output_dir", audited, "--decay_audit", monkeypatch=monkeypatch) == 0
     assert re.findall("warning: decay has almost no effect on 8 of 8 modules: .* in float32", capsys.readouterr().out)
-    assert set(differences(plain, audited)) == {"decay.jsonl", "counts and best figures"}
+    assert set(differences(plain, audited)) == {"decay.jsonl", "counts and best metrics"}
     ledger = rows_of(audited / "decay.jsonl")
     assert refreshes(ledger) == rows_of(plain / "decay.jsonl")
     assert [row["step"] for row in ledger if row["audit"]] == [step for step in (1, 3, 5, 7, 9) for _ in range(8)]

@@ -45,7 +45,7 @@ for _program in ("main.py", "main_llama.py"):
             ("--on_nonfinite pray", "--on_nonfinite"), ("--decay", "--decay"), ("--nonsense", "--nonsense"),
             ("word", "word"), ("--decay_metric __class__", "--decay_metric"), ("--optimizer ../x", "--optimizer"),
             ("--overwrite perhaps", "--overwrite"), ("--allow_changed nonsense", "--allow_changed"),
-            ("--resume {here}/nowhere", "nowhere"), ("--resume {here}", "is no checkpoint"),
+            ("--resume {here}/nowhere", "nowhere"), ("--resume {here}", "is neither a checkpoint"),
             ("--config {here}/nowhere", "nowhere"),
         )
     ]  # fmt: skip

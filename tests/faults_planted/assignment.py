@@ -66,7 +66,7 @@ FAULTS = [
     Fault(
         "shuffle_without_seed",
         "alphadecay/assign.py",
-        "random.Random(seed).shuffle(values)",
+        "random.Random(int(seed)).shuffle(values)",
         "random.shuffle(values)",
         "alphadecay/test_assign.py",
         "the control is another one in each run",
@@ -98,8 +98,8 @@ FAULTS = [
     Fault(
         "decay_without_static",
         "alphadecay/groups.py",
-        'return group["base_weight_decay"] * group["static_multiplier"] * group["decay_multiplier"]',
-        'return group["base_weight_decay"] * group["decay_multiplier"]',
+        'return base * group["static_multiplier"] * group["decay_multiplier"]',
+        'return base * group["decay_multiplier"]',
         "alphadecay/test_schedule.py",
         "what is excluded from decay is decayed from the first step on",
     ),

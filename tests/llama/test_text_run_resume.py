@@ -101,7 +101,7 @@ def test_evaluating_more_often_changes_no_weight(whole, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "once" / "log.jsonl")] == [6]
     for folder in (tmp_path / "often", tmp_path / "once"):
         # The schedule of evaluations, the log and what is counted from one line to the next differ; nothing else.
-        assert set(differences(whole, folder)) <= {"log.jsonl", "counts and best figures"}
+        assert set(differences(whole, folder)) <= {"log.jsonl", "counts and best metrics"}
 
 
 @pytest.mark.slow

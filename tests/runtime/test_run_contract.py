@@ -44,6 +44,7 @@ FREE = {
     "max_steps",  # where the run stops; schedules stay
     "log_interval", "decay_audit", "enable_wandb", "project", "wandb_name",  # what is shown
     "device",  # the machine is a fact of its own
+    "timeout",  # how long processes wait
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ FREE_OF_TEXT = {
     "model_config",  # a fact of its own, the architecture, stands for what is in it
     "init_from",  # where the run began; its weights are the checkpoint's since, its config the architecture
     "activation_checkpointing",  # computes the same again
-    "export_hf", "peak_tflops",  # what is written and shown
+    "export_hf", "peak_tflops", "sharded_checkpoints",  # what is written, how, and shown
 }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_a_file_as_output_folder_is_refused(tmp_path, monkeypatch, capsys):
 def test_a_folder_without_checkpoints_cannot_be_resumed(tmp_path, monkeypatch, capsys):
     (tmp_path / "readme.txt").write_text("no checkpoint")
     assert run(*TINY, "--resume", tmp_path, monkeypatch=monkeypatch) == 2
-    assert f"--resume {tmp_path}: is no checkpoint" in capsys.readouterr().err
+    assert f"--resume {tmp_path}: is neither a checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.slow

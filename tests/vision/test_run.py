@@ -208,7 +208,7 @@ def test_a_process_of_its_own_ends_with_the_table_and_status_0(tmp_path):
 def test_weights_that_went_wrong_between_two_looks_are_never_logged_or_saved(
     tmp_path, monkeypatch, capsys, decay, message
 ):
-    monkeypatch.setattr("runtime.finite.FiniteGate.look", lambda *_: None)
+    monkeypatch.setattr("runtime.finite.FiniteGate.check", lambda *_: None)
     words = [*TINY, "--output_dir", tmp_path / "run", "--optimizer", "sgd", "--lr", "1e38", "--warmup_epochs", "0"]
     assert run(*words, "--decay", decay, monkeypatch=monkeypatch) == 3
     assert message in capsys.readouterr().err
