@@ -73,6 +73,7 @@ def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) 
     facts["architecture"] = config_hash(task.learner.plain)
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
+    check_streams(start, ranks)
     if finished(start, task.last_step, METRICS, ranks):
         task.stream.close()
         export_finished(options, task, start, ranks)
@@ -91,6 +92,18 @@ def export_finished(options: Options, task: TextTask, start: Start, ranks: Ranks
     ranks.from_main(partial(check_export_folder, options))
     load_weights(task.learner.plain, start.checkpoint.model_weights(), start.checkpoint)
     export(task.learner.plain, task.tokenizer, target, ranks)
+
+
+def check_streams(start: Start, ranks: Ranks) -> None:
+    """Raise UserError if another number of processes saved the streams of text: documents would be lost or doubled."""
+    if start.checkpoint is None:
+        return
+    saved = start.checkpoint.contract().get("facts", {}).get("world_size")
+    if saved not in (None, ranks.count):
+        raise UserError(
+            f"--resume {start.checkpoint.path}: {saved} processes saved where they are in the text, so {ranks.count} "
+            "cannot continue; --init_from a model written with --export_hf starts a new run"
+        )
 
 
 def check_export_folder(options: Options) -> None:

@@ -1,10 +1,10 @@
-"""What 1,000 processes would hold, send and wait for: reckoned, not run.
+"""What 1,000 processes would hold, send and wait for: calculated, not run.
 
     python -m benchmarks.scale [--config llama/configs/llama_1b.json] [--processes 1000] [--node 8] [--json OUT]
 
 Counted are the weights of the model, on the meta device; measured here are the sizes of the messages between processes
 (random states, records of a refresh) and the time of the eigenvalue solver. Bandwidths and latencies are the stated
-ones (`Network`). What the reckoning leaves out: overlap of traffic with computation, activations, and stragglers.
+ones (`Network`). Not included: overlap of traffic with computation, activations, and stragglers.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Network:
 
 
 def main() -> None:
-    """Reckon, print a table, and write JSON if asked."""
+    """Calculate, print a table, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="llama/configs/llama_1b.json", help="a transformers config.json")
     parser.add_argument("--processes", type=int, default=1000, help="GPUs, one process each")
@@ -83,15 +83,15 @@ def measured() -> dict[str, float]:
 
 
 def bytes_per_parameter(layout: str, shards: int) -> dict[str, float]:
-    """What each process' device holds of each parameter: at rest, and at most at other times.
+    """Bytes per parameter on each device, at rest and in a step.
 
     Args:
         layout: One of LAYOUTS.
         shards: Processes that share one copy of the weights.
 
     Returns:
-        "at rest": weights and AdamW's moments in float32. "in a step": gradients too. The weights of the block that is
-        computed, and at a checkpoint or refresh the largest weight, come on top and are of no parameter but their own.
+        "at rest": weights and AdamW's moments in float32. "in a step": gradients too. Not included: the weights of the
+        current block, and at a checkpoint or refresh the largest weight. Their size is fixed, not per parameter.
     """
     share = 1 if layout == "DDP" else shards
     return {"at rest": (WEIGHT + MOMENTS) / share, "in a step": (WEIGHT + MOMENTS + GRADIENT) / share}
@@ -110,13 +110,14 @@ def events(
     copies = 0.0 if layout == "DDP" else 2.0 * block * GATHERED  # the block that is computed, and the next
     sent, waits = step_traffic(layout, count, processes, shards, network)
     state = count * (WEIGHT + MOMENTS)
-    refresh, solving = refresh_cost(matrices, layout, processes, network, sizes)
-    gathered = 0.0 if layout == "DDP" else state / network.between
-    saved = gathered + processes * sizes["random_state"] / network.control
+    refresh, solving = refresh_cost(matrices, layout, processes, shards, network, sizes)
+    gathered = (shards - 1) / shards * state  # of an all-gather, tensor by tensor
+    speed = network.inside if layout == "HSDP" else network.between
+    saved = gathered / speed + processes * sizes["random_state"] / network.control
     rows = [
         ("step", step + copies, 0.0, sent, waits),
         ("refresh", rest + whole, 0.0, refresh, solving),
-        ("checkpoint", rest + whole, state, state / processes, saved),
+        ("checkpoint", rest + whole, state, gathered + sizes["random_state"], saved),
         ("evaluation", rest + copies, 0.0, 32.0, exchange(processes, network)),
     ]
     return [(layout, name, gpu / 1e9, host / 1e9, out / 1e9, seconds) for name, gpu, host, out, seconds in rows]
@@ -147,17 +148,20 @@ def step_traffic(layout: str, count: int, processes: int, shards: int, network: 
 
 
 def refresh_cost(
-    matrices: Sequence[Matrix], layout: str, processes: int, network: Network, sizes: dict[str, float]
+    matrices: Sequence[Matrix], layout: str, processes: int, shards: int, network: Network, sizes: dict[str, float]
 ) -> tuple[float, float]:
     """Bytes that a process sends in a refresh, and its seconds: shards to owners, the busiest owner, all records."""
     owners = owners_of([{matrix.name: cost(matrix) for matrix in matrices}] * processes)
     loads: dict[int, float] = {}
     for matrix in matrices:
         loads[owners[matrix.name]] = loads.get(owners[matrix.name], 0.0) + cost(matrix)
-    shards = 0.0 if layout == "DDP" else sum(matrix.weight.numel() for matrix in matrices) * WEIGHT / processes
+    weights = sum(matrix.weight.numel() for matrix in matrices) * WEIGHT
     records = len(matrices) * sizes["record"]
-    seconds = max(loads.values()) * sizes["seconds_per_cost"] + shards * processes / network.between
-    return shards + records / processes, seconds + records / network.control + exchange(processes, network)
+    solving = max(loads.values()) * sizes["seconds_per_cost"]
+    # FSDP2 gathers each matrix to its owner; with HSDP all processes of a copy gather it.
+    sent = {"DDP": 0.0, "FSDP2": weights / processes, "HSDP": (shards - 1) / shards * weights}[layout]
+    traffic = {"DDP": 0.0, "FSDP2": weights / network.between, "HSDP": sent / network.inside}[layout]
+    return sent + records / processes, solving + traffic + records / network.control + exchange(processes, network)
 
 
 def exchange(processes: int, network: Network) -> float:

@@ -48,7 +48,11 @@ Looks = Mapping[str, Look]
 def looks_of(strategies: Iterable[str]) -> Looks:
     """Looks by name. A strategy of STRATEGIES has its own colour; after 10, colours repeat with other dashes."""
     names = list(dict.fromkeys(strategies))
-    own = {name: int(STRATEGIES[name].colour.removeprefix("C")) for name in names if name in STRATEGIES}
+    own = {
+        name: int(STRATEGIES[name].colour.removeprefix("C"))
+        for name in names
+        if name in STRATEGIES and STRATEGIES[name].colour
+    }
     with print_style():  # colours by value: "C0" would depend on the palette when the figure is saved
         colours = rcParams["axes.prop_cycle"].by_key()["color"]
     free = cycle([i for i in range(len(colours)) if i not in own.values()])

@@ -1,4 +1,4 @@
-"""FSDP2 for language models: weights, gradients and optimizer state are shared out over processes."""
+"""FSDP2 for language models: weights, gradients and optimizer state are split over processes."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def sharded_layers(model: nn.Module, mesh: DeviceMesh, amp: torch.dtype | None) 
     Args:
         model: On the CPU.
         mesh: Of `mesh_of`.
-        amp: Weights are gathered in this precision, half the traffic and memory of float32; gradients are averaged in
+        amp: Weights are gathered in this precision, 16 bits halve traffic and memory; gradients are averaged in
             float32. None: everything in the weights' own precision.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

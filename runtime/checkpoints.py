@@ -24,8 +24,8 @@ from torch import Tensor
 from runtime.errors import UserError
 from runtime.files import json_of, sha256
 from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
-from runtime.shards import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, moments_of, read_whole
-from runtime.validation import Unfit, check_state
+from runtime.sharded_checkpoints import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, moments_of, read_whole
+from runtime.state_checks import Unfit, check_state
 
 LINKS = ("best", "best_ema")
 STAGE = 64 << 20  # bytes of pinned memory
@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process wrote its part of the tensors (`runtime.shards`)."""
+        """Whether each process wrote its part of the tensors (`runtime.sharded_checkpoints`)."""
         return (self.path / METADATA).exists()
 
     def model_weights(self) -> dict[str, Tensor]:

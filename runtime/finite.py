@@ -49,9 +49,9 @@ class FiniteGate:
         # GradScaler itself skips steps with overflowed gradients: with it only the loss is checked.
         bad = ~torch.isfinite(loss if self.learner.scaler.is_enabled() else loss + norm)
         self._first = torch.where((self._first < 0) & self.ranks.any(bad), step, self._first)
-        return self.bad_step() if (step + 1) % self.every == 0 else None
+        return self.first_bad_step() if (step + 1) % self.every == 0 else None
 
-    def bad_step(self) -> int | None:
+    def first_bad_step(self) -> int | None:
         """The first bad step since the last `reset`, or None; waits for the device."""
         first = int(self._first)
         return None if first < 0 else first

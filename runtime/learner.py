@@ -12,9 +12,9 @@ from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, is_sharded_model, load_whole_weights, sharded_optimizer_state, whole_on_main
-from runtime.shards import read_shards, tensors_of
+from runtime.sharded_checkpoints import read_shards, tensors_of
+from runtime.state_checks import check_optimizer_state
 from runtime.training_state import LearnerState, TrainingState
-from runtime.validation import check_optimizer_state
 
 
 @dataclass(frozen=True)

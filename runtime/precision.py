@@ -32,8 +32,8 @@ def set_precision(options: RunOptions, device: torch.device) -> None:
 
 
 @contextmanager
-def deterministic_or_said(options: RunOptions) -> Iterator[None]:
-    """Say in one line, as a UserError, what has no deterministic algorithm if --deterministic asks for one."""
+def nondeterminism_as_user_error(options: RunOptions) -> Iterator[None]:
+    """Turn torch's error about a missing deterministic algorithm into a UserError, with --deterministic."""
     try:
         yield
     except RuntimeError as error:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from runtime.errors import EndedTogether, RankLost, UserError, first_line
 
-# In the messages of gloo's RuntimeErrors.
+# In the messages of RuntimeErrors of gloo and NCCL.
 CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe")
-SAME_ERROR = timedelta(seconds=5)  # how long a rank waits for rank 0 to print the same error
+SAME_ERROR = timedelta(seconds=5)  # how long ranks wait for each other about the same error
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
         yield Ranks(rank, count, device, _join(store, rank, count, device, timedelta(minutes=timeout)))
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not CONNECTION_LOST.search(str(error)):
-            error.where = _where(store, rank, count, str(error))  # type: ignore[attr-defined]
+            error.where = _who_prints(store, rank, count, str(error))  # type: ignore[attr-defined]
             raise
         reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
         hint = "" if dist.is_initialized() else "; GLOO_SOCKET_IFNAME names the network between nodes"
@@ -147,7 +147,7 @@ def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
         raise RankLost(message) from error
     except Exception as error:
         if not getattr(error, "agreed", False):
-            error.where = _where(store, rank, count, str(error))  # type: ignore[attr-defined]
+            error.where = _who_prints(store, rank, count, str(error))  # type: ignore[attr-defined]
         raise
     dist.destroy_process_group()
 
@@ -160,11 +160,11 @@ def _join(store: dist.Store, rank: int, count: int, device: torch.device, timeou
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
-def _where(store: dist.Store | None, rank: int, count: int, message: str) -> str | None:
-    """The rank and host that have an error, for its message.
+def _who_prints(store: dist.Store | None, rank: int, count: int, message: str) -> str | None:
+    """Agree with the other ranks, for at most SAME_ERROR, on who prints an error.
 
     Returns:
-        None if the main process prints the same error, "" on the main process itself.
+        None if rank 0 prints the same error, "" on rank 0, else this rank and host, for the message.
     """
     here = f"rank {rank} on {socket.gethostname()}"
     if store is None:
@@ -187,14 +187,16 @@ def _where(store: dist.Store | None, rank: int, count: int, message: str) -> str
 def _check_places(store: dist.Store, rank: int, count: int, device: torch.device) -> None:
     """Raise UserError, on all ranks, if two of them share a GPU or some have one and others none.
 
-    The main process looks at all places and says what it thinks of them through the store, before any group is there.
+    Before a group exists, the main process reads all places and puts its verdict into the store.
     """
     place = f"{socket.gethostname()} {device.type}"
-    if device.type == "cuda" and "MIG" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):  # whose parts share a name
+    if device.type == "cuda" and "MIG" not in os.environ.get(
+        "CUDA_VISIBLE_DEVICES", ""
+    ):  # parts of a MIG GPU report the same UUID
         place += f" {torch.cuda.get_device_properties(device).uuid}"
     store.set(f"place {rank}", place)
     if rank == 0:
-        store.set("places", _refused([store.get(f"place {each}").decode() for each in range(count)]) or "fine")
+        store.set("places", _reason_to_refuse([store.get(f"place {each}").decode() for each in range(count)]) or "fine")
     refused = store.get("places").decode()
     if refused != "fine":
         error = UserError(refused)
@@ -202,8 +204,8 @@ def _check_places(store: dist.Store, rank: int, count: int, device: torch.device
         raise error
 
 
-def _refused(places: list[str]) -> str:
-    """What is wrong with where ranks are: "host type", with the GPU's own name after it; "" for nothing."""
+def _reason_to_refuse(places: list[str]) -> str:
+    """Why these places are refused, or "". A place is "host type" or "host type GPU-id"."""
     kinds = [place.split(" ")[1] for place in places]
     if len(set(kinds)) > 1:
         other = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from runtime.errors import printable
 from runtime.learner import Learner, restore
 from runtime.locks import sole_writer
-from runtime.precision import deterministic_or_said, prepare_environment, set_precision
+from runtime.precision import nondeterminism_as_user_error, prepare_environment, set_precision
 from runtime.preemption import Preemption, preemption
 from runtime.processes import Ranks, process_group
 from runtime.run_contract import Contract, Fixed, check_names
@@ -51,7 +51,7 @@ def launch(
     """
     check_names(options.allow_changed, fixed)
     prepare_environment(options)
-    with process_group(options.device, options.timeout) as ranks, deterministic_or_said(options):
+    with process_group(options.device, options.timeout) as ranks, nondeterminism_as_user_error(options):
         set_precision(options, ranks.device)
         if options.self_test_resume:
             self_test(command, options, ranks, harmless)

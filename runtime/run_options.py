@@ -41,7 +41,7 @@ class RunOptions:
     )
     allow_changed: tuple[str, ...] = option((), "options, facts or categories that may differ from the checkpoint")
     config: str = option("", "a run's config.json; its options apply unless the command line has them", metavar="FILE")
-    eval: bool = option(False, "only evaluate the checkpoint of --resume")
+    eval: bool = option(False, "only evaluate --resume, or the weights the model starts from")
     results_file: str = option(
         "", "file for the metrics of --eval (without it: evaluation.json in the run folder)", metavar="FILE"
     )

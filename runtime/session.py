@@ -20,7 +20,7 @@ from runtime.errors import UserError
 from runtime.metrics import Metric
 from runtime.run_options import RunOptions
 from runtime.runfolder import Row
-from runtime.shards import Hashes
+from runtime.sharded_checkpoints import Hashes
 from runtime.start import Start
 from runtime.tables import say
 from runtime.training_state import TrainingState, Written

@@ -1,6 +1,6 @@
 """The table of weight decay strategies, which builder, options, figures and comparisons read.
 
-Imports neither torch nor other slow packages. A new strategy needs a class of `alphadecay` and an entry here.
+Imports neither torch nor other slow packages. A new strategy needs a class that `alphadecay` exports and an entry here.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class Strategy:
     arguments: Mapping[str, str] = field(default_factory=dict)  # argument of the class -> option
     assigns: bool = False  # multipliers to modules, so that --decay_control, --decay_budget and the like apply
     score: str | None = None  # label of the metric that scores modules; None: --decay_metric
-    colour: str = ""  # in comparisons; a matplotlib colour
+    colour: str = ""  # in comparisons: "C0" to "C9", one that no other has; "": a free one
 
 
 EVERY = {"interval": "decay_interval"}

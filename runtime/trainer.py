@@ -31,7 +31,7 @@ from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.session import Session
 from runtime.sharded import agree_on_buffers, whole_on_main
-from runtime.shards import ShardWriter, tensors_of
+from runtime.sharded_checkpoints import ShardWriter, tensors_of
 from runtime.steps import StepRules
 from runtime.tables import progress, say, show_evaluation
 from runtime.training_state import TrainingState
@@ -306,7 +306,7 @@ class Trainer(ABC):
 
     def _require_finite(self) -> None:
         """Handle a bad step since the last check; raise NonFiniteError if a weight is not finite."""
-        bad_step = self.gate.bad_step()
+        bad_step = self.gate.first_bad_step()
         if bad_step is not None:
             self.bad_step(bad_step)
         require_finite(self.learner.plain, self.counts.step)

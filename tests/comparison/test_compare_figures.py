@@ -145,3 +145,13 @@ def test_an_axis_leaves_out_what_is_far_off_on_the_bad_side_alone():
 
 def test_names_of_files_differ_where_names_do():
     assert slugs(["a b", "a-b", "A b", "<>"]) == {"a b": "a-b", "a-b": "a-b-2", "A b": "a-b-3", "<>": "setting"}
+
+
+def test_a_strategy_without_a_colour_takes_a_free_one(monkeypatch):
+    from runtime.strategies import STRATEGIES, Strategy
+
+    own = looks_of([*STRATEGIES])
+    monkeypatch.setitem(STRATEGIES, "new", Strategy("New"))
+    looks = looks_of([*STRATEGIES])
+    assert all(looks[name] == look for name, look in own.items())
+    assert looks["new"].colour not in {look.colour for look in own.values()}

@@ -87,8 +87,8 @@ FAULTS = [
     Fault(
         "the_host_waits_in_every_step",
         "runtime/finite.py",
-        "self.bad_step() if (step + 1) % self.every == 0 else None",
-        "self.bad_step()",
+        "self.first_bad_step() if (step + 1) % self.every == 0 else None",
+        "self.first_bad_step()",
         DEVICES,
         "the host waits for the GPU in every step",
     ),

@@ -15,7 +15,7 @@ from alphadecay.command.sources import BadInput, read_source
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
 from runtime.self_test import differences
-from runtime.shards import _Metadata, read_whole
+from runtime.sharded_checkpoints import _Metadata, read_whole
 
 RUN = "--max_length 48 --total_batch_size 8 --batch_size 2 --clip_grad 1 --max_steps 4 --eval_every 2 --log_interval 1"
 SHARDS = [*RUN.split(), "--fsdp", "--sharded_checkpoints"]

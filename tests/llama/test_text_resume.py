@@ -23,7 +23,10 @@ from texts import (
     write_shard,
 )
 
+import main_llama
 from llama import stream as stream_room
+from runtime.errors import UserError
+from runtime.processes import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +207,12 @@ def test_a_sentencepiece_like_tokenizer_resumes_as_exactly(folder, tmp_path):
     take(first, 25)
     second.load(saved(first.state()))
     assert same(take(second, 35), whole[25:])
+
+
+def test_text_that_another_number_of_processes_shared_is_refused():
+    checkpoint = SimpleNamespace(path="runs/x/checkpoints/step_4", contract=lambda: {"facts": {"world_size": 2}})
+    start = SimpleNamespace(checkpoint=checkpoint)
+    main_llama.check_streams(start, Ranks(0, 2, torch.device("cpu")))
+    main_llama.check_streams(SimpleNamespace(checkpoint=None), Ranks(0, 1, torch.device("cpu")))
+    with pytest.raises(UserError, match="step_4: 2 processes saved where they are in the text, so 3 cannot continue"):
+        main_llama.check_streams(start, Ranks(0, 3, torch.device("cpu")))

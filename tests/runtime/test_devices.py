@@ -217,7 +217,7 @@ def test_deterministic_is_set_before_cuda_starts_and_what_cannot_be_is_said(kept
     precision.set_precision(options, torch.device("cpu"))
     assert torch.are_deterministic_algorithms_enabled()
     with pytest.raises(UserError, match="--deterministic: put_ does not have a deterministic implementation$"):
-        with precision.deterministic_or_said(options):
+        with precision.nondeterminism_as_user_error(options):
             torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
 
 

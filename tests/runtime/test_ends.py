@@ -140,10 +140,10 @@ def test_a_process_that_a_scheduler_gave_one_gpu_takes_it(gpus, monkeypatch):
 
 
 def test_ranks_that_share_a_gpu_or_differ_in_kind_are_refused():
-    assert processes._refused(["a cuda 1", "a cuda 2", "b cuda 1"]) == ""
-    assert processes._refused(["a cpu", "a cpu"]) == ""
-    assert "ranks 0 and 2 on a share one GPU" in processes._refused(["a cuda 1", "b cuda 1", "a cuda 1"])
-    assert "rank 0 on a has cuda, rank 1 on b has cpu" in processes._refused(["a cuda 1", "b cpu"])
+    assert processes._reason_to_refuse(["a cuda 1", "a cuda 2", "b cuda 1"]) == ""
+    assert processes._reason_to_refuse(["a cpu", "a cpu"]) == ""
+    assert "ranks 0 and 2 on a share one GPU" in processes._reason_to_refuse(["a cuda 1", "b cuda 1", "a cuda 1"])
+    assert "rank 0 on a has cuda, rank 1 on b has cpu" in processes._reason_to_refuse(["a cuda 1", "b cpu"])
 
 
 def test_a_refusal_of_the_main_process_reaches_every_rank(monkeypatch):

@@ -17,7 +17,7 @@ from tiny_text import TINY_TEXT, run_text
 
 from datasets import BadImage, read_image
 from llama.sources import bounded_lines
-from runtime import validation
+from runtime import state_checks
 from runtime.checkpoints import sha256
 from runtime.errors import exit_status, printable
 from runtime.training_state import TrainingState
@@ -122,7 +122,7 @@ def test_a_training_state_is_looked_at_before_it_is_used(damaged, refused, chang
 
 
 def test_every_entry_of_a_training_state_is_looked_at():
-    assert set(TrainingState(streams=[{}]).flat()) == set(validation.ENTRIES)
+    assert set(TrainingState(streams=[{}]).flat()) == set(state_checks.ENTRIES)
 
 
 MANIFESTS = {

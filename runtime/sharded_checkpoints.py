@@ -51,9 +51,8 @@ class ShardWriter:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self._writer = ranks, BackgroundWriter()
-        self._group: Any = dist.new_group(
-            backend="gloo"
-        )  # of the background threads: the training's has its own messages
+        # A group of its own, so that messages of the background threads do not mix with the training's.
+        self._group: Any = dist.new_group(backend="gloo")
 
     def save(self, folder: Path, tensors: Mapping[str, Tensor], complete: Callable[[Hashes], None]) -> None:
         """Copy this process' part to CPU memory and begin to write it.
@@ -91,7 +90,7 @@ class ShardWriter:
 
 
 def tensors_of(model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a model's and an optimizer's state dict into what is written in shards, and the rest of the optimizer's."""
+    """The model's and the sharded optimizer tensors by name, and the optimizer's state dict without those."""
     tensors = {MODEL_PREFIX + name: tensor for name, tensor in model.items()}
     rest: dict[int, dict[str, Any]] = {}
     for index, values in optimizer["state"].items():
@@ -112,7 +111,7 @@ def moments_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint whose names begin with a prefix, whole and on the CPU; one process reads by itself."""
+    """Tensors of a checkpoint whose names begin with a prefix, whole and on the CPU; without a process group."""
     reader = _Reader(folder)
     described = _described(reader, folder).items()
     tensors = {
@@ -153,7 +152,7 @@ def read_shards(
 
 def _load(tensors: dict[str, Tensor], reader: "_Reader", folder: Path, **how: Any) -> None:
     try:
-        with warnings.catch_warnings():  # that one process reads by itself is meant
+        with warnings.catch_warnings():  # that there is no process group is intended
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, **how)
     except Exception as error:  # a broken or hostile file can make the reader raise anything
