@@ -69,8 +69,7 @@ def facts_of(ranks: Ranks, data: str) -> dict[str, Any]:
     """
     device = ranks.device
     facts = {"world_size": ranks.count, "data": data[:16], "device": device.type, "machine": machine(device)}
-    if device.type == "cpu":  # on a GPU the number of threads changes no result
-        facts["threads"] = torch.get_num_threads()
+    facts["threads"] = torch.get_num_threads()  # with a GPU too: small spectra, and those of --decay_lag, are the CPU's
     return facts | library_versions()
 
 
@@ -99,7 +98,8 @@ def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[st
     """The differences between two contracts, options first.
 
     An option that is not in the checkpoint is newer than it: it counts as unchanged if it has its default value. A fact
-    that is not in the checkpoint counts as changed. If the checkpoint has no options, they are not compared.
+    that is not in the checkpoint counts as changed, but for the threads of a run on a GPU, which were not recorded before.
+    If the checkpoint has no options, they are not compared.
     """
     changes = []
     options_before = before.get("options", now["options"])
@@ -108,7 +108,9 @@ def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[st
         saved = options_before.get(name, list(default) if isinstance(default, tuple) else default)
         if saved != value:
             changes.append(Change(category, name, saved, value))
-    facts_before = before.get("facts", {})
+    facts_before = dict(before.get("facts", {}))
+    if facts_before.get("device") == "cuda":
+        facts_before.setdefault("threads", now["facts"].get("threads"))
     for name, value in now["facts"].items():
         if name not in facts_before or facts_before[name] != value:
             changes.append(Change(FACT_CATEGORIES[name], name, facts_before.get(name), value))

@@ -116,11 +116,16 @@ def test_values_that_differ_are_seen_to_differ():
     assert "0.1000001" in said and "a b" in said and "none" in said
 
 
-def test_threads_are_no_fact_of_a_gpu(monkeypatch):
+def test_threads_are_a_fact_of_a_gpu_too_but_older_checkpoints_lack_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
     found = run_contract.facts_of(Ranks(1, 4, torch.device("cuda:1")), "ab" * 32)
     assert (found["world_size"], found["device"], found["machine"]) == (4, "cuda", "some GPU")
-    assert "threads" not in found and found["data"] == "ab" * 8
+    assert found["threads"] == torch.get_num_threads() and found["data"] == "ab" * 8
+    now = run_contract.contract_of(OPTIONS, found, FIXED)
+    older = {"options": now["options"], "facts": {k: v for k, v in now["facts"].items() if k != "threads"}}
+    assert run_contract.contract_changes(older, now, FIXED) == []
+    other = {"options": now["options"], "facts": now["facts"] | {"threads": 1000}}
+    assert [change.name for change in run_contract.contract_changes(other, now, FIXED)] == ["threads"]
 
 
 @pytest.mark.parametrize("name", ["augmentation", "mixup", "threads", "timm", "libraries"])
