@@ -98,7 +98,7 @@ def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[st
     """The differences between two contracts, options first.
 
     An option that is not in the checkpoint is newer than it: it counts as unchanged if it has its default value. A fact
-    that is not in the checkpoint counts as changed, but for the threads of a run on a GPU, which were not recorded before.
+    that is not in the checkpoint counts as changed, except the threads of a run on a GPU, which were not recorded then.
     If the checkpoint has no options, they are not compared.
     """
     changes = []

@@ -3,12 +3,12 @@
 #   SIZES      of "60m 130m 350m 1b" (all; with adamw "60m 130m"): the paper calls the second one 135M
 #   OPTIMIZER  adam (default: decay is coupled, the main table) or adamw (decoupled, the appendix' table)
 #   DECAYS     base decays ("1e-5 5e-6 1e-6"; with adamw "0.1 0.05 0.01")
-#   SEEDS ("0"), GPUS (2), BATCH (sequences a process and micro-step; the step's 512 must be a multiple of BATCH x GPUS)
+#   SEEDS ("0"), GPUS (2), BATCH (sequences per process and micro-step; the step's 512 must be a multiple of BATCH x GPUS)
 # Steps, rates, batch and clipping are the paper's; its program clips nothing (--clip_grad 0). As in its program,
 # documents are cut and padded, one a sequence (--pack fills sequences: a third more text in the same steps), and norms
 # are decayed (--decay_norm_bias). Not as there: weights and optimizer state are float32 under bf16 mixed precision,
 # because pure bf16 rounds most of the decay away; PRECISION=--pure_bf16 does as published.
-# Checkpoints are written every 1000 steps; the same command again goes on from the newest one.
+# Checkpoints are written every 1000 steps; the same command again resumes from the newest one.
 set -euo pipefail
 if [[ -n "${DATA:-}" && "$DATA" != *://* ]]; then DATA="$(realpath -m "$DATA")"; fi
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -4,12 +4,12 @@
 # Published: 65.86 % top-1 at weight decay 5e-6, 66.26 % at 1e-6 (single numbers; raw or EMA weights is not said).
 # Cost and result here: not run here.
 # DATA holds train/<class>/ and val/<class>/; GPUS (2) and SEEDS ("0", or "0 1 2") count too; options are passed on.
-# The published batch is 192 a process on 2 GPUs, 384 images. It stays 384 with GPUS=1 and --update_freq 2,
+# The published batch is 192 per process on 2 GPUs, 384 images. It stays 384 with GPUS=1 and --update_freq 2,
 # GPUS=4 and --batch_size 96, or GPUS=8 and --batch_size 48.
 # Norms, biases, position and class tokens are decayed too, as published: --decay_norm_bias.
 # This is AdaDecay as the authors of AlphaDecay ran it, module by module. The original works entry by entry and needs
 # decoupled decay: --adadecay_scope entry --optimizer adamw.
-# The same command again goes on from the newest checkpoint.
+# The same command again resumes from the newest checkpoint.
 source "$(dirname "$0")/common.sh"
 for seed in ${SEEDS:-0}; do
   for weight_decay in 5e-6 1e-6; do

@@ -1,4 +1,5 @@
 # Sourced by the recipes beside it: finds data, repository and torchrun; `train NAME SEED OPTIONS...` is what they share.
+# Precision is float32, as published; pass --amp bf16 or --tf32 to train faster on GPUs that have them.
 set -euo pipefail
 : "${DATA:?set DATA to the ImageNet folder with train/<class>/ and val/<class>/ in it}"
 DATA="$(realpath -m "$DATA")"

@@ -4,10 +4,10 @@
 # Published: 66.97 % top-1 at weight decay 5e-6, 66.41 % at 1e-6 (single numbers; raw or EMA weights is not said).
 # Cost and result here: not run here.
 # DATA holds train/<class>/ and val/<class>/; GPUS (2) and SEEDS ("0", or "0 1 2") count too; options are passed on.
-# The published batch is 192 a process on 2 GPUs, 384 images. It stays 384 with GPUS=1 and --update_freq 2,
+# The published batch is 192 per process on 2 GPUs, 384 images. It stays 384 with GPUS=1 and --update_freq 2,
 # GPUS=4 and --batch_size 96, or GPUS=8 and --batch_size 48.
 # Norms, biases, position and class tokens are decayed too, as published: --decay_norm_bias.
-# The same command again goes on from the newest checkpoint.
+# The same command again resumes from the newest checkpoint.
 source "$(dirname "$0")/common.sh"
 for seed in ${SEEDS:-0}; do
   for weight_decay in 5e-6 1e-6; do

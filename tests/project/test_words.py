@@ -6,11 +6,11 @@ import re
 import pytest
 from tiny import ROOT
 
-FOLDERS = ("alphadecay", "runtime", "vision", "llama", "comparison", "benchmarks", "docs")
+FOLDERS = ("alphadecay", "runtime", "vision", "llama", "comparison", "benchmarks", "docs", "scripts")
 TEXTS = sorted(
     path
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*"))]
-    if path.suffix in (".py", ".md", ".yaml", ".html") and path.name != "CHANGELOG.md"
+    if path.suffix in (".py", ".md", ".yaml", ".html", ".sh") and path.name != "CHANGELOG.md"
 )
 RETIRED = {  # as a regular expression -> the word in its place
     r"(?<!decay_)ledger(?![:=]|_mean|\)|,$)": "decay log",
