@@ -75,7 +75,8 @@ def test_a_run_on_the_cpu_does_not_start_cuda(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum"])
-def test_sgd_whose_first_step_overflows_in_fp16_stays_finite(name):
+def test_sgd_whose_first_step_overflows_in_fp16_stays_finite(kept_settings, name):
+    torch.use_deterministic_algorithms(True)  # which fills uninitialised memory with nan
     model, scaler = nn.Linear(4, 3), torch.amp.GradScaler("cpu", init_scale=2.0)
     options, decay = VisionOptimizerOptions(optimizer=name, lr=0.1), DecayOptions(decay="uniform")
     optimizer = build_optimizer(options, decay, model, scaled=True)
