@@ -1,19 +1,15 @@
 """Runs jobs in the background, one at a time, and raises their errors in the training thread."""
 
-import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-_writers: "weakref.WeakSet[BackgroundWriter]" = weakref.WeakSet()
+_unfinished: set[Future[Any]] = set()  # of all writers, also of those that an error has let go of
 
 
 def finish_all() -> None:
-    """Return when all jobs that were begun are done, whatever they raise."""
-    for writer in list(_writers):
-        with suppress(Exception):
-            writer.wait()
+    """Return when all jobs that were started are done, whatever they raise."""
+    wait(list(_unfinished))
 
 
 class BackgroundWriter:
@@ -22,12 +18,13 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._job: Future[Any] | None = None
-        _writers.add(self)
 
     def submit(self, job: Callable[[], Any]) -> None:
         """Start a job after the previous one is done; raises that one's error."""
         self.wait()
         self._job = self._thread.submit(job)
+        _unfinished.add(self._job)
+        self._job.add_done_callback(_unfinished.discard)
 
     def check(self) -> None:
         """Raise the last job's error, if it is done; does not wait."""
