@@ -75,7 +75,7 @@ def test_no_step_waits_for_the_device_but_at_log_intervals_and_refreshes(tmp_pat
     assert run(*TINY, *words, "--output_dir", tmp_path / "run", monkeypatch=monkeypatch) == 0
     steps = 23
     # The gate's flag at steps 4, 8, ..., 20, before the evaluation and before saving.
-    assert waits["finite.py:bad_step"] == 5 + 2
+    assert waits["finite.py:first_bad_step"] == 5 + 2
     assert waits["trainer.py:after_step"] == 5  # the loss, after steps 4, 8, ..., 20
     in_training = {place: n for place, n in waits.items() if place.split(":")[0] in PARTS_OF_A_STEP}
     assert {place for place, n in in_training.items() if n >= steps} == set()
