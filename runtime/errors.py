@@ -152,4 +152,6 @@ def _say(error: BaseException, message: str, status: int, any_rank: bool = False
         word, _, rest = message.partition(": ")
         message = f"{word}: {where}: {rest}" if where and rest else message
         sys.stderr.write((details + "\n" if details else "") + printable(message) + "\n")
+        sys.stderr.flush()
+    getattr(error, "printed", lambda: None)()
     return status

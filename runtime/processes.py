@@ -6,9 +6,10 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,15 +140,14 @@ def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
         yield Ranks(rank, count, device, _join(store, rank, count, device, timedelta(minutes=timeout)))
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not CONNECTION_LOST.search(str(error)):
-            error.where = _who_prints(store, rank, count, str(error))  # type: ignore[attr-defined]
+            _agree_who_prints(error, store, rank, count)
             raise
         reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]
         hint = "" if dist.is_initialized() else "; GLOO_SOCKET_IFNAME names the network between nodes"
         message = f"rank {rank}: another process of this run has ended or cannot be reached ({reason}){hint}"
         raise RankLost(message) from error
     except Exception as error:
-        if not getattr(error, "agreed", False):
-            error.where = _who_prints(store, rank, count, str(error))  # type: ignore[attr-defined]
+        _agree_who_prints(error, store, rank, count)
         raise
     dist.destroy_process_group()
 
@@ -160,28 +160,35 @@ def _join(store: dist.Store, rank: int, count: int, device: torch.device, timeou
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
-def _who_prints(store: dist.Store | None, rank: int, count: int, message: str) -> str | None:
-    """Agree with the other ranks, for at most SAME_ERROR, on who prints an error.
+def _agree_who_prints(error: Any, store: dist.Store | None, rank: int, count: int) -> None:
+    """Agree with the other ranks, for at most SAME_ERROR, on who prints an error; `runtime.errors` reads it.
 
-    Returns:
-        None if rank 0 prints the same error, "" on rank 0, else this rank and host, for the message.
+    Sets `where`: None if rank 0 prints the same error, "" on rank 0, else this rank and host. torchrun kills the others
+    as soon as one process has ended, so ranks wait until rank 0 has printed and called the error's `printed`.
     """
     here = f"rank {rank} on {socket.gethostname()}"
     if store is None:
-        return here
-    key = f"error {hashlib.sha256(message.encode()).hexdigest()}"
+        error.where = here
+        return
+    key = f"error {hashlib.sha256(str(error).encode()).hexdigest()}"
+    if rank == 0:
+        error.where, error.printed = "", partial(_announce, store, key, count)
+        return
     try:
-        if rank != 0:
-            store.wait([key], SAME_ERROR)
-            store.add(f"{key} heard", 1)
-            return None
+        store.wait([key], SAME_ERROR)
+        store.add(f"{key} heard", 1)
+        error.where = None
+    except RuntimeError:  # rank 0 does not have the error, or its store has ended
+        error.where = None if getattr(error, "agreed", False) else here
+
+
+def _announce(store: dist.Store, key: str, count: int) -> None:
+    """Tell the other ranks that the error is printed, and wait a moment: the store may end with this process."""
+    deadline = time.monotonic() + SAME_ERROR.total_seconds()
+    with suppress(RuntimeError):
         store.set(key, "printed")
-        deadline = time.monotonic() + SAME_ERROR.total_seconds()
-        while store.add(f"{key} heard", 0) < count - 1 and time.monotonic() < deadline:  # the store may end with us
+        while store.add(f"{key} heard", 0) < count - 1 and time.monotonic() < deadline:
             time.sleep(0.05)
-        return ""
-    except RuntimeError:  # nobody else has the error, or the store has ended
-        return here if rank else ""
 
 
 def _check_places(store: dist.Store, rank: int, count: int, device: torch.device) -> None:

@@ -15,8 +15,8 @@ FAULTS = [
     Fault(
         "error_of_another_rank_is_silent",
         "runtime/processes.py",
-        '        return here if rank else ""',
-        '        return None if rank else ""',
+        'error.where = None if getattr(error, "agreed", False) else here',
+        "error.where = None",
         ENDS,
         "an error on rank 1 prints nothing",
     ),
