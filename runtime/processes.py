@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -139,6 +141,7 @@ def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
         _check_places(store, rank, count, device)
         yield Ranks(rank, count, device, _join(store, rank, count, device, timedelta(minutes=timeout)))
     except RuntimeError as error:
+        _ignore_sigterm()
         if not isinstance(error, dist.DistError) and not CONNECTION_LOST.search(str(error)):
             _agree_who_prints(error, store, rank, count)
             raise
@@ -147,6 +150,7 @@ def process_group(device_name: str, timeout: float = 30.0) -> Iterator[Ranks]:
         message = f"rank {rank}: another process of this run has ended or cannot be reached ({reason}){hint}"
         raise RankLost(message) from error
     except Exception as error:
+        _ignore_sigterm()
         _agree_who_prints(error, store, rank, count)
         raise
     dist.destroy_process_group()
@@ -180,6 +184,13 @@ def _agree_who_prints(error: Any, store: dist.Store | None, rank: int, count: in
         error.where = None
     except RuntimeError:  # rank 0 does not have the error, or its store has ended
         error.where = None if getattr(error, "agreed", False) else here
+
+
+def _ignore_sigterm() -> None:
+    """Let this process end by itself, with its own exit status and what it is writing: torchrun sends SIGTERM to it as
+    soon as another one has ended, and SIGKILL if it takes too long."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _announce(store: dist.Store, key: str, count: int) -> None:
