@@ -24,7 +24,7 @@ from torch import Tensor
 from runtime.errors import UserError
 from runtime.files import json_of, sha256
 from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
-from runtime.sharded_checkpoints import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, moments_of, read_whole
+from runtime.sharded_checkpoints import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, add_moments, read_whole
 from runtime.state_checks import Unfit, check_state
 
 LINKS = ("best", "best_ema")
@@ -85,8 +85,7 @@ class Checkpoint:
         except Unfit as error:
             raise UserError(f"{path} {error}; refused") from error
         if self.sharded and not mapped:
-            for index, moments in moments_of(read_whole(self.path, OPTIMIZER_PREFIX)).items():
-                state["optimizer"]["state"].setdefault(index, {}).update(moments)
+            add_moments(state["optimizer"], read_whole(self.path, OPTIMIZER_PREFIX))
         return state
 
 

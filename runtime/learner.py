@@ -12,7 +12,7 @@ from runtime.errors import NonFiniteError, UserError
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, is_sharded_model, load_whole_weights, sharded_optimizer_state, whole_on_main
-from runtime.sharded_checkpoints import read_shards, tensors_of
+from runtime.sharded_checkpoints import add_moments, read_shards, without_shards
 from runtime.state_checks import check_optimizer_state
 from runtime.training_state import LearnerState, TrainingState
 
@@ -59,9 +59,8 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
         indices = (index for group in state["optimizer"]["param_groups"] for index in group["params"])
         parameters = (p for group in learner.optimizer.param_groups for p in group["params"])
         own = dict(zip(indices, parameters, strict=False))
-        moments = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.control)
-        for index, values in moments.items():
-            state["optimizer"]["state"].setdefault(index, {}).update(values)
+        tensors = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.control)
+        add_moments(state["optimizer"], tensors)
     try:
         check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
@@ -79,7 +78,7 @@ def learner_state(learner: Learner, ranks: Ranks, in_shards: bool = False) -> Le
     Sharded tensors are whole on the main process alone; `in_shards` leaves them out, as each process writes its part.
     """
     optimizer = learner.optimizer.state_dict()
-    optimizer = tensors_of({}, optimizer)[1] if in_shards else whole_on_main(optimizer, ranks.is_main)
+    optimizer = without_shards(optimizer) if in_shards else whole_on_main(optimizer, ranks.is_main)
     return LearnerState(optimizer, learner.scaler.state_dict(), ranks.gather_to_main(random_state()))
 
 

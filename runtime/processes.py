@@ -208,9 +208,8 @@ def _check_places(store: dist.Store, rank: int, count: int, device: torch.device
     Before a group exists, the main process reads all places and puts its verdict into the store.
     """
     place = f"{socket.gethostname()} {device.type}"
-    if device.type == "cuda" and "MIG" not in os.environ.get(
-        "CUDA_VISIBLE_DEVICES", ""
-    ):  # parts of a MIG GPU report the same UUID
+    sees = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if device.type == "cuda" and "MIG" not in sees:  # parts of a MIG GPU report the same UUID
         place += f" {torch.cuda.get_device_properties(device).uuid}"
     store.set(f"place {rank}", place)
     if rank == 0:

@@ -140,13 +140,13 @@ class Session:
             UserError: If the previous checkpoint could not be written.
         """
         self._writer.wait()  # first, so that memory has at most one copy
-        contents = Contents.copied(step, model, ema, state.flat(), self.contract)
-        links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
-        self._writer.submit(lambda: self._write(contents, links))
+        self._writer.submit(self.writes(step, state, model, ema))
 
-    def completes(self, step: int, state: TrainingState) -> Callable[[Hashes], None]:
-        """What completes a checkpoint of a step, in the thread that has written its tensors in shards."""
-        contents = Contents.copied(step, {}, None, state.flat(), self.contract)
+    def writes(
+        self, step: int, state: TrainingState, model: Mapping[str, Any], ema: Mapping[str, Any] | None = None
+    ) -> Callable[..., None]:
+        """Copy a checkpoint's contents; returns what writes them, or completes files in shards whose hashes it gets."""
+        contents = Contents.copied(step, model, ema, state.flat(), self.contract)
         links = [name for name in LINKS if self.best.get(name, {}).get("step") == step]
         return partial(self._write, contents, links)
 

@@ -12,17 +12,6 @@ from alphadecay.sharing import is_sharded, local_part
 from runtime.processes import Ranks
 
 
-def whole(value: Any) -> Any:
-    """A state with whole tensors (any shape) instead of shards; all processes that have shards must call this."""
-    if is_sharded(value):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return type(value)((key, whole(item)) for key, item in value.items())
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    return value
-
-
 def whole_on_main(value: Any, is_main: bool) -> Any:
     """A state with each sharded tensor gathered into the main process' CPU memory; None for it on the other ranks.
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from alphadecay.sharing import is_sharded
@@ -72,8 +73,8 @@ class ShardWriter:
     def _write(self, folder: Path, copies: dict[str, Tensor], complete: Callable[[Hashes], None]) -> None:
         try:
             dcp.save(copies, storage_writer=dcp.FileSystemWriter(folder), process_group=self._group)
-        except Exception as error:  # torch wraps what the ranks raised
-            raise UserError(f"cannot write the checkpoint {folder}: {first_line(error)}") from error
+        except (Exception, CheckpointException) as error:
+            raise UserError(f"cannot write the checkpoint {folder}: {_reason(error)}") from error
         own = {path.name: sha256(path) for path in folder.glob(f"__{self._ranks.rank}_*.distcp")}
         parts: list[Any] = [None] * self._ranks.count
         dist.all_gather_object(parts, own, group=self._group)
@@ -89,25 +90,26 @@ class ShardWriter:
         self._writer.wait()
 
 
-def tensors_of(model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The model's and the sharded optimizer tensors by name, and the optimizer's state dict without those."""
+def tensors_of(model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A model's tensors and an optimizer's sharded ones by name, from their state dicts."""
     tensors = {MODEL_PREFIX + name: tensor for name, tensor in model.items()}
-    rest: dict[int, dict[str, Any]] = {}
     for index, values in optimizer["state"].items():
-        sharded = {name: value for name, value in values.items() if is_sharded(value)}
-        tensors |= {f"{OPTIMIZER_PREFIX}{index}.{name}": value for name, value in sharded.items()}
-        rest[index] = {name: value for name, value in values.items() if name not in sharded}
-    return tensors, {**optimizer, "state": rest}
+        tensors |= {f"{OPTIMIZER_PREFIX}{index}.{name}": value for name, value in values.items() if is_sharded(value)}
+    return tensors
 
 
-def moments_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's tensors among those of a checkpoint: parameter index -> name -> tensor."""
-    moments: dict[int, dict[str, Tensor]] = {}
+def without_shards(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state dict without its sharded tensors."""
+    state = optimizer["state"]
+    return {**optimizer, "state": {i: {k: v for k, v in state[i].items() if not is_sharded(v)} for i in state}}
+
+
+def add_moments(optimizer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors of a checkpoint, by name, back into an optimizer's state dict; other names are ignored."""
     for key, tensor in tensors.items():
         if key.startswith(OPTIMIZER_PREFIX):
             index, _, name = key.removeprefix(OPTIMIZER_PREFIX).partition(".")
-            moments.setdefault(int(index), {})[name] = tensor
-    return moments
+            optimizer["state"].setdefault(int(index), {})[name] = tensor
 
 
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
@@ -123,8 +125,8 @@ def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 def read_shards(
     folder: Path, model: Mapping[str, Tensor], parameters: Mapping[int, Tensor], group: Any
-) -> dict[int, dict[str, Tensor]]:
-    """Load a sharded model's weights in place, and return the optimizer's tensors, sharded as its parameters.
+) -> dict[str, Tensor]:
+    """Load a sharded model's weights in place; return all tensors by name, the optimizer's sharded as its parameters.
 
     Args:
         folder: The checkpoint's.
@@ -147,7 +149,7 @@ def read_shards(
         if key not in described or tuple(described[key].size) != tuple(tensor.shape):
             raise UserError(f"{folder} does not fit the model that the options describe: {key.partition('.')[2]}")
     _load(tensors, reader, folder, process_group=group)
-    return moments_of(tensors)
+    return tensors
 
 
 def _load(tensors: dict[str, Tensor], reader: "_Reader", folder: Path, **how: Any) -> None:
@@ -155,8 +157,15 @@ def _load(tensors: dict[str, Tensor], reader: "_Reader", folder: Path, **how: An
         with warnings.catch_warnings():  # that there is no process group is intended
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, **how)
-    except Exception as error:  # a broken or hostile file can make the reader raise anything
-        raise UserError(f"{folder} cannot be read: {first_line(error)}") from error
+    except (Exception, CheckpointException) as error:  # a broken or hostile file can make the reader raise anything
+        raise UserError(f"{folder} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, or of the first one that torch collected from the ranks into a BaseException."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return first_line(error)
 
 
 def _described(reader: "_Reader", folder: Path) -> dict[str, TensorStorageMetadata]:

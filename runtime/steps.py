@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alphadecay.sharing import whole
 from runtime.finite import BadValues, FiniteGate, traced
 from runtime.learner import Learner
 from runtime.processes import Ranks
 from runtime.schedules import Schedules
-from runtime.sharded import whole
 
 # (learner, micro-batch, step, micro-step): adds gradients, returns its share of the step's loss, a scalar
 Backward = Callable[[Learner, Any, int, int], Tensor]

@@ -272,8 +272,8 @@ class Trainer(ABC):
         writer.wait()
         folder = in_progress(Path(self.options.output_dir) / "checkpoints", self.counts.step)
         self.ranks.from_main(partial(shutil.rmtree, folder, ignore_errors=True))
-        tensors, _ = tensors_of(self.learner.plain.state_dict(), self.learner.optimizer.state_dict())
-        complete = self.session.completes(self.counts.step, state) if self.session is not None else lambda _: None
+        tensors = tensors_of(self.learner.plain.state_dict(), self.learner.optimizer.state_dict())
+        complete = self.session.writes(self.counts.step, state, {}) if self.session is not None else lambda _: None
         writer.save(folder, tensors, complete)
 
     def _wait_saved(self) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 from forked import forked
 from texts import write_c4
 from tiny import rows
@@ -14,8 +15,9 @@ from tiny_text import TINY_TEXT, run_text
 from alphadecay.command.sources import BadInput, read_source
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
+from runtime.processes import Ranks
 from runtime.self_test import differences
-from runtime.sharded_checkpoints import _Metadata, read_whole
+from runtime.sharded_checkpoints import ShardWriter, _Metadata, read_whole
 
 RUN = "--max_length 48 --total_batch_size 8 --batch_size 2 --clip_grad 1 --max_steps 4 --eval_every 2 --log_interval 1"
 SHARDS = [*RUN.split(), "--fsdp", "--sharded_checkpoints"]
@@ -107,3 +109,28 @@ def test_a_dotted_name_reaches_no_module():
 def test_parts_need_shards(capsys, tmp_path):
     assert run_text(*TINY_TEXT, "--sharded_checkpoints", "--output_dir", tmp_path / "run") == 2
     assert "--sharded_checkpoints true: needs --fsdp true" in capsys.readouterr().err
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one, in which shards are written as by many."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield Ranks(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_parts_that_cannot_be_written_or_read_are_said_in_one_line(alone, tmp_path):
+    writer, tensors, hashes = ShardWriter(alone), {"model.a": torch.ones(3)}, []
+    writer.save(tmp_path / "parts", tensors, hashes.append)
+    writer.wait()
+    assert set(hashes[0]) == {"__0_0.distcp"} and torch.equal(
+        read_whole(tmp_path / "parts", "")["model.a"], torch.ones(3)
+    )
+    (tmp_path / "file").write_text("no folder")
+    writer.save(tmp_path / "file" / "parts", tensors, hashes.append)
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*parts: .*[Nn]ot a directory.*$") as refused:
+        writer.wait()
+    assert "\n" not in str(refused.value) and len(hashes) == 1
+    (tmp_path / "parts" / "__0_0.distcp").unlink()
+    with pytest.raises(UserError, match=r"parts cannot be read: .*No such file or directory.*$"):
+        read_whole(tmp_path / "parts", "")
