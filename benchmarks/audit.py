@@ -7,8 +7,6 @@ and Adam with torch's fused kernel, float32. Memory is the peak of an audited op
 process, on Linux.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,8 +16,7 @@ import timm
 import torch
 
 import alphadecay
-from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, timed
-from runtime.runfolder import environment
+from benchmarks.paired import interval, interval_in_words, parser_of, ratios, row, take_turns, timed, write_json
 from runtime.tables import say, table
 
 NEVER = 10**9
@@ -28,11 +25,10 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     say(f"{options.model}: {options.rounds} rounds of one step of {options.batch_size} images, {threads} threads")
@@ -42,8 +38,7 @@ def main() -> None:
         say(table([f"{name}, ms", "min", "median", "max"], [row(s, [1e3 * t for t in measured[s]]) for s in sides]))
         memory = f"{measured['memory']:.2f} x the weights in memory"
         say(f"audited / plain: {interval_in_words(measured['ratios'])}; {memory}")
-    if options.json:
-        options.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    write_json(options.json, result)
 
 
 def measure(optimizer_name: str, model_name: str, batch_size: int, rounds: int) -> dict[str, Any]:

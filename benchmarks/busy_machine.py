@@ -7,7 +7,6 @@ process it blocks a core that other threads need. Each setting trains the quicks
 settings take turns. The other process is one Python thread that counts.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from runtime.runfolder import environment
+from benchmarks.paired import parser_of, write_json
 from runtime.tables import say, table
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -41,11 +40,10 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each setting, alone and beside")
     parser.add_argument("--epochs", type=int, default=6, help="epochs per run")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="only these")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     speeds: dict[str, dict[str, list[float]]] = {name: {"alone": [], "beside": []} for name in options.settings}
     for _ in range(options.rounds):
@@ -55,8 +53,7 @@ def main() -> None:
                 speeds[name]["beside"].append(images_per_second(SETTINGS[name], options.epochs))
     rows = [[name, median(speed["alone"]), median(speed["beside"])] for name, speed in speeds.items()]
     say(table(["setting", "images/s alone", "images/s beside"], rows))
-    if options.json:
-        options.json.write_text(json.dumps({"images_per_second": speeds} | environment(), indent=1) + "\n")
+    write_json(options.json, {"images_per_second": speeds})
 
 
 def images_per_second(setting: dict[str, str], epochs: int) -> float:

@@ -6,8 +6,6 @@ A real run's state (weights, EMA, AdamW's moments, random states) is saved as ma
 in one process. The last two sides are training steps while a checkpoint is written in the background, and without it.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired import interval, ratios, row, take_turns, timed
+from benchmarks.paired import interval, parser_of, ratios, row, take_turns, timed, write_json
 from engine import train_one_epoch
 from main import build_task, read_options
 from runtime.checkpoints import Contents, write_checkpoint
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.run import StartedRun
-from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.session import Session
 from runtime.start import Start
@@ -36,11 +33,10 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--rounds", type=int, default=21, help="paired measurements")
     parser.add_argument("--steps", type=int, default=4, help="training steps of 8 images while a checkpoint is written")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seconds, size = measure(options.model, options.rounds, options.steps, Path(folder))
@@ -55,8 +51,7 @@ def main() -> None:
     for label, values in compared.items():
         low, high = interval(values)
         say(f"{label}: median {median(values):.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(seconds | {"bytes": size} | environment(), indent=1) + "\n")
+    write_json(options.json, seconds | {"bytes": size})
 
 
 def measure(model: str, rounds: int, steps: int, folder: Path) -> tuple[dict[str, list[float]], int]:

@@ -7,10 +7,7 @@ run written by hand, which shows how often torch compiles again only because val
 frames and graphs and the seconds of each step.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,18 +15,17 @@ import torch
 from torch._dynamo.utils import counters
 
 import alphadecay
-from runtime.runfolder import environment
+from benchmarks.paired import parser_of, write_json
 from runtime.tables import say, table
 
 
 def main() -> None:
     """Count, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model")
     parser.add_argument("--interval", type=int, default=3, help="steps between refreshes")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps")
     parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     attached = count(options.model, options.steps, options.interval, options.backend, attach=True)
     runs = {
@@ -44,8 +40,7 @@ def main() -> None:
     ]
     heads = ["frames at step 0", "total", "graphs at step 0", "total"]
     say(table(["", *heads, *(f"step {step}, s" for step in range(options.steps))], rows))
-    if options.json:
-        options.json.write_text(json.dumps(runs | environment(), indent=1) + "\n")
+    write_json(options.json, runs)
 
 
 def count(

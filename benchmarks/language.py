@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
+from benchmarks.paired import interval, interval_in_words, parser_of, ratios, row, take_turns, verdict, write_json
 from llama.data import TextOptions, open_text, train_stream
 from llama.engine import backward, count_targets, train_steps, weighted_batches
 from llama.models import LanguageModelOptions, build_model
@@ -45,7 +45,6 @@ from llama.tokenizers import load_tokenizer
 from main_llama import build_task, read_options
 from runtime.finite import FiniteGate
 from runtime.processes import Ranks
-from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.steps import AMP_DTYPES
 from runtime.tables import say, table
@@ -75,7 +74,7 @@ class Setting:
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a folder in C4's format")
     parser.add_argument("--model_config", default="llama/configs/llama_stdlib.json", help="a transformers config.json")
     parser.add_argument("--tokenizer", default="bytes", choices=("bytes", "bpe"), help="bpe: trained on the data")
@@ -89,7 +88,6 @@ def main() -> None:
     )
     parser.add_argument("--memory", action="store_true", help="measure peak memory, each side in its own process")
     parser.add_argument("--side", help=argparse.SUPPRESS)  # measure only its memory; --data is prepared already
-    parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     if args.side:
         tokenizer = str(args.data.parent / "tokenizer") if args.tokenizer == "bpe" else "bytes"
@@ -102,9 +100,8 @@ def main() -> None:
         memory = {side: memory_of_side(args, setting, side) for side in makers()} if args.memory else {}
         results = measure(setting, args.rounds) if args.rounds else {}
     report(setting, results, memory)
-    if args.json:
-        about = {"options": {k: str(v) for k, v in vars(args).items()}, "threads": torch.get_num_threads()}
-        args.json.write_text(json.dumps(about | results | {"memory": memory} | environment(), indent=1) + "\n")
+    about = {"options": {k: str(v) for k, v in vars(args).items()}, "threads": torch.get_num_threads()}
+    write_json(args.json, about | results | {"memory": memory})
 
 
 def report(setting: Setting, results: dict[str, Any], memory: dict[str, dict[str, float]]) -> None:

@@ -11,14 +11,11 @@ The plain side has our only patch of timm's transform: its posterize asks Pillow
 images, which Pillow 13 refuses with a ValueError.
 """
 
-import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +23,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, auto_augment,
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
-from benchmarks.paired import interval, ratios, row, take_turns, verdict
+from benchmarks.paired import interval, parser_of, ratios, row, take_turns, verdict, write_json
 from datasets import DataOptions, open_images
 from runtime.processes import Ranks
-from runtime.runfolder import environment
 from runtime.tables import say, table
 from vision.loaders import train_loader, usable_workers
 from vision.transforms import augment_operations, posterize
@@ -37,13 +33,12 @@ from vision.transforms import augment_operations, posterize
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", required=True, help="folder of class folders of photographs")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, at most one per CPU")
     parser.add_argument("--batch_size", type=int, default=32, help="images per batch")
     parser.add_argument("--images", type=int, default=640, help="images per side and round, about")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     options = DataOptions(
         data_set="image_folder", data_path=args.data, eval_data_path=args.data,
@@ -54,8 +49,7 @@ def main() -> None:
     rows = [row(side, result[side]) for side in ("ours", "plain")] + [row("ours / plain", result["ratios"])]
     say(table(["images/s; ratio", "min", "median", "max"], rows))
     say(verdict("ours / plain", result["ratios"]))
-    if args.json:
-        args.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    write_json(args.json, result)
 
 
 def measure(options: DataOptions, images: int, rounds: int) -> dict[str, Any]:

@@ -1,15 +1,33 @@
-"""Let sides take turns in one process, and compare them pair by pair."""
+"""The frame of a benchmark: its command line, sides that take turns in one process, ratios pair by pair."""
 
+import argparse
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+from runtime.runfolder import environment
+
 LEAST_MEDIAN = 0.97  # the bar: the median ratio is at least this, and its interval reaches 1
 RESAMPLES = 10_000
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line, which has --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the result")
+    return parser
+
+
+def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a result and the environment it was measured in, if --json is given."""
+    if path is not None:
+        path.write_text(json.dumps({**result, **environment()}, indent=1) + "\n")
 
 
 def timed(

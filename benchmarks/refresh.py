@@ -10,10 +10,7 @@ fits, all metrics, assignment, writing the optimizer's decays) is faster. The ot
 refresh divided by that of one with the median fit of whole matrices.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,8 +21,7 @@ from torch import nn
 
 import alphadecay
 from alphadecay.matrices import find_matrices
-from benchmarks.paired import interval, ratios, row, take_turns, timed
-from runtime.runfolder import environment
+from benchmarks.paired import interval, parser_of, ratios, row, take_turns, timed, write_json
 from runtime.tables import say, table
 
 LLAMA = {  # hidden size, inner size, layers
@@ -45,7 +41,7 @@ REFRESHES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
     parser.add_argument(
         "--kinds", nargs="*", default=list(REFRESHES)[1:], help="refreshes to time besides the default one"
@@ -53,12 +49,10 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time one layer of each LLaMA")
     parser.add_argument("--rounds", type=int, default=15, help="paired measurements")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     if options.growth:
         result = growth(options.rounds, options.device)
-        if options.json:
-            options.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+        write_json(options.json, result)
         return
     times, matrices = measure(build(options.model), options.rounds, options.device, options.kinds)
     say(f"{options.model}: {matrices} matrices, {options.rounds} rounds, {torch.get_num_threads()} threads")
@@ -69,8 +63,7 @@ def main() -> None:
             values = ratios(above, below)
             low, high = interval(values)
             say(f"{side} / {MEDIAN}: median {median(values):.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps({"model": options.model, "seconds": times} | environment(), indent=1) + "\n")
+    write_json(options.json, {"model": options.model, "seconds": times})
 
 
 def growth(rounds: int, device: str) -> dict[str, Any]:

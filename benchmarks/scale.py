@@ -7,7 +7,6 @@ Counted are the weights of the model, on the meta device; measured here are the 
 ones (`Network`). Not included: overlap of traffic with computation, activations, and stragglers.
 """
 
-import argparse
 import json
 import pickle
 import time
@@ -21,7 +20,7 @@ from torch import nn
 from alphadecay.analysis import analyze
 from alphadecay.matrices import Matrix, find_matrices
 from alphadecay.sharing import cost, owners_of
-from runtime.runfolder import environment
+from benchmarks.paired import parser_of, write_json
 from runtime.seeding import random_state
 from runtime.tables import say, table
 
@@ -42,21 +41,19 @@ class Network:
 
 def main() -> None:
     """Calculate, print a table, and write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", default="llama/configs/llama_1b.json", help="a transformers config.json")
     parser.add_argument("--processes", type=int, default=1000, help="GPUs, one process each")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a node, which share one copy with HSDP")
-    parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     model = on_meta(Path(options.config))
-    shape = options.processes, options.node, Network(), measured()
+    sizes = measured()
+    shape = options.processes, options.node, Network(), sizes
     rows = [row for layout in LAYOUTS for row in events(model, layout, *shape)]
     count = sum(p.numel() for p in model.parameters())
     say(f"{options.config}: {count:,} parameters on {options.processes} processes, {options.node} per node")
     say(table(["layout", "event", "GB per GPU", "GB on the host", "GB sent", "seconds"], [list(row) for row in rows]))
-    if options.json:
-        result = {"rows": rows, "network": asdict(Network()), "measured": measured()} | environment()
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.json, {"rows": rows, "network": asdict(Network()), "measured": sizes})
 
 
 def on_meta(config: Path) -> nn.Module:

@@ -14,11 +14,8 @@ The numbers of alphadecay include the cost of refreshes: one refresh is timed pe
 every step. Refreshes that happen during the timed steps are subtracted.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,13 +27,12 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3
 
-from benchmarks.paired import interval, interval_in_words, ratios, row, take_turns, verdict
+from benchmarks.paired import interval, interval_in_words, parser_of, ratios, row, take_turns, verdict, write_json
 from datasets import Batch
 from engine import train_one_epoch
 from main import build_task, read_options
 from runtime.finite import FiniteGate
 from runtime.processes import Ranks
-from runtime.runfolder import environment
 from runtime.seeding import seed_everything
 from runtime.tables import say, table
 
@@ -48,12 +44,11 @@ Side = Callable[[], float]  # takes the steps of a round and returns images per 
 
 def main() -> None:
     """Measure, print a table, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model for 224 pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step")
     parser.add_argument("--steps", type=int, default=1, help="steps per side and round")
     parser.add_argument("--rounds", type=int, default=61, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     result = measure(args.model, args.batch_size, args.steps, args.rounds)
     rows = [row(side, result[side]) for side in ("timm", "uniform", "alphadecay")]
@@ -70,8 +65,7 @@ def main() -> None:
     added = refresh / INTERVAL
     say(f"a refresh takes {1e3 * refresh:.0f} ms; {1e3 * added:.2f} ms of it are added to each step of alphadecay,")
     say(f"which is {100 * added / step:.3f} % of a step with uniform decay")
-    if args.json:
-        args.json.write_text(json.dumps(result | environment(), indent=1) + "\n")
+    write_json(args.json, result)
 
 
 def measure(model: str, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:

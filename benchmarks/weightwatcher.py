@@ -7,19 +7,15 @@ Both choose the start of the tail by the smallest KS distance (our `goodness-of-
 turns in one process. Exponents are compared for matrices whose tail starts at the same eigenvalue in both.
 """
 
-import argparse
-import json
 import logging
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 import alphadecay
-from benchmarks.paired import interval, ratios, row, take_turns, timed
+from benchmarks.paired import interval, parser_of, ratios, row, take_turns, timed, write_json
 from benchmarks.refresh import build
-from runtime.runfolder import environment
 from runtime.tables import say, table
 
 TARGET = 4.0  # smallest ratio of WeightWatcher's time to ours that is good enough
@@ -28,10 +24,9 @@ SAME_START = 1e-3  # largest relative difference of xmin for tails that start at
 
 def main() -> None:
     """Measure, compare, print, and write JSON if --json is given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model or llama_...")
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements")
-    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     import weightwatcher
 
@@ -61,8 +56,7 @@ def main() -> None:
     same, largest = compare(records, details[0])
     difference = f"at most {largest:.1e} (relative)"
     say(f"{same} of {len(records)} tails start at the same eigenvalue; their alphas differ by {difference}")
-    if options.json:
-        options.json.write_text(json.dumps({"seconds": times} | environment(), indent=1) + "\n")
+    write_json(options.json, {"seconds": times})
 
 
 def compare(records: list[alphadecay.SpectrumRecord], details: Any) -> tuple[int, float]:

@@ -232,17 +232,10 @@ def test_a_state_from_before_groups_said_what_they_hold_loads_and_says_it(attach
 def four_layers(frozen=False, held=4, kind=alphadecay.AlphaDecay, **options):
     """Four layers of which the optimizer holds the first, the third frozen or not."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    model = nn.Sequential(*(nn.Linear(60, 60) for _ in range(4)))
     model[2].requires_grad_(not frozen)
     optimizer = torch.optim.AdamW(model[:held].parameters(), lr=1e-2, weight_decay=0.1)
     return model, optimizer, kind(model, optimizer, **{"interval": 100} | options)
-
-
-def train(model, optimizer, first, last):
-    for step in range(first, last):
-        optimizer.zero_grad()
-        model(torch.randn(8, 64, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        optimizer.step()
 
 
 def unfreeze(model, _):
@@ -264,32 +257,32 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "built", "again", "before_loading"), CHANGES.values(), ids=CHANGES)
 def test_a_run_whose_layers_changed_resumes_bitwise(change, built, again, before_loading, saved_after):
     model, optimizer, decay = four_layers(**built)
-    train(model, optimizer, 0, 5)
+    take_steps(model, optimizer, 0, 5)
     change(model, optimizer)
-    train(model, optimizer, 5, saved_after)
+    take_steps(model, optimizer, 5, saved_after)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    train(model, optimizer, saved_after, 11)
+    take_steps(model, optimizer, saved_after, 11)
     resumed, other_optimizer, resumed_decay = four_layers(**again)
     if before_loading is not None:
         before_loading(resumed, other_optimizer)
     resumed.load_state_dict(saved[0])
     other_optimizer.load_state_dict(saved[1])
-    train(resumed, other_optimizer, saved_after, 11)
+    take_steps(resumed, other_optimizer, saved_after, 11)
     assert resumed_decay.multipliers == decay.multipliers and resumed_decay.measured_at == decay.measured_at == 5
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
 def test_a_layer_that_is_unfrozen_after_loading_was_adapted_before():
     model, optimizer, decay = four_layers(frozen=True)
-    train(model, optimizer, 0, 5)
+    take_steps(model, optimizer, 0, 5)
     unfreeze(model, optimizer)
-    train(model, optimizer, 5, 8)
+    take_steps(model, optimizer, 5, 8)
     resumed, other_optimizer, resumed_decay = four_layers(frozen=True)
     resumed.load_state_dict(model.state_dict())
     other_optimizer.load_state_dict(optimizer.state_dict())
     unfreeze(resumed, other_optimizer)
-    train(model, optimizer, 8, 10)
-    train(resumed, other_optimizer, 8, 10)
+    take_steps(model, optimizer, 8, 10)
+    take_steps(resumed, other_optimizer, 8, 10)
     assert resumed_decay.multipliers == decay.multipliers and resumed_decay.measured_at == 5
 
 
@@ -297,7 +290,7 @@ def test_a_layer_that_is_unfrozen_after_loading_was_adapted_before():
 def test_when_was_measured_is_saved_where_nothing_was(kind):
     options = {"interval": 3} if kind is alphadecay.UniformDecay else {}
     model, optimizer, decay = four_layers(kind=kind, **options)
-    train(model, optimizer, 0, 5)
+    take_steps(model, optimizer, 0, 5)
     resumed, other_optimizer, resumed_decay = four_layers(kind=kind, **options)
     other_optimizer.load_state_dict(optimizer.state_dict())
     assert resumed_decay.measured_at == decay.measured_at
