@@ -1,11 +1,9 @@
 """The trainer of both programs: steps, evaluations, checkpoints, ending after a signal, bad steps, the summary."""
 
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from alphadecay.records import SpectrumRecords
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import NonFiniteWeight
 from runtime import runfolder
-from runtime.checkpoints import find_checkpoint, has_checkpoints, in_progress
+from runtime.checkpoints import find_checkpoint, has_checkpoints
 from runtime.command import resume_command
 from runtime.decay_log import log_decays
 from runtime.errors import Interrupted, NonFiniteError, Preempted
@@ -29,9 +27,9 @@ from runtime.learner import Learner, learner_state, require_finite, restore
 from runtime.reports import applied_decay, mean_alphas
 from runtime.run import StartedRun
 from runtime.runfolder import Row
+from runtime.saving import ShardSaver, WholeSaver
 from runtime.session import Session
-from runtime.sharded import agree_on_buffers, whole_on_main
-from runtime.sharded_checkpoints import ShardWriter, tensors_of
+from runtime.sharded import agree_on_buffers
 from runtime.steps import StepRules
 from runtime.tables import progress, say, show_evaluation
 from runtime.training_state import TrainingState
@@ -70,7 +68,11 @@ class Trainer(ABC):
         sums, ranks = self.counts.loss_sums, run.ranks
         self._loss_sum = torch.tensor(sums[ranks.rank % len(sums)], dtype=torch.float64, device=ranks.device)
         self._decay_seconds_before = self.counts.decay_seconds
-        self.shards = ShardWriter(ranks) if task.in_shards else None
+        self.saver = (
+            ShardSaver(task.learner, run.session, ranks, Path(run.options.output_dir))
+            if task.in_shards
+            else WholeSaver(task.learner, run.session)
+        )
         self.gate = FiniteGate(task.learner, ranks, run.options.on_nonfinite, run.options.log_interval)
         log_decays(task.decay, run.options, run.session)
 
@@ -140,7 +142,7 @@ class Trainer(ABC):
             raise self._leave(str(signal)) from None
         finally:
             self.close()
-        self._wait_saved()
+        self.saver.wait()
         records = self._records()
         if self.session is not None:
             self._finish(self.session, records)
@@ -191,15 +193,12 @@ class Trainer(ABC):
             self._loss_sum += loss
             counts.loss_steps += 1
         self.bar.update(self.units_per_step)
-        if self.shards is not None:
-            self.shards.check()
-        if self.session is not None:
-            self.session.check_saved()
-            if loss is not None and step % self.options.log_interval == 0:
-                lr, base = self._rates()
-                points = {"training/loss": loss.item(), "training/lr": lr, "training/weight_decay": base}
-                self.session.curves.scalars(step, points)
-                self.bar.set_postfix(loss=f"{points['training/loss']:.3f}", refresh=False)
+        self.saver.check()
+        if self.session is not None and loss is not None and step % self.options.log_interval == 0:
+            lr, base = self._rates()
+            points = {"training/loss": loss.item(), "training/lr": lr, "training/weight_decay": base}
+            self.session.curves.scalars(step, points)
+            self.bar.set_postfix(loss=f"{points['training/loss']:.3f}", refresh=False)
         every = self.options.checkpoint_every
         if every and step % every == 0 and not ends and not evaluates:
             self.save()
@@ -243,7 +242,7 @@ class Trainer(ABC):
         sums = self.ranks.gather_to_main(self._loss_sum.item())
         seconds = self._decay_seconds_before + self.decay.seconds
         counts = replace(self.counts, loss_sums=sums, decay_seconds=seconds)
-        learner, streams = learner_state(self.learner, self.ranks, self.shards is not None), self.streams()
+        learner, streams = learner_state(self.learner, self.ranks, self.saver.in_shards), self.streams()
         if self.session is None:  # only the main process writes
             return TrainingState(counts, learner, streams=streams)
         return TrainingState(counts, learner, self.session.written(), streams)
@@ -257,32 +256,7 @@ class Trainer(ABC):
         self._require_finite()
         state = state or self.state()
         self.saved_step = self.counts.step
-        if self.shards is not None:
-            self._save_in_shards(self.shards, state)
-            return
-        averaged = self.learner.averaged
-        is_main = self.session is not None
-        weights = whole_on_main(self.learner.plain.state_dict(), is_main)
-        ema = None if averaged is None else whole_on_main(averaged.state_dict(), is_main)
-        if self.session is not None:
-            self.session.save(self.counts.step, weights, ema, state)
-
-    def _save_in_shards(self, writer: ShardWriter, state: TrainingState) -> None:
-        """Let each process write its part in the background; the main process completes the checkpoint."""
-        writer.wait()
-        folder = in_progress(Path(self.options.output_dir) / "checkpoints", self.counts.step)
-        self.ranks.from_main(partial(shutil.rmtree, folder, ignore_errors=True))
-        tensors = tensors_of(self.learner.plain.state_dict(), self.learner.optimizer.state_dict())
-        complete = self.session.writes(self.counts.step, state, {}) if self.session is not None else lambda _: None
-        writer.save(folder, tensors, complete)
-
-    def _wait_saved(self) -> None:
-        """Return when the last checkpoint is on the disk. All ranks must call this."""
-        if self.shards is not None:
-            self.shards.wait()
-            self.ranks.wait()  # the main process completes it
-        if self.session is not None:
-            self.session.wait_saved()
+        self.saver.save(self.counts.step, state)
 
     def _ensure_checkpoint(self) -> None:
         """Save the initial state if the policy is rollback and the run folder has no checkpoint."""
@@ -294,7 +268,7 @@ class Trainer(ABC):
         """Save the current step after a signal and write the file REQUEUE; return the error to raise."""
         if self.counts.step > self.saved_step:
             self.save()
-        self._wait_saved()
+        self.saver.wait()
         message = f"{signal} at optimizer step {self.counts.step}; resume with"
         interrupted = signal == "SIGINT"  # by a person, who decides when to resume
         if self.session is not None:
@@ -336,7 +310,7 @@ class Trainer(ABC):
 
     def _roll_back(self) -> int:
         """Restore the newest checkpoint's state; data and schedules continue. Return its step."""
-        self._wait_saved()
+        self.saver.wait()
         folder = Path(self.options.output_dir)
         checkpoint, _ = self.ranks.from_main(lambda: find_checkpoint(folder))
         restore(self.learner, checkpoint, self.ranks)
