@@ -40,6 +40,8 @@ from runtime.run_contract import check_unchanged, contract_of, facts_of, fixed_o
 from runtime.seeding import seed_everything
 from runtime.start import Start, finished
 from runtime.steps import AMP_DTYPES, data_parallel
+from runtime.tables import say
+from runtime.timescale import timescale_line, with_timescale
 from vision.fingerprints import fingerprint
 from vision.loaders import eval_loader, train_loader
 from vision.models import build_ema, build_model
@@ -72,6 +74,8 @@ def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) 
         return
     names = options.model.model, options.data.data_set
     run = begin(names, task.learner, options.run, options.flat(), contract, start, ranks, preemption)
+    if ranks.is_main:
+        say(task.timescale)
     ImageTraining(task, run).run()
 
 
@@ -81,6 +85,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task.decay.refresh()
     if ranks.is_main:
         show_groups(task.learner.plain, task.decay)
+        say(task.timescale)
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
@@ -118,23 +123,25 @@ def build_task(options: Options, ranks: Ranks) -> ImageTask:
     plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
     ema = build_ema(options.ema, plain)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
+    decay_options = with_timescale(options.decay, options.optimizer, steps_per_unit=train_batches.steps)
     optimizer = build_optimizer(
-        options.optimizer, options.decay, plain, options.optimizer.layer_decay, scaled=scaler.is_enabled()
+        options.optimizer, decay_options, plain, options.optimizer.layer_decay, scaled=scaler.is_enabled()
     )
-    decay = build_decay(options.decay, plain, optimizer, options.run.seed)
-    schedules = build_schedules(options.optimizer, options.decay, train_batches.steps)
+    decay = build_decay(decay_options, plain, optimizer, options.run.seed)
+    schedules = build_schedules(options.optimizer, decay_options, train_batches.steps)
     schedules.write(optimizer, 0)
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
     criterion, mixup = build_loss(options.data, data.classes)
     rules = ImageRules(
         schedules=schedules, accumulate=accumulate, clip_grad=options.optimizer.clip_grad,
-        criterion=criterion, mixup=mixup, precision=precision, seed=options.run.seed,
+        criterion=criterion, mixup=mixup, precision=precision, seed=options.run.seed, l2=options.optimizer.l2,
     )  # fmt: skip
     model = cast(nn.Module, torch.compile(plain)) if options.model.compile else plain
     return ImageTask(
         learner=Learner(data_parallel(model, ranks), plain, ema, optimizer, scaler),
         decay=decay,
         rules=rules,
+        timescale=timescale_line(optimizer, schedules, options.optimizer.optimizer, "epochs", train_batches.steps),
         last_step=min(schedules.total_steps, options.run.max_steps or schedules.total_steps),
         train=train_batches,
         validation=eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin),

@@ -44,6 +44,7 @@ from runtime.seeding import seed_everything
 from runtime.start import Start, finished
 from runtime.steps import AMP_DTYPES, StepRules, data_parallel
 from runtime.tables import say
+from runtime.timescale import timescale_line, with_timescale
 
 FIXED = fixed_options(OPTION_CLASSES)
 ROUNDING_WARNING = (
@@ -81,6 +82,8 @@ def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) 
     ranks.from_main(partial(check_export_folder, options))
     names = options.model.init_from or options.model.model_config, options.text.dataset
     run = begin(names, task.learner, options.run, options.flat(), contract, start, ranks, preemption)
+    if ranks.is_main:
+        say(task.timescale)
     TextTraining(task, run).run()
 
 
@@ -120,6 +123,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task.decay.refresh()
     if ranks.is_main:
         show_groups(task.learner.plain, task.decay)
+        say(task.timescale)
     task.stream.close()
 
 
@@ -163,17 +167,20 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
     plain = fitting_model(options, text)
     model = wrapped(plain, ranks, options)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
-    optimizer = build_optimizer(options.optimizer, options.decay, plain, scaled=scaler.is_enabled())
-    decay = build_decay(options.decay, plain, optimizer, options.run.seed)
+    steps_per_token = 1 / options.text.tokens_per_step(ranks.count)
+    decay_options = with_timescale(options.decay, options.optimizer, steps_per_token)
+    optimizer = build_optimizer(options.optimizer, decay_options, plain, scaled=scaler.is_enabled())
+    decay = build_decay(decay_options, plain, optimizer, options.run.seed)
     steps = options.optimizer.num_training_steps
-    schedules = schedules_of(options.optimizer, options.decay, steps, options.optimizer.warmup_steps)
+    schedules = schedules_of(options.optimizer, decay_options, steps, options.optimizer.warmup_steps)
     schedules.write(optimizer, 0)
     stream = train_stream(options.text, text, ranks, seed=options.run.seed, remembered_steps=options.run.log_interval)
-    clip_grad = options.optimizer.clip_grad
+    clip_grad, l2 = options.optimizer.clip_grad, options.optimizer.l2
     return TextTask(
         learner=Learner(model, plain, None, optimizer, scaler),
         decay=decay,
-        rules=StepRules(schedules=schedules, accumulate=stream.accumulate, clip_grad=clip_grad),
+        rules=StepRules(schedules=schedules, accumulate=stream.accumulate, clip_grad=clip_grad, l2=l2),
+        timescale=timescale_line(optimizer, schedules, options.optimizer.optimizer, "tokens", steps_per_token),
         last_step=min(steps, options.run.max_steps or steps),
         loss=loss_rules(options),
         stream=stream,

@@ -1,10 +1,8 @@
 """Build parameter groups, the optimizer and the decay strategy, for both trainers."""
 
-import difflib
 from typing import Any
 
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,18 +11,16 @@ from alphadecay.groups import Group
 from alphadecay.schedule import DecaySchedule
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
+from runtime.optimizers import create_optimizer
 from runtime.run_options import OptimizerOptions
 from runtime.sharded import is_sharded_model
-
-FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch optimizers that have a fused kernel
-# torch's fused SGD leaves its momentum uninitialised if GradScaler skips the first step, and does not support shards.
-FUSED_WHERE_PLAIN = ("sgd", "momentum")
+from runtime.timescale import require_decoupled
 
 
 def build_optimizer(
     options: OptimizerOptions, decay: DecayOptions, model: nn.Module, layer_decay: float = 1.0, *, scaled: bool = False
 ) -> Optimizer:
-    """Build a timm optimizer over groups with their own decay; the groups are the same for every strategy.
+    """Build the optimizer over groups with their own decay; the groups are the same for every strategy.
 
     Args:
         options: Of the optimizer.
@@ -34,7 +30,7 @@ def build_optimizer(
         scaled: Whether a GradScaler scales the loss (fp16).
 
     Raises:
-        UserError: If timm does not know the optimizer, or the optimizer rejects the options.
+        UserError: If there is no such optimizer, it rejects an option, or it couples decay where it must not.
     """
     groups = alphadecay.param_groups(
         model,
@@ -45,26 +41,9 @@ def build_optimizer(
     )
     if layer_decay < 1:
         groups = scale_layers(groups, model, layer_decay)
-    name = options.optimizer.lower()
-    if name not in list_optimizers():
-        known = [str(known_name) for known_name in list_optimizers()]
-        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "-"
-        raise UserError(f"--optimizer {options.optimizer}: timm has no such optimizer; close: {close}")
-    fused = name in FUSED and not (name in FUSED_WHERE_PLAIN and (scaled or is_sharded_model(model)))
-    kernel: dict[str, Any] = {"fused": True} if fused else {}
-    try:
-        optimizer = create_optimizer_v2(
-            groups,
-            opt=name,
-            lr=options.lr,
-            weight_decay=decay.weight_decay,
-            momentum=options.momentum,
-            **kernel,
-        )
-    except (TypeError, ValueError, AssertionError, RuntimeError, ModuleNotFoundError) as error:
-        raise UserError(f"--optimizer {options.optimizer}: {error}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise UserError(f"--optimizer {options.optimizer}: is not a torch optimizer")
+    plain = not scaled and not is_sharded_model(model)
+    optimizer = create_optimizer(options, groups, decay.weight_decay, plain)
+    require_decoupled(optimizer, decay, options.optimizer)
     return optimizer
 
 

@@ -15,6 +15,7 @@ from alphadecay.groups import OWN_KEYS, Group
 
 TRIAL_LR, TRIAL_DECAY, TRIAL_STEPS = 7.3e-4, 0.5, 3
 TOLERANCE = 0.05  # relative, for a trial's last decay; whether decay comes before or after the update changes it less
+NO_STEP = "cannot take a step on a copy"
 UNTRIED = Exception  # an optimizer that cannot step on a copy may raise any exception
 VARYING = OWN_KEYS | {
     "param_names", "lr", "initial_lr", "lr_scale", "name", "decay_next", "decay_members", "decay_measured",
@@ -124,7 +125,7 @@ def why_coupled(optimizer: Optimizer) -> str:
                 with own_randomness(optimizer):
                     decoupled = _decouples(optimizer, group)
             except UNTRIED as error:
-                return f"cannot take a step on a copy: {' '.join(str(error).split())}"
+                return f"{NO_STEP}: {' '.join(str(error).split())}"
             if not decoupled:
                 return "does not (with these options)"
     return ""

@@ -9,7 +9,7 @@ from runtime.command import read_command
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.run_options import OptimizerOptions, RunOptions
+from runtime.run_options import SHARED_CHECKS, OptimizerOptions, RunOptions
 
 DESCRIPTION = """Pretrain a causal language model whose weight decay adapts to each module.
 
@@ -81,6 +81,10 @@ class TextOptions:
             product = f"--batch_size {self.batch_size}" + (f" x {ranks} processes" if ranks > 1 else "")
             raise UserError(f"--total_batch_size {self.total_batch_size}: is not a multiple of {product}")
         return count
+
+    def tokens_per_step(self, ranks: int) -> int:
+        """Tokens per optimizer step of all processes, with padding."""
+        return self.micro_steps(ranks) * self.batch_size * ranks * self.max_length
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class LanguageDecayOptions(DecayOptions):
 
 OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
 CHECKS = (
+    *SHARED_CHECKS,
     (
         lambda o: not o.eval or o.resume or o.init_from,
         "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, or --init_from FOLDER",

@@ -10,6 +10,7 @@ from typing import Any
 from runtime import runfolder
 from runtime.errors import UserError
 from runtime.options import Check, build, parse
+from runtime.run_options import settle
 from runtime.runfolder import Row
 
 PER_CALL = (
@@ -55,6 +56,7 @@ def read_command(
         values, _ = parse(classes, argv, defaults=defaults)
     if source is not None and values["resume"] not in ("", "auto") and "output_dir" not in typed:
         values["output_dir"] = str(source)
+    settle(values, typed)
     try:
         return build(classes, values, checks)
     except UserError as error:

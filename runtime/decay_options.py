@@ -7,6 +7,8 @@ from runtime.options import option
 from runtime.strategies import PER_ENTRY, STRATEGIES, Strategy
 
 SCOPES = ("module", "entry")
+DECAY_SHAPES = ("cosine", "constant", "linear", "drop", "corrected", "independent")
+WITH_END = ("cosine", "linear", "drop")
 # The choices of alphadecay, repeated here because importing it would import torch.
 SCORES = (
     "alpha", "alpha_hat", "spectral_norm", "largest_eigenvalue", "frobenius_norm", "squared_frobenius_norm",
@@ -25,8 +27,17 @@ class DecayOptions:
     TITLE = "Decay"
     FIXED = "decay"
     weight_decay: float = option(5e-6, "base weight decay", minimum=0)
+    weight_decay_sched: str = option(
+        "cosine",
+        "base weight decay: cosine, linear or drop to --weight_decay_end, if given; constant; corrected: x learning "
+        "rate / --lr; independent: / --lr",
+        choices=DECAY_SHAPES,
+    )
     weight_decay_end: float | None = option(
-        None, "base weight decay at the last step, reached along a cosine", minimum=0
+        None, "base weight decay at the last step; with drop, after --drop_at", minimum=0
+    )
+    decay_timescale: float | None = option(
+        None, "sets the base decay so that 1 / (--lr x decay) is this many epochs (images) or tokens (text)", above=0
     )
     decay: str = option("uniform", "strategy: how decay is distributed over the modules", choices=tuple(STRATEGIES))
     decay_interval: int = option(500, "optimizer steps between refreshes", minimum=1)
@@ -94,6 +105,18 @@ class DecayOptions:
         return {argument: None if value == "none" else value for argument, value in chosen.items()}
 
     CHECKS = (
+        (
+            lambda o: o.weight_decay_end is None or o.weight_decay_sched in WITH_END,
+            "--weight_decay_end {weight_decay_end:g}: --weight_decay_sched {weight_decay_sched} does not read it",
+        ),
+        (
+            lambda o: o.weight_decay_end is not None or o.weight_decay_sched not in ("linear", "drop"),
+            "--weight_decay_sched {weight_decay_sched}: needs --weight_decay_end",
+        ),
+        (
+            lambda o: o.weight_decay_end is None or o.decay_timescale is None,
+            "--weight_decay_end {weight_decay_end:g}: not together with --decay_timescale",
+        ),
         (lambda o: o.decay != "replay" or o.decay_ledger, "--decay replay: needs --decay_ledger PATH"),
         *(
             (

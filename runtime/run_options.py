@@ -3,12 +3,18 @@
 Modules of options import neither torch nor other slow packages, so that --help and errors appear immediately.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
-from runtime.options import option
+from runtime.errors import UserError
+from runtime.options import Check, option
 
 AMP = ("none", "bf16", "fp16")
 POLICIES = ("stop", "skip", "rollback")  # after a loss or gradient that is not finite
+SHAPES = ("cosine", "linear", "constant", "wsd", "drop")  # of the learning rate's schedule
+TORCH = "torch:"  # --optimizer torch:NAME is torch's own, without timm's defaults
+MUON = "torch:muon"
 
 
 @dataclass(frozen=True)
@@ -18,15 +24,97 @@ class OptimizerOptions:
     TITLE = "Optimizer"
     FIXED = "schedule"
     optimizer: str = option(
-        "adam", "a timm optimizer: adam couples decay with the gradient (L2), adamw does not", fixed="optimizer"
+        "adam",
+        "a timm optimizer: adam couples decay with the gradient (L2), adamw does not; or torch:NAME for torch's own; "
+        "torch:Muon trains matrices, and AdamW the rest",
+        fixed="optimizer",
+    )
+    opt_betas: tuple[float, ...] = option(
+        (), "the optimizer's betas, by default its own; torch:Muon: those of AdamW", metavar="X", fixed="optimizer"
+    )
+    opt_eps: float | None = option(
+        None, "the optimizer's eps, by default its own; torch:Muon: that of AdamW", minimum=0, fixed="optimizer"
+    )
+    opt_kwargs: tuple[str, ...] = option(
+        (), "further arguments of the optimizer, such as amsgrad=True", metavar="KEY=VALUE", fixed="optimizer"
     )
     lr: float = option(4e-3, "peak learning rate", above=0)
     min_lr: float | None = option(1e-6, "learning rate at the end (a rate, not a ratio)", minimum=0)
     warmup_steps: int = option(-1, "optimizer steps of linear warm-up of the learning rate")
-    momentum: float = option(0.9, "momentum of optimizers that have one", minimum=0, maximum=1, fixed="optimizer")
+    warmup_lr: float | None = option(
+        None, "learning rate of the first step of warm-up; by default --lr / steps of warm-up", minimum=0
+    )
+    sched: str = option(
+        "cosine",
+        "learning rate after warm-up: cosine or linear to --min_lr, constant, wsd (constant, then linear to --min_lr), "
+        "drop (constant, then --min_lr)",
+        choices=SHAPES,
+    )
+    cosine_steps: int | None = option(
+        None, "optimizer step at which the cosine reaches --min_lr; may be later than the last", minimum=1
+    )
+    cooldown: float | None = option(
+        None, "wsd: share of all steps in which the rate falls, by default 0.2", above=0, maximum=1
+    )
+    drop_at: float | None = option(None, "share of all steps before a drop, by default 0.5", above=0, maximum=1)
+    adamw_lr: float | None = option(None, "torch:Muon: peak learning rate of AdamW, by default --lr", above=0)
+    momentum: float = option(
+        0.9, "momentum of timm's optimizers that have one; sgd uses Nesterov's, and at 0 none", minimum=0, maximum=1,
+        fixed="optimizer",
+    )  # fmt: skip
+    l2: float = option(
+        0.0, "adds the gradient of this x sum of squared decayed weights, before clipping; replaces decay", minimum=0,
+        fixed="decay",
+    )  # fmt: skip
     clip_grad: float | None = option(None, "largest norm of the gradient; 0: no limit", minimum=0, fixed="optimizer")
 
-    CHECKS = ((lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),)
+    CHECKS = (
+        (lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),
+        (lambda o: o.warmup_lr is None or o.warmup_lr <= o.lr, "--warmup_lr {warmup_lr:g}: above --lr {lr:g}"),
+        (
+            lambda o: o.cosine_steps is None or o.sched == "cosine",
+            "--cosine_steps {cosine_steps}: goes with --sched cosine, not {sched}",
+        ),
+        (lambda o: o.cooldown is None or o.sched == "wsd", "--cooldown {cooldown}: goes with --sched wsd, not {sched}"),
+        (lambda o: o.drop_at is None or o.drop_at < 1, "--drop_at {drop_at:g}: must be below 1"),
+        (
+            lambda o: o.adamw_lr is None or o.optimizer.lower() == MUON,
+            "--adamw_lr {adamw_lr}: goes with --optimizer torch:Muon, not {optimizer}",
+        ),
+    )
+
+
+# Between options of different groups, for the CHECKS of both programs.
+SHARED_CHECKS: tuple[Check, ...] = (
+    (
+        lambda o: o.drop_at is None or "drop" in (o.sched, o.weight_decay_sched),
+        "--drop_at {drop_at:g}: needs --sched drop or --weight_decay_sched drop",
+    ),
+    (
+        lambda o: not o.l2 or o.decay == "uniform",
+        "--l2 {l2:g}: adds the same term for all weights, so it goes with --decay uniform, not {decay}",
+    ),
+    (lambda o: not (o.l2 and o.weight_decay_end), "--l2 {l2:g}: replaces decay; leave --weight_decay_end out"),
+    (lambda o: not (o.l2 and o.decay_timescale), "--l2 {l2:g}: replaces decay; leave --decay_timescale out"),
+)
+
+
+def settle(values: dict[str, Any], typed: Container[str]) -> None:
+    """With --l2, set the base decay to 0 in `values`.
+
+    Raises:
+        UserError: If the command line has an option that another one replaces, or that the others do not read.
+    """
+    for name in ("l2", "decay_timescale"):
+        if values[name] and "weight_decay" in typed:
+            raise UserError(f"--weight_decay {values['weight_decay']}: not together with --{name} {values[name]}")
+    if values["l2"]:
+        values["weight_decay"] = 0.0
+    if values["sched"] == "constant" and "min_lr" in typed and values["min_lr"] != values["lr"]:
+        raise UserError(f"--min_lr {values['min_lr']}: --sched constant does not read it")
+    if str(values["optimizer"]).lower().startswith(TORCH) and "momentum" in typed:
+        momentum = values["momentum"]
+        raise UserError(f"--momentum {momentum}: torch's own optimizers get it from --opt_kwargs momentum={momentum}")
 
 
 @dataclass(frozen=True)

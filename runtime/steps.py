@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from alphadecay.sharing import whole
 from runtime.finite import BadValues, FiniteGate, traced
@@ -26,6 +27,7 @@ class StepRules:
     schedules: Schedules
     accumulate: int  # micro-steps per optimizer step
     clip_grad: float | None  # largest norm of the gradient
+    l2: float = 0.0  # the loss has this x the sum of squared decayed weights; it is not in the loss that is logged
 
 
 def take_step(
@@ -61,6 +63,8 @@ def take_step(
             losses.append(backward(learner, batch, step, micro_step))
     loss = torch.stack(losses).sum(dtype=torch.float32)
     learner.scaler.unscale_(learner.optimizer)
+    if rules.l2:
+        add_l2(learner.optimizer, rules.l2)
     norm = clipped_norm(learner.plain, rules.clip_grad)
     bad_step = gate.check(step, loss, norm)
     if bad_step is None:
@@ -72,6 +76,20 @@ def take_step(
         gate.reset()
     learner.optimizer.zero_grad(set_to_none=True)
     return loss if bad_step is None else None
+
+
+@torch.no_grad()
+def add_l2(optimizer: Optimizer, l2: float) -> None:
+    """Add the gradient of l2 x sum over decayed weights of static multiplier x weight^2, which is 2 l2 x that x weight.
+
+    Weights have any shape. Unclipped, it equals decay that Adam couples, of 2 l2; D'Angelo et al. (arXiv 2310.04415)
+    train with this term.
+    """
+    for group in optimizer.param_groups:
+        with_gradient = [p for p in group["params"] if p.grad is not None]
+        factor = 2 * l2 * group["static_multiplier"]
+        if factor and with_gradient:
+            torch._foreach_add_([p.grad for p in with_gradient], with_gradient, alpha=factor)
 
 
 def _update(learner: Learner, step: int) -> None:

@@ -42,6 +42,7 @@ class Task:
     learner: Learner
     decay: DecaySchedule
     rules: StepRules
+    timescale: str  # a line on how long decay remembers
     last_step: int  # optimizer step at which the run stops
     in_shards: bool = False  # each process writes its part of a checkpoint
 

@@ -9,7 +9,7 @@ from runtime.command import read_command
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.run_options import OptimizerOptions, RunOptions
+from runtime.run_options import SHARED_CHECKS, OptimizerOptions, RunOptions
 
 DESCRIPTION = """Train and evaluate a timm model whose weight decay adapts to each module.
 
@@ -189,6 +189,7 @@ class EmaOptions:
 
 OPTION_CLASSES = (DataOptions, ModelOptions, VisionOptimizerOptions, DecayOptions, EmaOptions, RunOptions)
 CHECKS = (
+    *SHARED_CHECKS,
     (
         lambda o: not o.eval or o.resume or o.pretrained or o.finetune,
         "--eval: needs weights to evaluate: --resume RUN_FOLDER or CHECKPOINT, --finetune PATH, or --pretrained",

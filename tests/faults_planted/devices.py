@@ -46,9 +46,9 @@ FAULTS = [
     ),
     Fault(
         "sgd_is_always_fused",
-        "optim_factory.py",
-        "fused = name in FUSED and not (",
-        "fused = name in FUSED or (",
+        "runtime/optimizers.py",
+        "not chosen and (plain or name not in FUSED_WHERE_PLAIN)",
+        "not chosen",
         DEVICES,
         "SGD in fp16 turns to NaN",
     ),

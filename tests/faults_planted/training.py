@@ -6,10 +6,50 @@ FAULTS = [
     Fault(
         "warm_up_from_zero",
         "runtime/schedules.py",
-        "return self.lr * (step + 1) / self.warmup_steps",
-        "return self.lr * step / self.warmup_steps",
+        "return self.lr * (step + 1) / warmup",
+        "return self.lr * step / warmup",
         "vision/test_engine.py",
         "the first step does nothing and the peak is not reached",
+    ),
+    Fault(
+        "l2_gradient_without_its_two",
+        "runtime/steps.py",
+        "factor = 2 * l2 *",
+        "factor = l2 *",
+        "runtime/test_schedules.py",
+        "the explicit L2 term is half as strong as --l2 says",
+    ),
+    Fault(
+        "l2_on_all_weights",
+        "runtime/steps.py",
+        'factor = 2 * l2 * group["static_multiplier"]',
+        "factor = 2 * l2",
+        "runtime/test_schedules.py",
+        "norms and biases get the L2 term too",
+    ),
+    Fault(
+        "corrected_decay_ignores_the_rate",
+        "runtime/schedules.py",
+        "return self.weight_decay * self.lr_at(step) / self.lr",
+        "return self.weight_decay",
+        "runtime/test_schedules.py",
+        "corrected decay does not fall with the learning rate",
+    ),
+    Fault(
+        "timescale_of_momentum",
+        "runtime/timescale.py",
+        'return (1 - first["momentum"]) / (1 - first["dampening"]) / peak',
+        "return 1 / peak",
+        "runtime/test_schedules.py",
+        "the timescale of SGD with momentum is ten times too long",
+    ),
+    Fault(
+        "muon_at_the_rate_of_adamw",
+        "runtime/optimizers.py",
+        'group |= {"optimizer": "adamw", "lr_scale": group.get("lr_scale", 1.0) * scale}',
+        'group |= {"optimizer": "adamw"}',
+        "runtime/test_optimizers.py",
+        "AdamW trains the rest at Muon's learning rate",
     ),
     Fault(
         "cosine_ends_behind_the_run",
@@ -71,6 +111,8 @@ FAULTS = [
         "clip_before_unscale",
         "runtime/steps.py",
         """    learner.scaler.unscale_(learner.optimizer)
+    if rules.l2:
+        add_l2(learner.optimizer, rules.l2)
     norm = clipped_norm(learner.plain, rules.clip_grad)
 """,
         """    norm = clipped_norm(learner.plain, rules.clip_grad)
