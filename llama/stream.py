@@ -52,7 +52,7 @@ class TextStream:
     ) -> None:
         self.documents, self.tokenizer = documents, tokenizer
         self.max_length, self.batch_size, self.accumulate = max_length, batch_size, accumulate
-        self.batches = 0  # number returned since the beginning of the run
+        self.batches = 0  # number since the beginning of the run, as if `accumulate` had always been the same
         # In the returned batches: documents that ended, tokens, padding; bad lines up to then; epoch, from 0.
         self.counts = {"documents": 0, "tokens": 0, "pads": 0, "bad_lines": 0, "epoch": 0}
         self._cutter = Cutter(self._tokenize, max_length, pack)
@@ -72,7 +72,7 @@ class TextStream:
         self.batches += 1
         self.counts["documents"] += sum(sequence.ended for sequence in sequences)
         self.counts["tokens"] += tokens
-        self.counts["pads"] += self.batch_size * self.max_length - tokens
+        self.counts["pads"] += len(sequences) * self.max_length - tokens
         self.counts |= {"bad_lines": bad_lines, "epoch": sequences[-1].epoch}
         self._last.append(sequences)
         return self._batch(sequences)
@@ -101,6 +101,7 @@ class TextStream:
         coming = prepared.sequences
         return {
             "batches": self.batches,
+            "accumulate": self.accumulate,
             "counts": dict(self.counts),
             "documents": self.documents.state(),
             "waiting": self._cutter.state(),
@@ -117,7 +118,8 @@ class TextStream:
         """Continue from what `state` returned, with the same number of ranks; the batches are bitwise identical."""
         if self._future is not None:
             self._future.exception()  # waits for the thread; its batch is dropped
-        self.batches, self.counts = state["batches"], dict(state["counts"])
+        steps, rest = divmod(state["batches"], state.get("accumulate", self.accumulate))  # it may have been another
+        self.batches, self.counts = steps * self.accumulate + rest, dict(state["counts"])
         self.documents.load(state["documents"])
         self._cutter.load(state["waiting"])
         coming = state["coming"]

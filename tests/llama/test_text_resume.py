@@ -191,6 +191,16 @@ def test_the_last_steps_batches_can_be_had_again_with_the_documents_in_them(fold
     assert same(stream.batches_of_step(5)[0], later)
 
 
+def test_a_step_is_found_and_pads_are_counted_after_resuming_with_another_batch_size(folder):
+    before = stream_of(folder, total_batch_size=8)  # two batches of 4 a step
+    take(before, 10)
+    stream = stream_of(folder, total_batch_size=8, batch_size=2)  # four of 2
+    stream.load(before.state())
+    taken = take(stream, 4)  # the first was prepared before
+    assert [len(batch["input_ids"]) for batch in taken] == [4, 2, 2, 2]
+    assert same(stream.batches_of_step(5)[0], taken) and stream.counts["pads"] == 0
+
+
 def test_the_process_own_random_state_is_left_alone(folder):
     def states():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
