@@ -30,7 +30,7 @@ from llama.engine import METRICS, LossRules, evaluate
 from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
 from llama.run import TextTask, TextTraining, even_batches, show_perplexity
 from llama.sharding import mesh_of, sharded_layers
-from llama.tokenizers import require_fits
+from llama.tokenizers import require_fits, require_recorded
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights
@@ -72,6 +72,7 @@ def train(options: Options, start: Start, ranks: Ranks, preemption: Preemption) 
     task = build_task(options, text, ranks)
     facts = facts_of(ranks, text.fingerprint() if ranks.is_main else "")
     facts["architecture"] = config_hash(task.learner.plain)
+    facts["tokenizer"] = text.tokenizer.fingerprint[:16]
     contract = contract_of(options.flat(), facts, FIXED)
     check_unchanged(start.checkpoint, contract, FIXED, options.run.allow_changed, ranks)
     check_streams(start, ranks)
@@ -132,6 +133,8 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     ranks.from_main(partial(check_export_folder, options))
     results = ranks.from_main(partial(results_file, options.run, start))
     text = open_text(options.text, ranks)
+    if not {"data", "tokenizer"} & set(options.run.allow_changed):
+        require_recorded(text.tokenizer, start.checkpoint)
     model = fitting_model(options, text).to(ranks.device)
     if start.checkpoint is not None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import fsspec
 
 from llama.sources import C4Shards, Corpus, Shard, SourceFiles, warn
+from llama.text_files import Contents, TextFile, contents_of, file_at
 from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
@@ -118,4 +119,32 @@ def source_files(root: str) -> list[Shard]:
     return sorted(shard for shard in shards if shard.size)
 
 
-FINDERS: dict[str, Callable[[str, Ranks], Splits]] = {"c4": find_c4, "stdlib": find_stdlib}
+def find_text(data_path: str, ranks: Ranks) -> Splits:
+    """Find one file of text, whose last tenth is for validation; only the main process reads it, once.
+
+    Raises:
+        UserError: If it cannot be read, or has no text for training or for validation.
+    """
+    label = f"--data_path {data_path}"
+    shard, contents = ranks.from_main(lambda: _read_once(data_path, label))
+    files, root = fsspec.core.url_to_fs(data_path)
+    boundary, end = contents.boundary, contents.end
+    train, validation = (
+        TextFile(label, files, root, (shard,), begin, end, contents) for begin, end in ((0, boundary), (boundary, end))
+    )
+    return train, validation
+
+
+def _read_once(data_path: str, label: str) -> tuple[Shard, Contents]:
+    files, root, size = file_at(data_path, label)
+    try:
+        with files.open(root, "rb") as file:
+            contents = contents_of(file, label)
+    except UserError:
+        raise
+    except Exception as error:  # network file systems raise errors of many classes
+        raise UserError(f"{label}: cannot be read: {first_line(error)}") from error
+    return Shard(root.rpartition("/")[2], size), contents
+
+
+FINDERS: dict[str, Callable[[str, Ranks], Splits]] = {"c4": find_c4, "stdlib": find_stdlib, "text": find_text}

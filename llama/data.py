@@ -1,14 +1,16 @@
 """Open the text of a run, and make its training and validation batches."""
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from llama.corpora import FINDERS
 from llama.options import TextOptions
 from llama.shuffling import ShuffledDocuments, no_documents
-from llama.sources import BadLines, Corpus
+from llama.sources import BadLines, Corpus, read_documents
 from llama.stream import TextStream
-from llama.tokenizers import Tokenizer, shared_tokenizer
+from llama.tokenizers import Tokenizer, shared_tokenizer, without_end
 from llama.validation import ValidationBatches, validation_sequences
 from runtime.errors import UserError
 from runtime.processes import Ranks
@@ -35,10 +37,26 @@ def open_text(options: TextOptions, ranks: Ranks) -> TextData:
     """Open the text and tokenizer that the options name; all ranks must call this.
 
     Raises:
-        UserError: If text or tokenizer cannot be opened.
+        UserError: If text or tokenizer cannot be opened, or a continuous text is shorter than a sequence.
     """
     train, validation = FINDERS[options.dataset](options.data_path, ranks)
-    return TextData(train, validation, shared_tokenizer(options.tokenizer, ranks))
+    tokenizer = shared_tokenizer(options.tokenizer, ranks, train.alphabet)
+    if train.continuous:
+        tokenizer = without_end(tokenizer)
+        for part, corpus in (("training", train), ("validation", validation)):
+            ranks.from_main(partial(require_sequence, corpus, tokenizer, options.max_length, part))
+    return TextData(train, validation, tokenizer)
+
+
+def require_sequence(corpus: Corpus, tokenizer: Tokenizer, max_length: int, part: str) -> None:
+    """Raise UserError if the `part` of a continuous text has fewer than `max_length` tokens; reads no more."""
+    tokens = 0
+    with closing(read_documents(corpus, range(len(corpus.shards)), BadLines(0))) as pieces:
+        while tokens < max_length and (piece := next(pieces, None)) is not None:
+            tokens += len(tokenizer.encode([piece.text])[0])
+    if tokens < max_length:
+        found = "1 token" if tokens == 1 else f"{tokens} tokens"
+        raise UserError(f"{corpus.label}: {found} for {part}, less than one sequence (--max_length {max_length})")
 
 
 def train_stream(

@@ -16,7 +16,8 @@ DESCRIPTION = """Pretrain a causal language model whose weight decay adapts to e
   python main_llama.py --dataset stdlib --decay alphadecay --output_dir runs/language
   python main_llama.py --eval --resume runs/language
   torchrun --nproc_per_node=2 main_llama.py --model_config llama/configs/llama_130m.json ..."""
-DATASETS = ("c4", "stdlib")  # the keys of llama.corpora.FINDERS
+DATASETS = ("c4", "stdlib", "text")  # the keys of llama.corpora.FINDERS
+DOCUMENT_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 # Defaults of a run on the built-in text, which then takes about three minutes on two CPU cores.
 STDLIB: dict[str, Any] = {
     "tokenizer": "bytes",
@@ -36,20 +37,27 @@ STDLIB: dict[str, Any] = {
 }
 
 
+def has_documents(path: str) -> bool:
+    """Whether a file's name says that it has documents; any other file is one continuous text."""
+    return path.lower().endswith(DOCUMENT_ENDINGS)
+
+
 @dataclass(frozen=True)
 class TextOptions:
     """Text and how it becomes sequences."""
 
     TITLE = "Data"
     dataset: str = option(
-        "c4", "where text comes from; stdlib: the source code of Python's standard library", choices=DATASETS
+        "c4", "where text comes from; stdlib: Python's standard library; text: one file", choices=DATASETS
     )
     data_path: str = option(
         "",
-        "c4: folder or fsspec URL with its .json.gz files, or with en/; by default the Hugging Face hub's",
-        metavar="FOLDER",
+        "c4: folder or URL with its .json.gz files, or with en/, by default the Hugging Face hub's; text: file or URL",
+        metavar="PATH",
     )
-    tokenizer: str = option("t5-base", "name or folder of a transformers tokenizer, or bytes")
+    tokenizer: str = option(
+        "t5-base", "name or folder of a transformers tokenizer, bytes, or with --dataset text chars"
+    )
     max_length: int = option(256, "tokens per sequence", minimum=2, fixed="data")
     batch_size: int = option(256, "sequences per process and micro-step", minimum=1, fixed="batch_size")
     total_batch_size: int | None = option(
@@ -68,8 +76,17 @@ class TextOptions:
 
     CHECKS = (
         (
-            lambda o: o.dataset == "c4" or not o.data_path,
-            "--data_path {data_path}: goes with --dataset c4, not {dataset}",
+            lambda o: o.dataset != "stdlib" or not o.data_path,
+            "--data_path {data_path}: goes with --dataset c4 or text, not {dataset}",
+        ),
+        (lambda o: o.dataset != "text" or o.data_path, "--dataset text: needs --data_path FILE"),
+        (
+            lambda o: o.dataset == "text" or o.tokenizer != "chars",
+            "--tokenizer chars: goes with --dataset text, not {dataset}",
+        ),
+        (
+            lambda o: o.pack or o.dataset != "text" or has_documents(o.data_path),
+            "--pack false: {data_path} is one continuous text, which cannot be one document per sequence",
         ),
     )
 

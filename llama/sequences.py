@@ -16,7 +16,7 @@ Batch = dict[str, Tensor]  # "input_ids" and "labels", int64, shape (batch, max_
 
 
 class Tokens(NamedTuple):
-    """The tokens of a document that are not in a sequence yet, with its end-of-sequence token."""
+    """The tokens of a document that are not in a sequence yet, with its end-of-sequence token if there is one."""
 
     ids: Ids
     name: str
@@ -40,11 +40,14 @@ class Cutter:
         max_length: Largest number of tokens per sequence.
         pack: If true, documents continue across sequences, so that all but the last are full. No token marks where a
             packed document begins, and its tokens attend to those before it. If false, each document is a sequence of
-            its first max_length - 1 tokens and its end.
+            its first tokens and its end, at most max_length together.
+        ends: Whether documents have an end-of-sequence token.
     """
 
-    def __init__(self, next_documents: Callable[[], list[Tokens]], max_length: int, pack: bool) -> None:
-        self.next_documents, self.max_length, self.pack = next_documents, max_length, pack
+    def __init__(
+        self, next_documents: Callable[[], list[Tokens]], max_length: int, pack: bool, ends: bool = True
+    ) -> None:
+        self.next_documents, self.max_length, self.pack, self.end = next_documents, max_length, pack, int(ends)
         self.waiting: deque[Tokens] = deque()
 
     def next(self) -> TokenSequence | None:
@@ -54,7 +57,8 @@ class Cutter:
         while free and self._has_tokens():
             document = self.waiting.popleft()
             if not self.pack and len(document.ids) > free:
-                document = document._replace(ids=np.append(document.ids[: free - 1], document.ids[-1:]))
+                end = document.ids[len(document.ids) - self.end :]
+                document = document._replace(ids=np.append(document.ids[: free - self.end], end))
             part, rest = document.ids[:free], document.ids[free:]
             if len(rest):
                 self.waiting.appendleft(document._replace(ids=rest))
@@ -84,7 +88,9 @@ class Cutter:
 
 
 def with_end(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """The ids of each text, followed by the end-of-sequence id."""
+    """The ids of each text, followed by the end-of-sequence id if the tokenizer has one."""
+    if tokenizer.eos_id is None:
+        return tokenizer.encode(texts)
     return [np.append(ids, np.int32(tokenizer.eos_id)) for ids in tokenizer.encode(texts)]
 
 

@@ -6,8 +6,9 @@ import json
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -52,41 +53,49 @@ class Corpus(ABC):
     files: Any
     root: str
     shards: tuple[Shard, ...]
+    continuous = False  # whether documents are pieces of one text, so that no end-of-sequence token separates them
 
-    @abstractmethod
+    @property
+    def alphabet(self) -> str:
+        """All characters of the training and validation text, sorted; empty if they are not known."""
+        return ""
+
     def name_of(self, shard: int, line: int) -> str:
-        """A document's name in messages: its file and line (or piece), counted from 1."""
+        """A document's name in messages, such as FILE:17: its file, and its line or piece counted from 1."""
+        return f"{self.shards[shard].name}:{line + 1}"
 
     @abstractmethod
     def text_of(self, raw: bytes) -> str:
         """The text of a line; raises BadText if it has none."""
 
     @abstractmethod
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]: ...
+    def _lines(self, file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
+        """The lines of an open file with their numbers, from number `first` on."""
 
     def path(self, shard: int) -> str:
         """The path of a shard."""
         return f"{self.root}/{self.shards[shard].name}"
 
     def lines(self, shard: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Read the lines of a shard with their numbers, from number `first` on; earlier ones are read and dropped.
+        """Read the lines of a shard with their numbers, from number `first` on.
 
         Raises:
             BadText: If the file is empty, missing or truncated.
             UserError: If it cannot be read for another reason, such as a network failure.
         """
-        number = -1
+        number = first - 1
         if not self.shards[shard].size:
             raise BadText("empty")
         try:
             with self.files.open(self.path(shard), "rb") as file:
-                for number, line in enumerate(self._lines(file)):
-                    if number >= first:
-                        yield number, line
+                for number, line in self._lines(file, first):
+                    yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BadText(f"broken after line {number + 1}, the rest is lost: {first_line(error)}") from error
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise BadText(f"cannot be opened: {type(error).__name__}") from error
+        except BadText:
+            raise
         except Exception as error:  # network file systems raise errors of many classes
             message = f"{self.label}: {self.shards[shard].name} cannot be read: {first_line(error)}"
             raise UserError(message) from error
@@ -110,10 +119,6 @@ class Corpus(ABC):
 class C4Shards(Corpus):
     """Gzipped files with one JSON object per line, whose "text" is a document."""
 
-    def name_of(self, shard: int, line: int) -> str:
-        """Such as c4-train.00000-of-01024.json.gz:17."""
-        return f"{self.shards[shard].name}:{line + 1}"
-
     def text_of(self, raw: bytes) -> str:
         """The "text" of a JSON object; raises BadText if there is none that is valid Unicode."""
         if len(raw) >= LONGEST_LINE:
@@ -131,26 +136,22 @@ class C4Shards(Corpus):
             raise BadText(f"the text is not valid Unicode: {first_line(error)}") from error
         return text
 
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+    def _lines(self, file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
         with gzip.open(file) as lines:
-            yield from bounded_lines(lines)
+            yield from numbered_from(first, bounded_lines(lines))
 
 
 class SourceFiles(Corpus):
     """Files cut into documents of whole lines, because one long file would fill hundreds of steps with similar text."""
 
-    def name_of(self, shard: int, line: int) -> str:
-        """The file's path below the root, and the number of the piece."""
-        return f"{self.shards[shard].name}:{line + 1}"
-
     def text_of(self, raw: bytes) -> str:
         """The decoded piece of a file; raises BadText if it is not UTF-8."""
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise BadText(f"not UTF-8: {first_line(error)}") from error
+        return decoded(raw)
 
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+    def _lines(self, file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
+        yield from numbered_from(first, self._pieces(file))
+
+    def _pieces(self, file: IO[bytes]) -> Iterator[bytes]:
         piece = b""
         for line in bounded_lines(file):
             piece += line
@@ -159,6 +160,19 @@ class SourceFiles(Corpus):
                 piece = b""
         if piece:
             yield piece
+
+
+def decoded(raw: bytes) -> str:
+    """The text of UTF-8 bytes; raises BadText if they are not UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadText(f"not UTF-8: {first_line(error)}") from error
+
+
+def numbered_from(first: int, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Number lines from 0, and leave out those before number `first`."""
+    return islice(enumerate(lines), first, None)
 
 
 def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:

@@ -55,7 +55,7 @@ class TextStream:
         self.batches = 0  # number since the beginning of the run, as if `accumulate` had always been the same
         # In the returned batches: documents that ended, tokens, padding; bad lines up to then; epoch, from 0.
         self.counts = {"documents": 0, "tokens": 0, "pads": 0, "bad_lines": 0, "epoch": 0}
-        self._cutter = Cutter(self._tokenize, max_length, pack)
+        self._cutter = Cutter(self._tokenize, max_length, pack, ends=tokenizer.eos_id is not None)
         self._last: deque[list[TokenSequence]] = deque(maxlen=remembered_steps * accumulate)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._future: Future[Prepared] | None = None

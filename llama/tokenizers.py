@@ -1,5 +1,6 @@
-"""Tokenizers: bytes, and those of transformers."""
+"""Tokenizers: bytes, the characters of a text, and those of transformers."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.checkpoints import Checkpoint
 from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
@@ -16,11 +18,11 @@ Ids = NDArray[np.int32]  # of one text, shape (tokens,)
 
 
 class Tokenizer(ABC):
-    """Turns texts into token ids in [0, vocab_size), without special tokens; the caller appends `eos_id` to each."""
+    """Turns texts into token ids in [0, vocab_size), without special tokens; the caller appends `eos_id`, if any."""
 
     name: str  # as --tokenizer names it
     vocab_size: int
-    eos_id: int
+    eos_id: int | None  # None: documents follow each other without a token between them
     pad_id: int  # labels ignore padding, so it may equal eos_id
     fingerprint: str  # hexadecimal SHA-256 of everything that the ids depend on
     highest: tuple[str, int]  # the token with the highest id that can occur
@@ -40,6 +42,46 @@ class ByteTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """One id per byte."""
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+
+class CharTokenizer(Tokenizer):
+    """The characters of a text as ids, in the order of their code points; no end of sequence, no other tokens.
+
+    Args:
+        alphabet: The characters, sorted, each once.
+        name: As --tokenizer names it.
+    """
+
+    eos_id, pad_id = None, 0
+
+    def __init__(self, alphabet: str, name: str = "chars") -> None:
+        self.name, self.alphabet, self.vocab_size = name, alphabet, len(alphabet)
+        self.fingerprint = hashlib.sha256(f"characters {alphabet}".encode()).hexdigest()
+        self.highest = (alphabet[-1:], len(alphabet) - 1)
+        self._code_points = code_points(alphabet)
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """One id per character; raises UserError for a character that is not in the alphabet."""
+        return [self._ids(text) for text in texts]
+
+    def _ids(self, text: str) -> Ids:
+        points = code_points(text)
+        ids = np.searchsorted(self._code_points[:-1], points)
+        unknown = points[self._code_points[ids] != points]
+        if len(unknown):
+            self.require(chr(unknown[0]))
+        return ids.astype(np.int32)
+
+    def require(self, characters: str) -> None:
+        """Raise UserError if a character is not in the alphabet."""
+        for character in characters:
+            if character not in self.alphabet:
+                raise UserError(f"--tokenizer {self.name}: {character!r} is not among its {self.vocab_size} characters")
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """The Unicode code points of a text, shape (characters,)."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
 class HubTokenizer(Tokenizer):
@@ -102,13 +144,41 @@ def load_tokenizer(name: str) -> Tokenizer:
     return HubTokenizer(name, fast)
 
 
-def shared_tokenizer(name: str, ranks: Ranks) -> Tokenizer:
-    """Load the tokenizer on every rank. The main process downloads it first, and reports errors for all."""
+def shared_tokenizer(name: str, ranks: Ranks, alphabet: str = "") -> Tokenizer:
+    """Load the tokenizer on every rank. The main process downloads it first, and reports errors for all.
+
+    Args:
+        name: As for `load_tokenizer`, or "chars".
+        ranks: The processes; all must call this.
+        alphabet: The characters of the text, sorted; empty if they are not known.
+
+    Raises:
+        UserError: If it cannot be loaded, or its ids are characters and one of the text is not among them.
+    """
+    if name == "chars":
+        return CharTokenizer(alphabet)
     ranks.from_main(lambda: load_tokenizer(name).name)
     try:
         return load_tokenizer(name)
     except UserError as error:  # on another machine, which lacks the files of the main one
         raise UserError(str(error)) from error
+
+
+def require_recorded(tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> None:
+    """Raise UserError if a checkpoint records a tokenizer with other ids: its model would get the wrong tokens."""
+    if checkpoint is None:
+        return
+    recorded = checkpoint.contract().get("facts", {}).get("tokenizer")  # missing in checkpoints of earlier versions
+    if recorded not in (None, tokenizer.fingerprint[:16]):
+        trained = f"the model of {checkpoint.path} was trained with other ids"
+        raise UserError(f"--tokenizer {tokenizer.name} ({tokenizer.vocab_size} tokens): {trained}")
+
+
+def without_end(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy of a tokenizer that has no end of sequence."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.eos_id = None
+    return tokenizer
 
 
 def require_fits(tokenizer: Tokenizer, model_vocab_size: int) -> None:

@@ -40,7 +40,8 @@ def validation_sequences(
         texts = [document.text for document in islice(documents, ENCODED_AT_ONCE)]
         return [Tokens(ids, "", 0) for ids in with_end(tokenizer, texts)]
 
-    cutter, rows, left = Cutter(next_documents, max_length, pack), [], target_tokens
+    cutter = Cutter(next_documents, max_length, pack, ends=tokenizer.eos_id is not None)
+    rows, left = [], target_tokens
     with closing(documents):
         while left and (sequence := cutter.next()) is not None:
             ids = sequence.ids[:left]

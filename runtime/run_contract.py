@@ -22,6 +22,7 @@ from runtime.tables import say, table
 FACT_CATEGORIES = {
     "world_size": "world_size",
     "data": "data",
+    "tokenizer": "data",
     "architecture": "model",
     "threads": "threads",
     "device": "machine",
@@ -98,8 +99,8 @@ def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[st
     """The differences between two contracts, options first.
 
     An option that is not in the checkpoint is newer than it: it counts as unchanged if it has its default value. A fact
-    that is not in the checkpoint counts as changed, except the threads of a run on a GPU, which were not recorded then.
-    If the checkpoint has no options, they are not compared.
+    that is not in the checkpoint counts as changed, except two that were not recorded before: the threads of a run on a
+    GPU, and the tokenizer, which is part of `data`. If the checkpoint has no options, they are not compared.
     """
     changes = []
     options_before = before.get("options", now["options"])
@@ -108,7 +109,7 @@ def contract_changes(before: Mapping[str, Any], now: Contract, fixed: Mapping[st
         saved = options_before.get(name, list(default) if isinstance(default, tuple) else default)
         if saved != value:
             changes.append(Change(category, name, saved, value))
-    facts_before = dict(before.get("facts", {}))
+    facts_before = {"tokenizer": now["facts"].get("tokenizer"), **before.get("facts", {})}
     if facts_before.get("device") == "cuda":
         facts_before.setdefault("threads", now["facts"].get("threads"))
     for name, value in now["facts"].items():

@@ -226,7 +226,7 @@ def test_the_standard_library_is_split_by_file_without_tests_and_the_same_each_t
 def test_a_folder_is_refused_where_the_text_is_the_standard_library():
     from runtime.options import build, parse
 
-    with pytest.raises(UserError, match="^--data_path x: goes with --dataset c4, not stdlib$"):
+    with pytest.raises(UserError, match="^--data_path x: goes with --dataset c4 or text, not stdlib$"):
         build([TextOptions], parse([TextOptions], "--dataset stdlib --data_path x".split())[0])
 
 
