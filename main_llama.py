@@ -30,7 +30,7 @@ from llama.engine import METRICS, LossRules, evaluate
 from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
 from llama.run import TextTask, TextTraining, even_batches, show_perplexity
 from llama.sharding import mesh_of, sharded_layers
-from llama.tokenizers import require_fits, require_recorded
+from llama.tokenizers import require_exported, require_fits, require_recorded
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, load_weights
@@ -156,6 +156,7 @@ def fitting_model(options: Options, text: TextData) -> nn.Module:
     """
     model = build_model(options.model)
     require_fits(text.tokenizer, vocabulary_size(model))
+    require_exported(text.tokenizer, options.model.init_from)
     positions = max_positions(model)
     if positions is not None and options.text.max_length > positions:
         raise UserError(f"--max_length {options.text.max_length}: the model has positions for {positions} tokens")

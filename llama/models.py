@@ -13,7 +13,7 @@ import alphadecay
 from llama.chunked import give_summed_loss
 from llama.options import LanguageModelOptions
 from llama.probes import require_causal, require_plain_head
-from llama.tokenizers import HubTokenizer
+from llama.tokenizers import Tokenizer
 from runtime.errors import UserError, first_line
 from runtime.files import json_of
 from runtime.processes import Ranks
@@ -166,8 +166,8 @@ def check_export(folder: Path, sources: Sequence[str], overwrite: bool) -> None:
         )
 
 
-def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
-    """Write a transformers folder: safetensors, config and, if it is one of transformers, the tokenizer.
+def export(model: nn.Module, tokenizer: Tokenizer, folder: Path, ranks: Ranks) -> None:
+    """Write a transformers folder: safetensors, config and tokenizer.
 
     All ranks must call this; the main process writes.
     """
@@ -176,8 +176,7 @@ def export(model: nn.Module, tokenizer: Any, folder: Path, ranks: Ranks) -> None
         weights = {name: tensor.cpu() for name, tensor in weights.items()}
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-        if isinstance(tokenizer, HubTokenizer):
-            tokenizer.fast.save_pretrained(folder)
+        tokenizer.for_transformers().save_pretrained(folder)
     ranks.wait()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama.tokenizer_files import alphabet_of, byte_level, character_level, has_bytes
 from runtime.checkpoints import Checkpoint
 from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
@@ -31,6 +32,10 @@ class Tokenizer(ABC):
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, with no other ids before or after."""
 
+    @abstractmethod
+    def for_transformers(self) -> Any:
+        """A tokenizer of transformers that gives the same ids and can be saved."""
+
 
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255; 256 is end of sequence, 257 padding."""
@@ -42,6 +47,10 @@ class ByteTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """One id per byte."""
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+    def for_transformers(self) -> Any:
+        """Byte-level BPE without merges."""
+        return byte_level()
 
 
 class CharTokenizer(Tokenizer):
@@ -63,6 +72,10 @@ class CharTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """One id per character; raises UserError for a character that is not in the alphabet."""
         return [self._ids(text) for text in texts]
+
+    def for_transformers(self) -> Any:
+        """A vocabulary of words of one character."""
+        return character_level(self.alphabet)
 
     def _ids(self, text: str) -> Ids:
         points = code_points(text)
@@ -116,9 +129,15 @@ class HubTokenizer(Tokenizer):
         arrays = [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
         return [ids[~self.dropped[ids]] for ids in arrays]
 
+    def for_transformers(self) -> Any:
+        """The tokenizer itself."""
+        return self.fast
+
 
 def load_tokenizer(name: str) -> Tokenizer:
     """Load a tokenizer by name: "bytes", a folder that transformers wrote, or a name on the Hugging Face hub.
+
+    A folder to which this program exported bytes or characters gives the tokenizer that was exported.
 
     Raises:
         UserError: If it cannot be loaded, is not a fast one, or has no end-of-sequence token.
@@ -139,9 +158,21 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise UserError(f"--tokenizer {name}: cannot be loaded, not even from a cache: {first_line(error)}") from error
     if not fast.is_fast:
         raise UserError(f"--tokenizer {name}: has no fast version")
+    if (own := own_tokenizer(fast.backend_tokenizer, name)) is not None:
+        return own
     if fast.eos_token_id is None:
         raise UserError(f"--tokenizer {name}: has no end-of-sequence token")
     return HubTokenizer(name, fast)
+
+
+def own_tokenizer(backend: Any, name: str) -> Tokenizer | None:
+    """The tokenizer of this program that was exported as one of the `tokenizers` library; None if it is another."""
+    if has_bytes(backend):
+        own = ByteTokenizer()
+        own.name = name
+        return own
+    alphabet = alphabet_of(backend)
+    return CharTokenizer(alphabet, name) if alphabet else None
 
 
 def shared_tokenizer(name: str, ranks: Ranks, alphabet: str = "") -> Tokenizer:
@@ -159,9 +190,14 @@ def shared_tokenizer(name: str, ranks: Ranks, alphabet: str = "") -> Tokenizer:
         return CharTokenizer(alphabet)
     ranks.from_main(lambda: load_tokenizer(name).name)
     try:
-        return load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
     except UserError as error:  # on another machine, which lacks the files of the main one
         raise UserError(str(error)) from error
+    if isinstance(tokenizer, CharTokenizer):
+        if not alphabet:
+            raise UserError(f"--tokenizer {name}: its tokens are characters, which go with --dataset text")
+        tokenizer.require(alphabet)
+    return tokenizer
 
 
 def require_recorded(tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> None:
@@ -172,6 +208,21 @@ def require_recorded(tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> Non
     if recorded not in (None, tokenizer.fingerprint[:16]):
         trained = f"the model of {checkpoint.path} was trained with other ids"
         raise UserError(f"--tokenizer {tokenizer.name} ({tokenizer.vocab_size} tokens): {trained}")
+
+
+def require_exported(tokenizer: Tokenizer, folder: str) -> None:
+    """Raise UserError if an exported model was trained on bytes or characters, and the tokenizer has other ids."""
+    file = Path(folder) / "tokenizer.json"
+    if not folder or not file.is_file():
+        return
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        own = own_tokenizer(Backend.from_file(str(file)), folder)
+    except Exception:  # the library's own class; the file is not one of ours
+        return
+    if own is not None and own.fingerprint != tokenizer.fingerprint:
+        raise UserError(f"--tokenizer {tokenizer.name}: --init_from {folder} was trained with --tokenizer {folder}")
 
 
 def without_end(tokenizer: Tokenizer) -> Tokenizer:

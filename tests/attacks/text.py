@@ -39,6 +39,10 @@ def _c4(train: bytes | None = None, validation: bytes | None = None, packed: boo
     return build
 
 
+def _text(content: bytes):
+    return lambda here: put(here / "text.txt", content)
+
+
 def _model(name: str, content):
     return lambda here: put(here / "model" / name, content)
 
@@ -65,6 +69,14 @@ def _index(weight_map):
     return build
 
 
+TEXT = "--dataset text --data_path {here}/text.txt --tokenizer chars --max_steps 1 "
+PLAIN = {
+    "empty": (b"", "is empty"), "one byte": (b"x", "0 tokens for training"), "not UTF-8": (b"a\xff" * 9999, "byte 1,"),
+    "half a character": (("ß" * 999).encode()[:-1], "byte 1996,"),
+    "UTF-16": (("text" * 999).encode("utf-16"), "byte 0,"),
+    "NULs and more ids than known": ("".join(map(chr, range(999))).encode(), "has id 998"),
+    "short of validation": (b"short text" * 20, "20 tokens for validation"),
+}  # fmt: skip
 FROM = DRY + "--init_from {model}"
 ATTACKS = [
     *(Attack(f"language config: {kind}", "main_llama.py", DRY + "--model_config {here}/m/config.json", "--",
@@ -106,6 +118,19 @@ ATTACKS = [
            _c4(validation=b'{"text": "' + b"a" * 300_000_000)),
     Attack("no shard", "main_llama.py", C4, "c4-train", lambda here: put(here / "c4" / "x", "")),
     Attack("no folder of shards", "main_llama.py", C4, "no such folder"),
+    *(Attack(f"text: {kind}", "main_llama.py", TEXT, culprit, _text(content))
+      for kind, (content, culprit) in PLAIN.items()),
+    Attack("text that is nowhere", "main_llama.py", TEXT, "no such file"),
+    Attack("text that is a folder", "main_llama.py", TEXT, "is a folder", lambda here: put(here / "text.txt/x", "")),
+    Attack("text that nobody names", "main_llama.py", "--dataset text --max_steps 1", "needs --data_path"),
+    Attack("text at no address", "main_llama.py", "--dataset text --data_path nowhere://x --max_steps 1", "nowhere://x"),
+    Attack("padded text", "main_llama.py", TEXT + "--no-pack", "--pack", _text(b"a" * 9999)),
+    Attack("characters of the library", "main_llama.py", "--dataset stdlib --tokenizer chars", "--tokenizer chars"),
+    Attack("characters of C4", "main_llama.py", "--dataset c4 --tokenizer chars", "--tokenizer chars"),
+    Attack("characters of another text", "main_llama.py", "--eval --resume {text_run} --output_dir {text_run} " + TEXT,
+           "other ids", _text(b"other" * 999)),
+    Attack("characters of a model of bytes", "main_llama.py", TEXT + "--init_from {model}", "--init_from",
+           _text(b"other" * 999)),
     Attack("a tokenizer that is nowhere", "main_llama.py", DRY + "--tokenizer {here}/nowhere", "--tokenizer"),
     *(Attack(f"tokenizer: {kind}", "main_llama.py", DRY + "--tokenizer {here}/t", "--tokenizer",
              lambda here, content=content: put(here / "t" / "tokenizer.json", content))
