@@ -3,13 +3,16 @@
 import hashlib
 import os
 import re
+import sys
 import sysconfig
 from collections.abc import Callable
 
 import fsspec
 
+from llama.document_files import JsonLines, ParquetRows, documents_of
+from llama.options import has_documents
 from llama.sources import C4Shards, Corpus, Shard, SourceFiles, warn
-from llama.text_files import Contents, TextFile, contents_of, file_at
+from llama.text_files import Contents, OneFile, TextFile, contents_of, file_at
 from runtime.errors import UserError, first_line
 from runtime.processes import Ranks
 
@@ -120,31 +123,31 @@ def source_files(root: str) -> list[Shard]:
 
 
 def find_text(data_path: str, ranks: Ranks) -> Splits:
-    """Find one file of text, whose last tenth is for validation; only the main process reads it, once.
+    """Find one file of text, whose last tenth is for validation; only the main process reads all of it, once.
 
     Raises:
         UserError: If it cannot be read, or has no text for training or for validation.
     """
-    label = f"--data_path {data_path}"
-    shard, contents = ranks.from_main(lambda: _read_once(data_path, label))
+    label, kind = f"--data_path {data_path}", kind_of(data_path)
+
+    def read_once() -> tuple[Shard, Contents]:
+        files, root, size = file_at(data_path, label)
+        shard = Shard(root.rpartition("/")[2], size)
+        whole = kind(label, files, root, (shard,), 0, sys.maxsize, Contents(0, 0, "", b""))
+        return shard, contents_of(whole) if kind is TextFile else documents_of(whole)
+
+    shard, contents = ranks.from_main(read_once)
     files, root = fsspec.core.url_to_fs(data_path)
-    boundary, end = contents.boundary, contents.end
-    train, validation = (
-        TextFile(label, files, root, (shard,), begin, end, contents) for begin, end in ((0, boundary), (boundary, end))
-    )
+    borders = ((0, contents.boundary), (contents.boundary, contents.end))
+    train, validation = (kind(label, files, root, (shard,), begin, end, contents) for begin, end in borders)
     return train, validation
 
 
-def _read_once(data_path: str, label: str) -> tuple[Shard, Contents]:
-    files, root, size = file_at(data_path, label)
-    try:
-        with files.open(root, "rb") as file:
-            contents = contents_of(file, label)
-    except UserError:
-        raise
-    except Exception as error:  # network file systems raise errors of many classes
-        raise UserError(f"{label}: cannot be read: {first_line(error)}") from error
-    return Shard(root.rpartition("/")[2], size), contents
+def kind_of(data_path: str) -> type[OneFile]:
+    """What a file's name says that it is."""
+    if data_path.lower().endswith(".parquet"):
+        return ParquetRows
+    return JsonLines if has_documents(data_path) else TextFile
 
 
 FINDERS: dict[str, Callable[[str, Ranks], Splits]] = {"c4": find_c4, "stdlib": find_stdlib, "text": find_text}

@@ -94,7 +94,7 @@ class Corpus(ABC):
             raise BadText(f"broken after line {number + 1}, the rest is lost: {first_line(error)}") from error
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise BadText(f"cannot be opened: {type(error).__name__}") from error
-        except BadText:
+        except (BadText, UserError):
             raise
         except Exception as error:  # network file systems raise errors of many classes
             message = f"{self.label}: {self.shards[shard].name} cannot be read: {first_line(error)}"
@@ -121,20 +121,7 @@ class C4Shards(Corpus):
 
     def text_of(self, raw: bytes) -> str:
         """The "text" of a JSON object; raises BadText if there is none that is valid Unicode."""
-        if len(raw) >= LONGEST_LINE:
-            raise BadText(f"longer than {LONGEST_LINE >> 20} MB")
-        try:
-            row = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise BadText(f"not JSON in UTF-8: {first_line(error)}") from error
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise BadText('has no "text"')
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair
-            raise BadText(f"the text is not valid Unicode: {first_line(error)}") from error
-        return text
+        return json_text(raw)
 
     def _lines(self, file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
         with gzip.open(file) as lines:
@@ -160,6 +147,24 @@ class SourceFiles(Corpus):
                 piece = b""
         if piece:
             yield piece
+
+
+def json_text(raw: bytes) -> str:
+    """The "text" of a JSON object; raises BadText if there is none that is valid Unicode."""
+    if len(raw) >= LONGEST_LINE:
+        raise BadText(f"longer than {LONGEST_LINE >> 20} MB")
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadText(f"not JSON in UTF-8: {first_line(error)}") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise BadText('has no "text"')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair
+        raise BadText(f"the text is not valid Unicode: {first_line(error)}") from error
+    return text
 
 
 def decoded(raw: bytes) -> str:

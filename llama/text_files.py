@@ -84,12 +84,22 @@ def piece_begin(block: bytes) -> int:
     return after_line or next((at for at, byte in enumerate(block) if byte & 0xC0 != 0x80), len(block))
 
 
-def contents_of(file: IO[bytes], label: str) -> Contents:
-    """Read a plain text once: nine tenths of its characters, rounded down, are for training.
+def contents_of(corpus: OneFile) -> Contents:
+    """Read a whole plain text once: nine tenths of its characters, rounded down, are for training.
 
     Raises:
-        UserError: If the text is not UTF-8; says at which byte.
+        UserError: If it cannot be read, or is not UTF-8; says at which byte.
     """
+    try:
+        with corpus.files.open(corpus.root, "rb") as file:
+            return _contents_of(file, corpus.label)
+    except UserError:
+        raise
+    except Exception as error:  # network file systems raise errors of many classes
+        raise UserError(f"{corpus.label}: cannot be read: {first_line(error)}") from error
+
+
+def _contents_of(file: IO[bytes], label: str) -> Contents:
     decoder, digest = codecs.getincrementaldecoder("utf-8")(), hashlib.sha256()
     alphabet: set[str] = set()
     characters, position = 0, 0  # whole characters read, and their bytes

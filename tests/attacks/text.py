@@ -77,6 +77,11 @@ PLAIN = {
     "NULs and more ids than known": ("".join(map(chr, range(999))).encode(), "has id 998"),
     "short of validation": (b"short text" * 20, "20 tokens for validation"),
 }  # fmt: skip
+DOCUMENTS = {
+    **{kind: (content * 9, "no document; d.jsonl:1: ") for kind, content in LINES.items()},
+    "one": (b'{"text": "alone"}\n', "one document"), "blank": (b" \n" * 9, "no document"),
+    "no text": (b'{"text": ""}\n' * 9, "no text"), "half a surrogate": (b'{"text": "\\ud800"}\n' * 9, "Unicode"),
+}  # fmt: skip
 FROM = DRY + "--init_from {model}"
 ATTACKS = [
     *(Attack(f"language config: {kind}", "main_llama.py", DRY + "--model_config {here}/m/config.json", "--",
@@ -120,6 +125,13 @@ ATTACKS = [
     Attack("no folder of shards", "main_llama.py", C4, "no such folder"),
     *(Attack(f"text: {kind}", "main_llama.py", TEXT, culprit, _text(content))
       for kind, (content, culprit) in PLAIN.items()),
+    *(Attack(f"documents: {kind}", "main_llama.py", TEXT.replace("text.txt", "d.jsonl"), culprit,
+             lambda here, content=content: put(here / "d.jsonl", content))
+      for kind, (content, culprit) in DOCUMENTS.items()),
+    Attack("documents that are not packed", "main_llama.py", TEXT.replace("text.txt", "d.json.gz"), "broken after",
+           lambda here: put(here / "d.json.gz", b'{"text": "a"}\n' * 99)),
+    Attack("parquet of nothing", "main_llama.py", TEXT.replace("text.txt", "d.parquet"), "d.parquet",
+           lambda here: put(here / "d.parquet", b"PAR1" * 99)),
     Attack("text that is nowhere", "main_llama.py", TEXT, "no such file"),
     Attack("text that is a folder", "main_llama.py", TEXT, "is a folder", lambda here: put(here / "text.txt/x", "")),
     Attack("text that nobody names", "main_llama.py", "--dataset text --max_steps 1", "needs --data_path"),

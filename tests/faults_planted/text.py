@@ -284,4 +284,20 @@ FAULTS = [
         "llama/test_exported_tokenizers.py::test_an_export_on_other_characters_is_refused_unless_it_brings_them",
         "a model reads one character as another",
     ),
+    Fault(
+        "documents_are_trained_and_validated",
+        "llama/document_files.py",
+        "numbered_from(max(first, self.begin), lines)",
+        "numbered_from(first, lines)",
+        "llama/test_document_files.py::test_the_last_tenth_of_the_documents_validates",
+        "validation text is trained on",
+    ),
+    Fault(
+        "blank_lines_are_bad",
+        "llama/document_files.py",
+        "if line.strip():",
+        "if line:",
+        "llama/test_document_files.py::test_broken_and_blank_lines_are_left_out_and_broken_ones_counted",
+        "a blank line at the end of a file counts as broken",
+    ),
 ]

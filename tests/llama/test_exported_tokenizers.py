@@ -110,9 +110,10 @@ def test_an_export_on_other_characters_is_refused_unless_it_brings_them(run, tmp
     is_chars = words[-1] == "chars"
     text = words[-3].read_bytes().decode()
     other = write(tmp_path, text.replace("a", "e"))
+    as_many = write(tmp_path, text.replace("a", "q"), "as_many.txt")
     start = [*words, "--init_from", folder, "--data_path", other, "--max_steps", "1"]
     capsys.readouterr()
-    assert run_text(*start, "--output_dir", tmp_path / "run") == (2 if is_chars else 0)
+    assert run_text(*start, "--data_path", as_many, "--output_dir", tmp_path / "run") == (2 if is_chars else 0)
     assert not is_chars or f"--init_from {folder} was trained with --tokenizer {folder}" in capsys.readouterr().err
     assert run_text(*start, "--tokenizer", folder, "--output_dir", tmp_path / "own") == 0
     unknown = write(tmp_path, text + "Q", "unknown.txt")

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny_text import CONFIG, TINY_TEXT, run_text
 
 from llama.data import TextOptions, open_text, train_stream, validation_batches
 from llama.sources import PIECE, BadLines, read_documents
-from llama.text_files import BLOCK, TextFile, contents_of
+from llama.text_files import BLOCK, Contents, TextFile, contents_of
 from llama.tokenizers import CharTokenizer
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
@@ -50,8 +51,8 @@ def write(folder, text, name="text.txt"):
     return path
 
 
-def texts_of(corpus, **where):
-    return [document.text for document in read_documents(corpus, range(len(corpus.shards)), BadLines(0), **where)]
+def texts_of(corpus, bad=0, **where):
+    return [document.text for document in read_documents(corpus, range(len(corpus.shards)), BadLines(bad), **where)]
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -84,8 +85,8 @@ def test_the_boundary_does_not_depend_on_how_much_is_read_at_once(tmp_path, monk
         text = nasty(characters, seed=number)
         path = write(tmp_path, text)
         monkeypatch.setattr("llama.text_files.BLOCK", block)
-        with open(path, "rb") as file:
-            contents = contents_of(file, "x")
+        files = fsspec.filesystem("file")
+        contents = contents_of(TextFile("x", files, str(path), (), 0, 0, Contents(0, 0, "", b"")))
         assert contents.boundary == len(text[: characters * 9 // 10].encode())
         assert (contents.end, contents.alphabet) == (path.stat().st_size, "".join(sorted(set(text))))
 
@@ -237,8 +238,6 @@ def test_what_does_not_go_together_is_one_line(tmp_path, capsys, words, culprit)
 
 
 def test_text_at_an_address_reads_as_from_a_file(tmp_path):
-    import fsspec
-
     text = nasty(20_000)
     with fsspec.open("memory://texts/a.txt", "wb") as file:
         file.write(text.encode())
