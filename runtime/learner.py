@@ -59,7 +59,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
         indices = (index for group in state["optimizer"]["param_groups"] for index in group["params"])
         parameters = (p for group in learner.optimizer.param_groups for p in group["params"])
         own = dict(zip(indices, parameters, strict=False))
-        tensors = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.control)
+        tensors = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.cpu_group)
         add_moments(state["optimizer"], tensors)
     try:
         check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)

@@ -27,7 +27,7 @@ class Preemption:
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self._group = ranks.control
+        self._group = ranks.cpu_group
         self._received = 0  # number of the signal, or 0
         self._since = 0.0
         self._exchange: tuple[torch.Tensor, Any] | None = None

@@ -31,7 +31,7 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
-    control: Any = None  # process group for messages between CPUs; None for a single process
+    cpu_group: Any = None  # process group for messages between CPUs; None for a single process
 
     @property
     def is_main(self) -> bool:
@@ -49,7 +49,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def gather_to_main(self, value: Any) -> list[Any]:
@@ -57,7 +57,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count if self.is_main else []
-        dist.gather_object(value, values if self.is_main else None, dst=0, group=self.control)
+        dist.gather_object(value, values if self.is_main else None, dst=0, group=self.cpu_group)
         return values
 
     def any(self, flag: torch.Tensor) -> torch.Tensor:
@@ -93,13 +93,13 @@ class Ranks:
         shape, dtype = self.from_main(describe)
         tensor = made[0] if made else torch.empty(shape, dtype=dtype)
         if self.count > 1:
-            dist.broadcast(tensor, 0, group=self.control)
+            dist.broadcast(tensor, 0, group=self.cpu_group)
         return tensor
 
     def wait(self) -> None:
         """Return when all ranks have called this."""
         if self.count > 1:
-            dist.barrier(group=self.control)
+            dist.barrier(group=self.cpu_group)
 
 
 @contextmanager

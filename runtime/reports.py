@@ -22,10 +22,10 @@ def show_decay_by_role(decay_log: Sequence[Row], score: str) -> None:
     if assigned:
         last = [row for row in assigned if row["step"] == assigned[-1]["step"]]
         say(f"\ndecay by role at step {last[0]['step']} (means over depth):")
-        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], decay_by_role(last)))
+        say(table(["role", "modules", score.replace("_", " "), "weight decay", "of base"], means_by_role(last)))
 
 
-def decay_by_role(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def means_by_role(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """One row per role: its name, number of modules, and the means of score, decay and multiplier."""
     by_role: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
