@@ -18,7 +18,6 @@ import runtime.openmp  # noqa: F401  before torch
 import runtime.timm_alone  # noqa: F401  before timm
 
 # isort: split
-import copy
 from functools import partial
 from typing import cast
 
@@ -31,7 +30,8 @@ from datasets import open_images
 from engine import METRICS, ImageRules, Precision
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
-from runtime.learner import Learner, load_weights
+from runtime.learner import Learner, averaged_copy, load_weights
+from runtime.moving_average import build_ema
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.reports import show_groups
@@ -44,7 +44,7 @@ from runtime.tables import say
 from runtime.timescale import timescale_line, with_timescale
 from vision.fingerprints import fingerprint
 from vision.loaders import eval_loader, train_loader
-from vision.models import build_ema, build_model
+from vision.models import build_model
 from vision.run import ImageTask, ImageTraining, build_schedules, evaluate_all, show_evaluation
 
 FIXED = fixed_options(OPTION_CLASSES)
@@ -96,10 +96,7 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
     averaged = None
     if start.checkpoint is not None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
-        ema_weights = start.checkpoint.ema_weights()
-        if ema_weights is not None:
-            averaged = copy.deepcopy(model)
-            load_weights(averaged, ema_weights, start.checkpoint)
+        averaged = averaged_copy(model, start.checkpoint)
     pin = ranks.device.type == "cuda"
     validation = eval_loader(options.data, data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
     precision = Precision(AMP_DTYPES[options.run.amp], options.model.channels_last)
@@ -121,7 +118,7 @@ def build_task(options: Options, ranks: Ranks) -> ImageTask:
         pin_memory=pin,
     )  # fmt: skip
     plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
-    ema = build_ema(options.ema, plain)
+    ema = build_ema(options.ema, plain, as_timm=True)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     decay_options = with_timescale(options.decay, options.optimizer, steps_per_unit=train_batches.steps)
     optimizer = build_optimizer(

@@ -26,14 +26,15 @@ import torch
 from torch import nn
 
 from llama.data import TextData, open_text, train_stream, validation_batches
-from llama.engine import METRICS, LossRules, evaluate
+from llama.engine import METRICS, LossRules
 from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
-from llama.run import TextTask, TextTraining, even_batches, show_perplexity
+from llama.run import TextTask, TextTraining, evaluate_all, show_perplexity
 from llama.sharding import mesh_of, sharded_layers
 from llama.tokenizers import require_exported, require_fits, require_recorded
 from optim_factory import build_decay, build_optimizer
 from runtime.evaluations import results_file, write_results
-from runtime.learner import Learner, load_weights
+from runtime.learner import Learner, averaged_copy, load_weights
+from runtime.moving_average import build_ema
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
 from runtime.reports import show_groups
@@ -129,17 +130,22 @@ def show_only(options: Options, ranks: Ranks) -> None:
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
-    """Print the perplexity of a checkpoint, or of the weights that the model starts from; export them if asked."""
+    """Print the perplexities of a checkpoint's raw and EMA weights, or of the weights that the model starts from.
+
+    The raw ones are exported if asked.
+    """
     ranks.from_main(partial(check_export_folder, options))
     results = ranks.from_main(partial(results_file, options.run, start))
     text = open_text(options.text, ranks)
     if not {"data", "tokenizer"} & set(options.run.allow_changed):
         require_recorded(text.tokenizer, start.checkpoint)
     model = fitting_model(options, text).to(ranks.device)
+    averaged = None
     if start.checkpoint is not None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
+        averaged = averaged_copy(model, start.checkpoint)
     validation = validation_batches(options.text, text, ranks)
-    metrics = evaluate(model, even_batches(validation, sharded=False), ranks, loss_rules(options))
+    metrics = evaluate_all(model, averaged, validation, ranks, loss_rules(options))
     if ranks.is_main:
         show_perplexity(metrics)
         if results is not None:
@@ -169,6 +175,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         say(ROUNDING_WARNING)
     seed_everything(options.run.seed)  # the same initial weights on every rank
     plain = fitting_model(options, text)
+    ema = build_ema(options.ema, plain, partial(placed, ranks=ranks, options=options))  # before `plain` is sharded
     model = wrapped(plain, ranks, options)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     steps_per_token = 1 / options.text.tokens_per_step(ranks.count)
@@ -181,7 +188,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
     stream = train_stream(options.text, text, ranks, seed=options.run.seed, remembered_steps=options.run.log_interval)
     clip_grad, l2 = options.optimizer.clip_grad, options.optimizer.l2
     return TextTask(
-        learner=Learner(model, plain, None, optimizer, scaler),
+        learner=Learner(model, plain, ema, optimizer, scaler),
         decay=decay,
         rules=StepRules(schedules=schedules, accumulate=stream.accumulate, clip_grad=clip_grad, l2=l2),
         timescale=timescale_line(optimizer, schedules, options.optimizer.optimizer, "tokens", steps_per_token),
@@ -190,6 +197,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         stream=stream,
         validation=validation_batches(options.text, text, ranks),
         tokenizer=text.tokenizer,
+        evaluate_ema=options.ema.model_ema_eval,
         eval_every=options.optimizer.eval_every,
         sharded=options.model.fsdp,
         in_shards=options.model.sharded_checkpoints,
@@ -204,18 +212,24 @@ def loss_rules(options: Options) -> LossRules:
 
 
 def wrapped(plain: nn.Module, ranks: Ranks, options: Options) -> nn.Module:
-    """Wrap the model, on its device, for training on all ranks; compiled with --compile.
+    """Wrap the model, on its device, for training on all ranks; compiled with --compile."""
+    model = placed(plain, ranks, options)
+    if options.model.compile:
+        model = cast(nn.Module, torch.compile(model))
+    return model if options.model.fsdp else data_parallel(model, ranks)
+
+
+def placed(plain: nn.Module, ranks: Ranks, options: Options) -> nn.Module:
+    """The model on its device.
 
     FSDP2 shards it in place, block by block: only one block at a time is whole on a device.
 
     Raises:
         UserError: If it cannot be sharded over this number of processes.
     """
-    fsdp, amp = options.model.fsdp, AMP_DTYPES[options.run.amp]
-    model = sharded_layers(plain, mesh_of(ranks, options.model.fsdp_size), amp) if fsdp else plain.to(ranks.device)
-    if options.model.compile:
-        model = cast(nn.Module, torch.compile(model))
-    return model if fsdp else data_parallel(model, ranks)
+    if not options.model.fsdp:
+        return plain.to(ranks.device)
+    return sharded_layers(plain, mesh_of(ranks, options.model.fsdp_size), AMP_DTYPES[options.run.amp])
 
 
 if __name__ == "__main__":

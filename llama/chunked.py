@@ -1,5 +1,6 @@
 """The loss of a language model, computed without having all logits in memory at once."""
 
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,22 +19,21 @@ def give_summed_loss(model: nn.Module) -> None:
     float32. (torch's linear_cross_entropy sums in the precision of the hidden states.) All this happens inside the
     model's own forward pass, as DistributedDataParallel and FSDP require.
     """
-    untyped: Any = model
-    plain_forward = model.forward
+    plain_forward = type(model).forward
 
-    def forward(*args: Any, targets: Tensor | None = None, **others: Any) -> Any:
+    def forward(self: Any, *args: Any, targets: Tensor | None = None, **others: Any) -> Any:
         if targets is None:
-            return plain_forward(*args, **others)
+            return plain_forward(self, *args, **others)
         # (sequences, length, hidden size) -> (tokens, hidden size)
-        hidden = untyped.base_model(*args, **others)[0].flatten(0, 1).split(TOKENS_AT_ONCE)
-        head = untyped.get_output_embeddings()
+        hidden = self.base_model(*args, **others)[0].flatten(0, 1).split(TOKENS_AT_ONCE)
+        head = self.get_output_embeddings()
         losses = [
             checkpoint(summed_loss, head, states, labels, use_reentrant=False)
             for states, labels in zip(hidden, targets.flatten().split(TOKENS_AT_ONCE), strict=True)
         ]
         return sum(losses[1:], losses[0])
 
-    untyped.forward = forward
+    model.forward = MethodType(forward, model)  # a deep copy has its own: a function would use this model's weights
 
 
 def summed_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

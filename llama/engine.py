@@ -16,11 +16,12 @@ from runtime.metrics import Metric, by_name
 from runtime.processes import Ranks
 from runtime.steps import Backward, StepRules, autocast, grouped, take_step
 
-METRICS = by_name((
+RAW_METRICS = (
     Metric("perplexity", "validation perplexity", "perplexity", headline=True),
     Metric("perplexity_published", "validation perplexity as published", "as published"),
     Metric("loss", "validation cross-entropy in nats per token", "loss", headline=True),
-))  # fmt: skip
+)  # validation metrics of the raw weights
+METRICS = by_name(metric for raw in RAW_METRICS for metric in (raw, raw.averaged()))  # and of the EMA weights
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from runtime.command import read_command
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.run_options import SHARED_CHECKS, OptimizerOptions, RunOptions
+from runtime.run_options import SHARED_CHECKS, EmaOptions, OptimizerOptions, RunOptions
 
 DESCRIPTION = """Pretrain a causal language model whose weight decay adapts to each module.
 
@@ -187,7 +187,9 @@ class LanguageDecayOptions(DecayOptions):
         return {"exclude": tuple(name for part, removed in ends if removed for name in part)}
 
 
-OPTION_CLASSES = (TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, RunOptions)
+OPTION_CLASSES = (
+    TextOptions, LanguageModelOptions, LanguageOptimizerOptions, LanguageDecayOptions, EmaOptions, RunOptions,
+)  # fmt: skip
 CHECKS = (
     *SHARED_CHECKS,
     (
@@ -207,6 +209,7 @@ class Options:
     model: LanguageModelOptions
     optimizer: LanguageOptimizerOptions
     decay: LanguageDecayOptions
+    ema: EmaOptions
     run: RunOptions
 
     def flat(self) -> dict[str, Any]:

@@ -6,22 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from llama.engine import METRICS, LossRules, backward, evaluate, train_steps, weighted_batches
+from llama.engine import METRICS, RAW_METRICS, LossRules, backward, evaluate, train_steps, weighted_batches
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
 from llama.tokenizers import Tokenizer
 from llama.validation import ValidationBatches
 from runtime.figures import training_curves
+from runtime.metrics import Metric
 from runtime.preemption import Preemption
-from runtime.reports import show_decay_by_role
+from runtime.processes import Ranks
+from runtime.reports import metrics_table, show_decay_by_role
 from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import Session
 from runtime.steps import find_bad_values
-from runtime.tables import say, table
+from runtime.tables import say
 from runtime.trainer import Task, Trainer
 
 PEAK_TFLOPS = {  # dense 16-bit, by what a device's name holds; the first that fits counts
@@ -29,7 +32,7 @@ PEAK_TFLOPS = {  # dense 16-bit, by what a device's name holds; the first that f
     "A10": 125.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "4090": 165.0, "MI300X": 1307.0,
 }  # fmt: skip
 
-SHOWN = {name: metric.column for name, metric in METRICS.items()} | {"eval_tokens": "tokens"}
+SHOWN = (*RAW_METRICS, Metric("eval_tokens", "predicted tokens", "tokens"))  # columns of the table at a run's end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class TextTask(Task):
     stream: TextStream
     validation: ValidationBatches
     tokenizer: Tokenizer
+    evaluate_ema: bool
     eval_every: int  # optimizer steps
     sharded: bool  # FSDP: all ranks must run each forward pass together
     peak_tflops: float | None  # of one device
@@ -60,6 +64,29 @@ def even_batches(validation: ValidationBatches, sharded: bool, preemption: Preem
 
     batches = padded() if sharded else iter(validation)
     return batches if preemption is None else preemption.watched(batches, validation.max_batches)
+
+
+def evaluate_all(
+    model: nn.Module,
+    averaged: nn.Module | None,
+    validation: ValidationBatches,
+    ranks: Ranks,
+    rules: LossRules,
+    sharded: bool = False,
+    preemption: Preemption | None = None,
+) -> Row:
+    """Validation metrics of the raw weights and, with names ending in _ema, of their EMA if there is one.
+
+    Arguments as of `evaluate` and `even_batches`.
+
+    Raises:
+        Preempted: If `preemption` is given and a signal asks the run to end.
+    """
+    metrics: Row = dict(evaluate(model, even_batches(validation, sharded, preemption), ranks, rules))
+    if averaged is not None:
+        of_ema = evaluate(averaged, even_batches(validation, sharded, preemption), ranks, rules)
+        metrics |= {f"{metric.name}_ema": of_ema[metric.name] for metric in RAW_METRICS}
+    return metrics
 
 
 class TextTraining(Trainer):
@@ -92,9 +119,12 @@ class TextTraining(Trainer):
         return step % self.task.eval_every == 0
 
     def evaluate(self) -> Row:
-        """Compute loss and perplexity of the validation text."""
-        batches = even_batches(self.task.validation, self.task.sharded, self.preemption)
-        return dict(evaluate(self.learner.plain, batches, self.ranks, self.task.loss))
+        """Evaluate the raw weights and, with --model_ema_eval, the EMA weights."""
+        task, learner = self.task, self.learner
+        averaged = learner.averaged if task.evaluate_ema else None
+        return evaluate_all(
+            learner.plain, averaged, task.validation, self.ranks, task.loss, task.sharded, self.preemption
+        )
 
     def facts(self, step: int) -> Row:
         """Amount of text so far, and speed."""
@@ -116,12 +146,13 @@ class TextTraining(Trainer):
         return facts
 
     def note_best(self, row: Row, session: Session) -> None:
-        """Record the lowest loss."""
+        """Record the lowest losses of raw and EMA weights."""
         session.note_best("best", METRICS["loss"], row)
+        session.note_best("best_ema", METRICS["loss_ema"], row)
 
     def shown(self, row: Row) -> Row:
         """Perplexity, for the progress bar."""
-        return {"perplexity": f"{row['perplexity']:.2f}"}
+        return {name: f"{row[name]:.2f}" for name in ("perplexity", "perplexity_ema") if name in row}
 
     def trace(self, step: int) -> Row:
         """Find where a bad step stopped being finite on this rank; list the step's documents."""
@@ -153,15 +184,25 @@ class TextTraining(Trainer):
         return training_curves(log, METRICS["perplexity"])
 
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
-        """Final metrics, lowest loss, and amount of text."""
+        """Final metrics, lowest losses, and amount of text."""
         last = log[-1] if log else {}
-        names = [*SHOWN, "tokens_seen", "documents_seen", "pad_share", "bad_lines", "tokens_per_second", "mfu"]
-        best = session.best.get("best", {})
+        names = [
+            *METRICS,
+            "eval_tokens",
+            "tokens_seen",
+            "documents_seen",
+            "pad_share",
+            "bad_lines",
+            "tokens_per_second",
+            "mfu",
+        ]
+        best: Row = {"best_loss": None, "best_loss_step": None}
+        for link, each in session.best.items():
+            best |= {f"best_loss{link[4:]}": each["value"], f"best_loss{link[4:]}_step": each["step"]}
         return {
             "step": self.counts.step,
             **{name: last[name] for name in names if name in last},
-            "best_loss": best.get("value"),
-            "best_loss_step": best.get("step"),
+            **best,
         }
 
     def show(self, summary: Row, decay_log: Sequence[Row]) -> None:
@@ -177,8 +218,8 @@ class TextTraining(Trainer):
 
 
 def show_perplexity(metrics: Row) -> None:
-    """Print the metrics of an evaluation."""
-    say("\n" + table([*SHOWN.values()], [[metrics.get(name) for name in SHOWN]]))
+    """Print the metrics of an evaluation, of raw and EMA weights."""
+    say("\n" + metrics_table({**metrics, "eval_tokens_ema": metrics.get("eval_tokens")}, SHOWN))
 
 
 def known_peak(device: torch.device) -> float | None:

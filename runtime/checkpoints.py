@@ -24,7 +24,17 @@ from torch import Tensor
 from runtime.errors import UserError
 from runtime.files import json_of, sha256
 from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
-from runtime.sharded_checkpoints import METADATA, MODEL_PREFIX, OPTIMIZER_PREFIX, SHARD, Hashes, add_moments, read_whole
+from runtime.sharded_checkpoints import (
+    EMA_PREFIX,
+    METADATA,
+    MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
+    SHARD,
+    Hashes,
+    add_moments,
+    holds,
+    read_whole,
+)  # fmt: skip
 from runtime.state_checks import Unfit, check_state
 
 LINKS = ("best", "best_ema")
@@ -52,14 +62,21 @@ class Checkpoint:
 
     def model_weights(self) -> dict[str, Tensor]:
         """The model's state dict, on the CPU."""
-        if self.sharded:
-            weights = read_whole(self.path, MODEL_PREFIX)
-            return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in weights.items()}
-        return _tensors(self.path / MODEL)
+        return self._weights(MODEL, MODEL_PREFIX)
 
     def ema_weights(self) -> dict[str, Tensor] | None:
         """The state dict of the EMA weights, on the CPU; None if the run keeps none."""
-        return _tensors(self.path / EMA) if (self.path / EMA).exists() else None
+        return self._weights(EMA, EMA_PREFIX) if self.has_ema else None
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether the checkpoint has EMA weights."""
+        return holds(self.path, EMA_PREFIX) if self.sharded else (self.path / EMA).exists()
+
+    def _weights(self, file: str, prefix: str) -> dict[str, Tensor]:
+        if self.sharded:
+            return {name.removeprefix(prefix): tensor for name, tensor in read_whole(self.path, prefix).items()}
+        return _tensors(self.path / file)
 
     def contract(self) -> dict[str, Any]:
         """The saved run's contract (`runtime.run_contract`); empty if the checkpoint has none."""

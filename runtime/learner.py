@@ -1,7 +1,6 @@
 """Everything that training changes, and how it is restored from a checkpoint."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +8,11 @@ from torch.optim import Optimizer
 
 from runtime.checkpoints import STATE, Checkpoint
 from runtime.errors import NonFiniteError, UserError
+from runtime.moving_average import MovingAverage, copy_for_average
 from runtime.processes import Ranks
 from runtime.seeding import random_state, restore_random_state
 from runtime.sharded import all_finite, is_sharded_model, load_whole_weights, sharded_optimizer_state, whole_on_main
-from runtime.sharded_checkpoints import add_moments, read_shards, without_shards
+from runtime.sharded_checkpoints import EMA_PREFIX, MODEL_PREFIX, add_moments, read_shards, without_shards
 from runtime.state_checks import check_optimizer_state
 from runtime.training_state import LearnerState, TrainingState
 
@@ -23,7 +23,7 @@ class Learner:
 
     model: nn.Module  # the one that is called, perhaps wrapped (DistributedDataParallel)
     plain: nn.Module  # the same model without wrappers
-    ema: Any  # timm's ModelEmaV3, whose `module` has the EMA weights, or None
+    ema: MovingAverage | None  # of the weights of `plain`
     optimizer: Optimizer
     scaler: torch.amp.GradScaler  # does nothing unless enabled (fp16)
 
@@ -42,8 +42,20 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], checkpoint: Check
         raise UserError(f"{checkpoint.path} does not fit the model that the options describe: {reason}") from error
 
 
+def averaged_copy(model: nn.Module, checkpoint: Checkpoint) -> nn.Module | None:
+    """A copy of a model that is not sharded, with a checkpoint's EMA weights; None if the checkpoint has none."""
+    weights = checkpoint.ema_weights()
+    if weights is None:
+        return None
+    averaged = copy_for_average(model)
+    load_weights(averaged, weights, checkpoint)
+    return averaged
+
+
 def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingState:
     """Restore raw and EMA weights, optimizer, scaler and this rank's random state; return the training state.
+
+    If the checkpoint has no EMA weights, their average begins with its raw weights.
 
     Raises:
         UserError: If the checkpoint is from another model or its parameter groups differ.
@@ -51,7 +63,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
     in_shards = checkpoint.sharded and is_sharded_model(learner.plain)
     if not in_shards:
         load_weights(learner.plain, checkpoint.model_weights(), checkpoint)
-    ema_weights = checkpoint.ema_weights()
+    ema_weights = None if in_shards else checkpoint.ema_weights()
     if learner.averaged is not None and ema_weights is not None:
         load_weights(learner.averaged, ema_weights, checkpoint)
     state = checkpoint.training_state(mapped=is_sharded_model(learner.plain))
@@ -59,8 +71,10 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
         indices = (index for group in state["optimizer"]["param_groups"] for index in group["params"])
         parameters = (p for group in learner.optimizer.param_groups for p in group["params"])
         own = dict(zip(indices, parameters, strict=False))
-        tensors = read_shards(checkpoint.path, learner.plain.state_dict(), own, ranks.cpu_group)
+        tensors = read_shards(checkpoint.path, models_of(learner), own, ranks.cpu_group)
         add_moments(state["optimizer"], tensors)
+    if learner.ema is not None and not checkpoint.has_ema:
+        learner.ema.restart(learner.plain)
     try:
         check_optimizer_state(learner.optimizer, state["optimizer"], checkpoint.step)
         learner.optimizer.load_state_dict(sharded_optimizer_state(learner.optimizer, state["optimizer"]))
@@ -70,6 +84,12 @@ def restore(learner: Learner, checkpoint: Checkpoint, ranks: Ranks) -> TrainingS
         reason = str(error) if isinstance(error, ValueError) else f"is invalid ({error})"
         raise UserError(f"{checkpoint.path / STATE}: {reason.splitlines()[0]}") from error
     return TrainingState.of(state)
+
+
+def models_of(learner: Learner) -> dict[str, nn.Module]:
+    """The models with the raw and, if there are any, the EMA weights, by their prefixes in a sharded checkpoint."""
+    averaged = {} if learner.averaged is None else {EMA_PREFIX: learner.averaged}
+    return {MODEL_PREFIX: learner.plain, **averaged}
 
 
 def learner_state(learner: Learner, ranks: Ranks, in_shards: bool = False) -> LearnerState:

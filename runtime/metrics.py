@@ -22,7 +22,7 @@ class Metric:
     def averaged(self) -> "Metric":
         """The same metric of the EMA weights."""
         quantity, _, unit = self.label.partition(" in ")
-        label = f"{quantity} of EMA weights in {unit}"
+        label = f"{quantity} of EMA weights" + (f" in {unit}" if unit else "")
         return replace(self, name=f"{self.name}_ema", label=label, needs="model_ema_eval")
 
 

@@ -1,4 +1,4 @@
-"""Reports of both trainers about decays: means by role, parameter groups, the applied decay."""
+"""Reports of both trainers: metrics, decays by role, parameter groups, the applied decay."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -12,8 +12,19 @@ from alphadecay.qkv import parameter_names
 from alphadecay.records import SpectrumRecord
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import power_sums
+from runtime.metrics import Metric
 from runtime.runfolder import Row
 from runtime.tables import say, table
+
+
+def metrics_table(values: Row, metrics: Sequence[Metric]) -> str:
+    """A table with one line for the raw weights, and one for the EMA weights if they were evaluated."""
+    rows = [
+        [label, *(values.get(metric.name + suffix) for metric in metrics)]
+        for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
+        if metrics[0].name + suffix in values
+    ]
+    return table(["", *(metric.column for metric in metrics)], rows)
 
 
 def show_decay_by_role(decay_log: Sequence[Row], score: str) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer and run options of both trainers.
+"""The options of both trainers: optimizer, moving average, run.
 
 Modules of options import neither torch nor other slow packages, so that --help and errors appear immediately.
 """
@@ -115,6 +115,25 @@ def settle(values: dict[str, Any], typed: Container[str]) -> None:
     if str(values["optimizer"]).lower().startswith(TORCH) and "momentum" in typed:
         momentum = values["momentum"]
         raise UserError(f"--momentum {momentum}: torch's own optimizers get it from --opt_kwargs momentum={momentum}")
+
+
+@dataclass(frozen=True)
+class EmaOptions:
+    """The exponential moving average (EMA) of the weights."""
+
+    TITLE = "Moving average"
+    FIXED = "ema"
+    model_ema: bool = option(False, "keep a moving average of the weights")
+    model_ema_decay: float = option(0.9999, "share of the old average that each step keeps", minimum=0, maximum=1)
+    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start")
+    model_ema_eval: bool = option(False, "evaluate the average too", fixed="")
+
+    CHECKS = (
+        (
+            lambda o: o.model_ema or not o.model_ema_eval,
+            "--model_ema_eval true: there is no average to evaluate without --model_ema",
+        ),
+    )
 
 
 @dataclass(frozen=True)

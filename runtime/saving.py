@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime.checkpoints import in_progress
-from runtime.learner import Learner
+from runtime.learner import Learner, models_of
 from runtime.processes import Ranks
 from runtime.session import Session
 from runtime.sharded import whole_on_main
@@ -59,7 +59,7 @@ class ShardSaver:
         self.writer.wait()
         folder = in_progress(self.folder, step)
         self.ranks.from_main(partial(shutil.rmtree, folder, ignore_errors=True))
-        tensors = tensors_of(self.learner.plain.state_dict(), self.learner.optimizer.state_dict())
+        tensors = tensors_of(models_of(self.learner), self.learner.optimizer.state_dict())
         complete = self.session.writes(step, state, {}) if self.session is not None else lambda _: None
         self.writer.save(folder, tensors, complete)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -27,7 +27,7 @@ from runtime.writer import BackgroundWriter
 
 METADATA = ".metadata"
 SHARD = re.compile(r"__\d+_\d+\.distcp")
-MODEL_PREFIX, OPTIMIZER_PREFIX = "model.", "optimizer."
+MODEL_PREFIX, EMA_PREFIX, OPTIMIZER_PREFIX = "model.", "ema.", "optimizer."
 Hashes = Mapping[str, str]  # file name -> SHA-256
 # What a description of tensors consists of.
 DESCRIPTIONS = {
@@ -90,12 +90,17 @@ class ShardWriter:
         self._writer.wait()
 
 
-def tensors_of(model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A model's tensors and an optimizer's sharded ones by name, from their state dicts."""
-    tensors = {MODEL_PREFIX + name: tensor for name, tensor in model.items()}
+def tensors_of(models: Mapping[str, nn.Module], optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of models, by prefix, and the sharded ones of an optimizer's state dict, by name."""
+    tensors = weights_of(models)
     for index, values in optimizer["state"].items():
         tensors |= {f"{OPTIMIZER_PREFIX}{index}.{name}": value for name, value in values.items() if is_sharded(value)}
     return tensors
+
+
+def weights_of(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of models' state dicts, each name after its model's prefix."""
+    return {prefix + name: tensor for prefix, each in models.items() for name, tensor in each.state_dict().items()}
 
 
 def without_shards(optimizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +117,11 @@ def add_moments(optimizer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
             optimizer["state"].setdefault(int(index), {})[name] = tensor
 
 
+def holds(folder: Path, prefix: str) -> bool:
+    """Whether a checkpoint has tensors whose names begin with a prefix."""
+    return any(key.startswith(prefix) for key in _described(_Reader(folder), folder))
+
+
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
     """Tensors of a checkpoint whose names begin with a prefix, whole and on the CPU; without a process group."""
     reader = _Reader(folder)
@@ -124,13 +134,15 @@ def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def read_shards(
-    folder: Path, model: Mapping[str, Tensor], parameters: Mapping[int, Tensor], group: Any
+    folder: Path, models: Mapping[str, nn.Module], parameters: Mapping[int, Tensor], group: Any
 ) -> dict[str, Tensor]:
-    """Load a sharded model's weights in place; return all tensors by name, the optimizer's sharded as its parameters.
+    """Load sharded models' weights in place; return all tensors by name, the optimizer's sharded as its parameters.
+
+    EMA weights that the checkpoint lacks are left as they are.
 
     Args:
         folder: The checkpoint's.
-        model: The model's state dict, of sharded tensors.
+        models: By prefix, with sharded weights.
         parameters: By index, as in the optimizer's state dict.
         group: The ranks; all must call.
 
@@ -139,7 +151,8 @@ def read_shards(
     """
     reader = _Reader(folder)
     described = _described(reader, folder)
-    tensors = {MODEL_PREFIX + name: tensor for name, tensor in model.items()}
+    has_ema = any(key.startswith(EMA_PREFIX) for key in described)
+    tensors = weights_of({prefix: each for prefix, each in models.items() if has_ema or prefix != EMA_PREFIX})
     for key, each in described.items():
         if key.startswith(OPTIMIZER_PREFIX):
             index = int(key.removeprefix(OPTIMIZER_PREFIX).partition(".")[0])

@@ -1,4 +1,4 @@
-"""The timm model of a run and the exponential moving average (EMA) of its weights."""
+"""The timm model of a run."""
 
 import difflib
 import os
@@ -8,14 +8,13 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.utils import ModelEmaV3
 from torch import nn
 
 import alphadecay
 from runtime.checkpoints import find_checkpoint
 from runtime.errors import UserError
 from runtime.tables import say
-from vision.options import EmaOptions, ModelOptions, parse_keywords
+from vision.options import ModelOptions, parse_keywords
 
 
 def build_model(options: ModelOptions, classes: int, input_size: int, new_head: bool = True) -> nn.Module:
@@ -109,10 +108,3 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not loaded or not tensors or not all(isinstance(name, str) for name in loaded):
         raise UserError(f"--finetune {path}: is not a state dict of tensors")
     return {name.removeprefix("module."): value for name, value in loaded.items()}
-
-
-def build_ema(options: EmaOptions, model: nn.Module) -> ModelEmaV3 | None:
-    """timm's EMA of a model's weights, on the model's device; None if it is off."""
-    if not options.model_ema:
-        return None
-    return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)

@@ -9,7 +9,7 @@ from runtime.command import read_command
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.options import option
-from runtime.run_options import SHARED_CHECKS, OptimizerOptions, RunOptions
+from runtime.run_options import SHARED_CHECKS, EmaOptions, OptimizerOptions, RunOptions
 
 DESCRIPTION = """Train and evaluate a timm model whose weight decay adapts to each module.
 
@@ -165,25 +165,6 @@ class VisionOptimizerOptions(OptimizerOptions):
     )
     update_freq: int = option(
         1, "micro-steps per optimizer step, whose gradients are accumulated", minimum=1, fixed="batch_size"
-    )
-
-
-@dataclass(frozen=True)
-class EmaOptions:
-    """The exponential moving average (EMA) of the weights."""
-
-    TITLE = "Moving average"
-    FIXED = "ema"
-    model_ema: bool = option(False, "keep a moving average of the weights")
-    model_ema_decay: float = option(0.9999, "share of the old average that each step keeps", minimum=0, maximum=1)
-    model_ema_warmup: bool = option(False, "let the average follow the weights more closely at the start")
-    model_ema_eval: bool = option(False, "evaluate the average too", fixed="")
-
-    CHECKS = (
-        (
-            lambda o: o.model_ema or not o.model_ema_eval,
-            "--model_ema_eval true: there is no average to evaluate without --model_ema",
-        ),
     )
 
 

@@ -10,17 +10,16 @@ from datasets import Batch, ImageData
 from engine import METRICS, RAW_METRICS, ImageRules, Precision, backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.figures import training_curves
-from runtime.metrics import Metric
 from runtime.preemption import Preemption
 from runtime.processes import Ranks
-from runtime.reports import show_decay_by_role
+from runtime.reports import metrics_table, show_decay_by_role
 from runtime.run import StartedRun
 from runtime.runfolder import Row
 from runtime.schedules import Schedules, schedules_of
 from runtime.seeding import random_state, restore_random_state
 from runtime.session import Session
 from runtime.steps import find_bad_values
-from runtime.tables import say, table
+from runtime.tables import say
 from runtime.trainer import Task, Trainer
 from vision.loaders import EvalLoader, TrainLoader
 from vision.options import VisionOptimizerOptions
@@ -164,13 +163,3 @@ def show_summary(summary: Row, decay_log: Sequence[Row], score: str) -> None:
 def show_evaluation(values: Row) -> None:
     """Print the validation metrics of raw and EMA weights."""
     say(metrics_table(values, RAW_METRICS))
-
-
-def metrics_table(values: Row, metrics: Sequence[Metric]) -> str:
-    """A table with one line for the raw weights, and one for the EMA weights if they were evaluated."""
-    rows = [
-        [label, *(values.get(metric.name + suffix) for metric in metrics)]
-        for label, suffix in (("raw weights", ""), ("EMA weights", "_ema"))
-        if metrics[0].name + suffix in values
-    ]
-    return table(["", *(metric.column for metric in metrics)], rows)

@@ -1,6 +1,7 @@
 """The smallest runs of main_llama.py that still go through everything."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def run_text(*words: str, program_name: str = "main_llama.py", draw: bool = Fals
     with pytest.MonkeyPatch.context() as monkeypatch, drawing(draw):
         monkeypatch.setattr(sys, "argv", [program_name, *map(str, words)])
         return exit_status(program.main)
+
+
+def printed(said: str, weights: str = "raw") -> list[float]:
+    """What an evaluation prints of raw or EMA weights: perplexity, the published one, loss, ..., predicted tokens."""
+    return [float(word) for word in re.search(rf"^{weights} weights +(.*)$", said, re.M)[1].split()]
 
 
 def changed_config(folder: Path, **changed) -> Path:

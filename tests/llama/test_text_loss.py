@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import torch
 from forked import forked
 from texts import ALONE
 from tiny import rows
-from tiny_text import TINY_TEXT, run_text, task_of
+from tiny_text import TINY_TEXT, printed, run_text, task_of
 from torch import nn
 
 from llama.engine import LossRules, backward, evaluate, loss_sum, weighted_batches
@@ -205,11 +204,6 @@ def test_a_chunked_loss_never_holds_all_logits(made, monkeypatch):
     loss_sum(task.learner.model, batch["input_ids"], batch["labels"], LossRules(chunked=True)).backward()
     assert seen == [16] * 8  # 64 tokens, forward and again for the backward pass
     task.stream.close()
-
-
-def printed(said: str) -> list[float]:
-    """Perplexity, the published one, loss and tokens, as an evaluation prints them."""
-    return [float(word) for word in re.search(r"\n-+ .*\n(.*)\n", said)[1].split()]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from forked import forked
 from test_text_run import PUBLISHED
 from texts import paragraphs, save_tokenizer, write_c4, write_shard
 from tiny import rows
-from tiny_text import TINY_TEXT, changed_config, run_text
+from tiny_text import TINY_TEXT, changed_config, printed, run_text
 
 from runtime.checkpoints import find_checkpoint
 
@@ -44,6 +44,7 @@ def uneven(tmp_path_factory):
     data = write_c4(folder / "c4", shards=2)
     write_shard(data, "validation", 0, 1, [text[:40] for text in paragraphs()[-9:]])
     words = [*TINY_TEXT, "--dataset", "c4", "--tokenizer", "bytes", "--data_path", data, "--no-pack"]
+    words += ["--model_ema", "--model_ema_decay", "0.5", "--model_ema_eval"]
     return folder, [*words, "--max_length", "48", "--total_batch_size", "8", "--clip_grad", "1", "--batch_size"]
 
 
@@ -62,12 +63,16 @@ def test_shards_and_chunks_train_as_whole_copies_and_uneven_text_ends(uneven, pl
     assert done.returncode == 0, done.stderr[-3000:]
     for ours, theirs in zip(rows(tmp_path / "run" / "log.jsonl"), rows(plain / "log.jsonl"), strict=True):
         assert ours["eval_tokens"] == theirs["eval_tokens"] and ours["tokens_seen"] == theirs["tokens_seen"]
-        for name in ("train_loss", "loss", "perplexity_published"):
+        for name in ("train_loss", "loss", "perplexity_published", "loss_ema"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
-    ours, theirs = (find_checkpoint(folder)[0].model_weights() for folder in (tmp_path / "run", plain))
-    assert ours.keys() == theirs.keys()
-    for name, weight in theirs.items():
-        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3)
+    ours, theirs = (find_checkpoint(folder)[0] for folder in (tmp_path / "run", plain))
+    for found, expected in (
+        (ours.model_weights(), theirs.model_weights()),
+        (ours.ema_weights(), theirs.ema_weights()),
+    ):
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow
@@ -90,9 +95,9 @@ def test_shards_are_exported_and_evaluated_whole(uneven, tmp_path, capsys):
     more = ["--fsdp", "--max_steps", "1", "--export_hf", tmp_path / "exported", "--output_dir", tmp_path / "run"]
     assert launched(*words, "2", *more).returncode == 0
     assert run_text("--eval", "--resume", tmp_path / "run") == 0
-    first = capsys.readouterr().out.splitlines()[-1]
+    first = printed(capsys.readouterr().out)
     assert run_text("--eval", *words, "2", "--init_from", tmp_path / "exported") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == first
+    assert printed(capsys.readouterr().out) == first
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ VARIETY = {
     "fp16": ["--amp", "fp16"],
     "bfloat16 weights": ["--pure_bf16", "--decay_audit", "--log_interval", "2"],
     "padded": ["--no-pack", "--max_length", "48"],
+    "averaged": "--pure_bf16 --model_ema --model_ema_decay 0.7 --model_ema_warmup --model_ema_eval".split(),
     "awd": ["--decay", "awd"],
     "adadecay": ["--decay", "adadecay"],
     "cautious": ["--decay_cautious", "--decay_lag", "1"],

@@ -56,6 +56,7 @@ FREE_OF_TEXT = {
     "init_from",  # where the run began; its weights are the checkpoint's since, its config the architecture
     "activation_checkpointing",  # computes the same again
     "export_hf", "peak_tflops", "sharded_checkpoints",  # what is written, how, and shown
+    "model_ema_eval",  # what is evaluated, not what is trained
 }  # fmt: skip
 
 

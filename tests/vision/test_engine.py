@@ -8,14 +8,15 @@ import pytest
 import torch
 from image_steps import ALONE, batches, learner, rules, schedules, train
 from recipes import block_model
-from timm.utils import ModelEmaV3
 from torch import nn
 
 import alphadecay
 from engine import backward, evaluate, train_one_epoch
 from runtime.decay_options import DecayOptions
 from runtime.finite import FiniteGate
+from runtime.moving_average import build_ema
 from runtime.processes import Ranks
+from runtime.run_options import EmaOptions
 from runtime.steps import grouped
 from runtime.trainer import applied_decay
 from vision.options import VisionOptimizerOptions
@@ -73,11 +74,12 @@ def test_gradients_are_clipped_at_their_true_size_under_a_scaler_too():
 
 def test_the_average_follows_the_weights_of_each_step():
     made = learner()
-    made = replace(made, ema=ModelEmaV3(made.plain, decay=0.9, use_warmup=True))
+    options = EmaOptions(model_ema=True, model_ema_decay=0.9, model_ema_warmup=True)
+    made = replace(made, ema=build_ema(options, made.plain))
     expected, gate = [p.detach().clone() for p in made.plain.parameters()], FiniteGate(made, ALONE, "stop", 1)
 
     def after_step(step, _):
-        share = made.ema.get_decay(step)
+        share = min(0.9, 1 - step ** (-2 / 3))
         for average, p in zip(expected, made.plain.parameters(), strict=True):
             average.lerp_(p.detach(), 1 - share)
 
