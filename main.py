@@ -29,6 +29,7 @@ from torch import nn
 from datasets import open_images
 from engine import METRICS, ImageRules, Precision
 from optim_factory import build_decay, build_optimizer
+from runtime.by_name import freeze
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, averaged_copy, load_weights
 from runtime.moving_average import build_ema
@@ -84,7 +85,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task = build_task(options, ranks)
     task.decay.refresh()
     if ranks.is_main:
-        show_groups(task.learner.plain, task.decay)
+        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
         say(task.timescale)
 
 
@@ -118,6 +119,7 @@ def build_task(options: Options, ranks: Ranks) -> ImageTask:
         pin_memory=pin,
     )  # fmt: skip
     plain = build_model(options.model, data.classes, options.data.input_size).to(ranks.device)
+    freeze(plain, options.optimizer.freeze)
     ema = build_ema(options.ema, plain, as_timm=True)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")
     decay_options = with_timescale(options.decay, options.optimizer, steps_per_unit=train_batches.steps)

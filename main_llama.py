@@ -32,6 +32,7 @@ from llama.run import TextTask, TextTraining, evaluate_all, show_perplexity
 from llama.sharding import mesh_of, sharded_layers
 from llama.tokenizers import require_exported, require_fits, require_recorded
 from optim_factory import build_decay, build_optimizer
+from runtime.by_name import freeze
 from runtime.evaluations import results_file, write_results
 from runtime.learner import Learner, averaged_copy, load_weights
 from runtime.moving_average import build_ema
@@ -124,7 +125,7 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task = build_task(options, text, ranks)
     task.decay.refresh()
     if ranks.is_main:
-        show_groups(task.learner.plain, task.decay)
+        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
         say(task.timescale)
     task.stream.close()
 
@@ -175,6 +176,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         say(ROUNDING_WARNING)
     seed_everything(options.run.seed)  # the same initial weights on every rank
     plain = fitting_model(options, text)
+    freeze(plain, options.optimizer.freeze)
     ema = build_ema(options.ema, plain, partial(placed, ranks=ranks, options=options))  # before `plain` is sharded
     model = wrapped(plain, ranks, options)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.run.amp == "fp16")

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 import alphadecay
 from alphadecay.groups import Group
 from alphadecay.schedule import DecaySchedule
+from runtime.by_name import named_decays
 from runtime.decay_options import DecayOptions
 from runtime.errors import UserError
 from runtime.optimizers import create_optimizer
@@ -30,13 +31,15 @@ def build_optimizer(
         scaled: Whether a GradScaler scales the loss (fp16).
 
     Raises:
-        UserError: If there is no such optimizer, it rejects an option, or it couples decay where it must not.
+        UserError: If there is no such optimizer, it rejects an option, it couples decay where it must not, or a name of
+            --decay_only or --decay_multiplier matches no parameter.
     """
     groups = alphadecay.param_groups(
         model,
         decay.weight_decay,
         norm_bias=decay.decay_norm_bias,
         batchnorm=decay.batchnorm and decay.assigns,
+        **named_decays(decay, model),
         **decay.selection(model),
     )
     if layer_decay < 1:

@@ -15,7 +15,7 @@ from alphadecay.groups import multiplier_of
 from alphadecay.matrices import MIN_EIGENVALUES, whole_number
 from alphadecay.schedule import DecaySchedule
 from alphadecay.spectra import WindowShape
-from alphadecay.wording import far_off
+from alphadecay.wording import NONE_DECAYED, far_off
 
 
 class AlphaDecay(DecaySchedule):
@@ -51,8 +51,8 @@ class AlphaDecay(DecaySchedule):
         rule: How scores become multipliers. "linear": onto [low, high]; "sqrt" and "log2": root or logarithm of the
             score, divided by its mean over all modules; "sigmoid": 2 / (1 + exp(-4 z)) with z the score standardised
             over the modules of its block, which is the part of the name up to the last number, such as blocks.0.
-        budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters, so
-            that the total decay of all scored modules equals the uniform one's.
+        budget: "free": multipliers as the rule gives them. "matched": divided by their mean weighted by parameters
+            times static multipliers, so that the total decay of all scored modules equals the uniform one's.
         control: An ablation that changes the assignment, for comparison only. None; "invert": the largest score gets
             the smallest multiplier; "shuffle": other modules get the multipliers, by one permutation for the whole run;
             "by-type": each module gets the mean of its role.
@@ -157,6 +157,8 @@ class AlphaDecay(DecaySchedule):
         )  # fmt: skip
         self._own_process_group, self._measuring_from = process_group, 0
         self._background = BackgroundMeasurement(self.process_group) if lag else None
+        if not any(m.may_be_adapted for m in self._membership.matrices):
+            self._warn_once("none decayed", f"{type(self).__name__} has no effect: {NONE_DECAYED}")
 
     @property
     def process_group(self) -> Any:
@@ -199,11 +201,12 @@ class AlphaDecay(DecaySchedule):
         scored = [r for r in records if r.name in scores]
         unscored = f"no {self.metric}: {'no gradient' if 'grad' in self.metric else 'no score'}"
         records = [r if r.note or r.name in scores else replace(r, note=unscored) for r in records]
+        statics = self.statics
         multipliers = self.assignment.multipliers(
             scores,
             blocks={r.name: block_of(r.name) for r in scored},
             roles={r.name: r.role for r in scored},
-            sizes={r.name: r.parameters for r in scored},
+            sizes={r.name: r.parameters * statics.get(r.name, 1.0) for r in scored},
         )
         if self.assignment.rule == "linear" and self.assignment.control in (None, "invert"):
             self._warn_once("far off", far_off(scores, multipliers, self.metric))

@@ -28,7 +28,7 @@ def assign(
     control: str | None = None,
     blocks: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
-    sizes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Multipliers of the base decay, by module name: a rule, then a control, then the budget.
@@ -56,7 +56,7 @@ def assign(
             permutation drawn from `seed`; "by-type": each module gets the mean of its role.
         blocks: Module name -> block label, for rule "sigmoid".
         roles: Module name -> role, for control "by-type".
-        sizes: Module name -> number of parameters, for budget "matched".
+        sizes: Module name -> number of parameters, times the static multiplier if it is not 1, for budget "matched".
         seed: Seed of the permutation of "shuffle".
 
     Returns:
@@ -106,7 +106,7 @@ class Assignment:
         scores: Scores,
         blocks: Mapping[str, str] | None = None,
         roles: Mapping[str, str] | None = None,
-        sizes: Mapping[str, int] | None = None,
+        sizes: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Module name -> multiplier; see `assign`."""
         scores = {name: float(score) for name, score in scores.items()}
@@ -183,7 +183,7 @@ def role_means(multipliers: Mapping[str, float], roles: Mapping[str, str]) -> di
     return {name: fmean(members[roles[name]]) for name in multipliers}
 
 
-def matched(multipliers: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+def matched(multipliers: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
     """Divide by the mean weighted by size, so that the total decay equals the uniform one's."""
     for name in multipliers:
         if not sizes[name] > 0:

@@ -138,7 +138,7 @@ def row_of(
 
 def _row_for_all(schedule: DecayWriter, groups: Sequence[Group]) -> dict[str, Any]:
     """The row of a strategy with one multiplier for all modules."""
-    decayed = next((group for group in groups if group["static_multiplier"]), groups[0])
+    decayed = min(groups, key=lambda group: abs(group["static_multiplier"] - 1))  # the first with 1, if any has it
     weights = [p.detach() for group in groups for p in group["params"] if not is_lazy(p)]
     sharded = any(is_sharded(weight) for weight in weights)
     return {

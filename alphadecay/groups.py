@@ -6,7 +6,7 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     decay_group         "module" (the weight of that module alone), "no decay" (parameters excluded from decay),
                         "added" (parameters added later, by add_param_group) or "rest"
     base_weight_decay   the base decay; a schedule of the weight decay writes it
-    static_multiplier   1, or 0 for parameters excluded from decay
+    static_multiplier   1, 0 for parameters excluded from decay, or what the parameters' names decide
     decay_multiplier    the multiplier of the strategy
     decay_step          optimizer steps taken
     decay_as            in some groups: the module whose multiplier this group has too
@@ -19,12 +19,13 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from alphadecay.matrices import LAZY, MIN_EIGENVALUES, Matrix, find_matrices, plain_name, unwrap
+from alphadecay.names import Decision, Multipliers, check_names, decide, names_of
 
 Group = dict[str, Any]
 
@@ -40,6 +41,8 @@ def param_groups(
     *,
     norm_bias: bool = False,
     batchnorm: bool = False,
+    multipliers: Multipliers | None = None,
+    only: Sequence[str] = (),
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
@@ -48,7 +51,9 @@ def param_groups(
 
     Each weight matrix that `alphadecay.analyze` does not skip has a group of its own. The other decayed parameters
     share one group, and parameters without decay (norms, biases, position and class tokens, and names in the model's
-    `no_weight_decay()`) share another.
+    `no_weight_decay()`) share another. `multipliers` and `only` decide by name instead; the names are those of
+    `named_parameters()` without parts that wrappers add, a tied parameter has all its names, and parts of a split qkv
+    are named as in blocks.0.attn.q.weight.
 
     Args:
         model: Any module, wrapped or not.
@@ -56,6 +61,11 @@ def param_groups(
         norm_bias: Decay norms, biases, position and class tokens too, as the published program does.
         batchnorm: With `norm_bias`, give a BatchNorm2d the multiplier of the convolution whose name has "conv" in place
             of its "bn", as the published program does.
+        multipliers: Glob over names -> static multiplier, at least 0 and finite: the decay of these parameters is
+            it x the base decay, with 0 none. The first glob that matches decides, also for norms and biases. Parameters
+            with the same static multiplier share a group, except matrices with a group of their own.
+        only: Parts of names, such as "attn": a parameter that no glob matches is decayed if its name contains one of
+            them, also if it is a norm or bias, and else not. Empty: the rule above.
         exclude: Globs of modules that get no group of their own, such as "blocks.0.*".
         include: Any of "stem", "head" and "frozen": these get groups of their own too.
         min_eigenvalues: Matrices with fewer eigenvalues get no group of their own; at least 1.
@@ -65,8 +75,9 @@ def param_groups(
         that `alphadecay.groups` describes; matrices first, in the model's order. Options such as lr may be added.
 
     Raises:
-        ValueError: If the decay is negative or not finite, if the model has no trainable parameter, or if `analyze`
-            refuses `exclude`, `include` or `min_eigenvalues`.
+        ValueError: If the decay is negative or not finite, if the model has no trainable parameter, if `analyze`
+            refuses `exclude`, `include` or `min_eigenvalues`, or if a static multiplier is impossible or a name in
+            `multipliers` or `only` matches no parameter; the message names it.
 
     Example:
         >>> import torch, alphadecay
@@ -75,46 +86,70 @@ def param_groups(
         >>> [(group["decay_name"], len(group["params"]), group["weight_decay"]) for group in groups]
         [('0', 1, 0.1), ('(other)', 1, 0.1), ('(no decay)', 4, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
+        >>> groups = alphadecay.param_groups(model, weight_decay=0.1, multipliers={"0.*": 0.5}, only=["2."])
+        >>> [(group["decay_name"], len(group["params"]), group["weight_decay"]) for group in groups]
+        [('0', 1, 0.05), ('(other, x0.5)', 1, 0.05), ('(other)', 2, 0.1), ('(no decay)', 2, 0.0)]
     """
     if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
     matrices = find_matrices(model, exclude, min_eigenvalues, include)
     own = {id(m.weight): m.name for m in matrices if m.reason in ("", LAZY)}
-    members = _members(unwrap(model), own, norm_bias, batchnorm)
+    check_names(multipliers := multipliers or {}, only, model)
+    names = names_of(model)
+    decided = {key: decide(each, multipliers, only) for key, each in names.items()}
+    members = _members(unwrap(model), own, norm_bias, batchnorm, decided)
+    order = {name: position for position, name in enumerate(own.values())}
+    contents = (MODULE, REST, NO_DECAY)
     groups = []
-    for place in sorted(filter(members.get, members), key=lambda place: (MODULE, REST, NO_DECAY).index(place[0])):
-        holds, name, decay_as = place
-        group = new_group(members[place], name, holds, weight_decay, 0.0 if holds == NO_DECAY else 1.0)
-        groups.append(group | {"decay_as": decay_as} if decay_as else group)
+    for place in sorted(members, key=lambda place: (contents.index(place.holds), order.get(place.name, 0))):
+        group = new_group(members[place], place.name, place.holds, weight_decay, place.static)
+        groups.append(group | {"decay_as": place.decay_as} if place.decay_as else group)
     return groups
 
 
-Place = tuple[str, str, str]  # of a parameter: decay_group, decay_name, and decay_as or ""
+class Place(NamedTuple):
+    """The group of a parameter."""
+
+    holds: str  # decay_group
+    name: str  # decay_name
+    static: float  # static_multiplier
+    decay_as: str = ""  # decay_as, if any
 
 
 def _members(
-    model: nn.Module, own: Mapping[int, str], norm_bias: bool, batchnorm: bool
+    model: nn.Module, own: Mapping[int, str], norm_bias: bool, batchnorm: bool, decided: Mapping[int, Decision | None]
 ) -> dict[Place, list[nn.Parameter]]:
-    """The trainable parameters by place; those of `own` come first, in its order."""
+    """The trainable parameters by place."""
     undecayed = set() if norm_bias else _undecayed_names(model)
     pairs = _batchnorm_pairs(model) if norm_bias and batchnorm else {}
-    members: dict[Place, list[nn.Parameter]] = {(MODULE, name, ""): [] for name in own.values()}
+    pairs = {name: conv for name, conv in pairs.items() if conv in own.values()}
+    members: dict[Place, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            place = (NO_DECAY, "(no decay)", "") if name in undecayed else _place(name, parameter, own, pairs)
+            decision = decided[id(parameter)]
+            if decision is None and name in undecayed:
+                place = Place(NO_DECAY, "(no decay)", 0.0)
+            else:
+                place = _place(own.get(id(parameter), ""), pairs.get(name, ""), decision.static if decision else 1.0)
             members.setdefault(place, []).append(parameter)
-    if not any(members.values()):
+    if not members:
         raise ValueError(f"{type(model).__name__} has no trainable parameter")
     return members
 
 
-def _place(name: str, parameter: nn.Parameter, own: Mapping[int, str], pairs: Mapping[str, str]) -> Place:
-    """The place of a decayed parameter."""
-    if id(parameter) in own:
-        return MODULE, own[id(parameter)], ""
-    if (conv := pairs.get(name, "")) in own.values():
-        return REST, f"(batch norm of {conv})", conv
-    return REST, "(other)", ""
+def _place(module: str, conv: str, static: float) -> Place:
+    """The place of a parameter with this static multiplier: a matrix' of its own, a batch norm's of its convolution."""
+    if module:
+        return Place(MODULE, module, static)
+    if static == 0:
+        return Place(NO_DECAY, "(no decay)", 0.0)
+    label = f"batch norm of {conv}" if conv else "other"
+    return Place(REST, f"({label})" if static == 1 else f"({label}, x{shortest(static)})", static, conv)
+
+
+def shortest(number: float) -> str:
+    """A number in few characters, if these mean exactly the same number, else in full."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def new_group(

@@ -14,6 +14,7 @@ from alphadecay.sharing import is_sharded
 from alphadecay.splitting import has_scheduler, label_added_groups, label_replaced, note_old_groups, split_groups
 
 ELSEWHERE = "not in this optimizer"
+UNDECAYED = "not decayed: its static multiplier is 0"
 RANKINGS = ("optimizer", "model")
 
 
@@ -66,10 +67,24 @@ class Membership:
         grouped = {m.name for m in own} & ({group["decay_name"] for group in groups} | _members(groups))
         self.elsewhere = {m.name for m in matrices if not m.reason} - grouped
         skipped = self.elsewhere if self.ranking == "optimizer" else set()
-        self.matrices = [replace(m, reason=self._why_elsewhere(m)) if m.name in skipped else m for m in matrices]
+        statics = self.statics
+        undecayed = {m.name for m in matrices if not (m.reason or statics.get(m.name, 1.0))} - skipped
+        reasons = dict.fromkeys(undecayed, UNDECAYED)
+        reasons |= {m.name: self._why_elsewhere(m) for m in matrices if m.name in skipped}
+        self.matrices = [replace(m, reason=reasons.get(m.name, m.reason)) for m in matrices]
         self.adapted = sorted(m.name for m in self.matrices if not m.reason), sorted(self.elsewhere)
         self._slots, self._links = _slots(unwrap(self.model))
         self._sizes = [len(group["params"]) for group in groups]
+
+    @property
+    def statics(self) -> dict[str, float]:
+        """The static multiplier of each module that has its own group or shares one."""
+        groups = self.optimizer.param_groups
+        return {
+            name: group["static_multiplier"]
+            for group in groups
+            for name in (group["decay_name"], *group.get("decay_members", ()))
+        }
 
     def _is_home(self, matrix: Matrix) -> bool:
         """Whether the matrix is in the module in which the optimizer's weight of that name was."""

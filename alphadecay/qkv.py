@@ -9,7 +9,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from alphadecay.build_order import is_distributed, refuse_held, refuse_wrapped
-from alphadecay.matrices import part_name
 
 PARTS = ("q", "k", "v")
 FUSED_NAMES = frozenset({"qkv", "c_attn"})  # projections whose rows (columns of a Conv1D) are q, then k, then v
@@ -161,16 +160,6 @@ def _has_parts(module: nn.Module) -> bool:
     """Whether a module is a split projection."""
     parametrizations = getattr(module, "parametrizations", None)
     return isinstance(parametrizations, nn.ModuleDict) and any(map(is_split, parametrizations.values()))
-
-
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """The name of each parameter by its id; parts of split projections have names such as blocks.0.attn.q.weight."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for list_name, module in model.named_modules():
-        if is_split(module):
-            parts = module.named_parameters(recurse=False)
-            names |= {id(part): f"{part_name(list_name, name, PARTS)}.weight" for name, part in parts}
-    return names
 
 
 def _fused_projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

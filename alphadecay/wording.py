@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from alphadecay.groups import Group
 
 NEAR, FEWEST = 0.02, 4  # share of the range that counts as at a bound; fewest modules for a warning
+NONE_DECAYED = "the static multiplier of every matrix that it would rank is 0"
 FAR_OFF = 0.05  # largest share of the modules that may be away from the bound (but at least one)
 
 
@@ -68,8 +69,9 @@ def description(schedule: Any) -> str:
         spread = f"{len(multipliers)} modules"
     else:
         weights = schedule.weights
-        sizes = {name: weights[name].numel() for name in multipliers if name in weights and not is_lazy(weights[name])}
-        mean = sum(size * multipliers[name] for name, size in sizes.items()) / max(1, sum(sizes.values()))
+        known = [name for name in multipliers if name in weights and not is_lazy(weights[name])]
+        sizes = {name: weights[name].numel() * schedule.statics.get(name, 1.0) for name in known}
+        mean = sum(size * multipliers[name] for name, size in sizes.items()) / (sum(sizes.values()) or 1)
         low, high = min(multipliers.values()), max(multipliers.values())
         spread = f"{len(multipliers)} modules x {low:.3g} to {high:.3g}, mean by parameters {mean:.3g}"
     return f"{type(schedule).__name__}({optimizer}, step {schedule.step}, {when}, {spread})"

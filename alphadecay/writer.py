@@ -52,7 +52,7 @@ class DecayWriter(ABC):
         wrappers = [outer for outer in chain_of(optimizer) if outer is not self.optimizer]
         self._hooks: StepHooks | None = StepHooks(self.optimizer, self, wrappers)
         matrices = [m for m in self._membership.matrices if m.may_be_adapted]
-        if all(m.reason for m in matrices):
+        if matrices and all(m.reason for m in matrices):
             first = matrices[0]
             self._warn_once("none yet", f"no weight matrix can be adapted yet ({first.name}: {first.reason})")
 
@@ -69,6 +69,11 @@ class DecayWriter(ABC):
     def weights(self) -> dict[str, Tensor]:
         """The weight of each matrix of the model by name, skipped ones included."""
         return {m.name: m.weight for m in self._membership.matrices}
+
+    @property
+    def statics(self) -> dict[str, float]:
+        """The static multiplier of each module that has its own group, or shares one."""
+        return self._membership.statics
 
     @property
     def matrices(self) -> list[Matrix]:

@@ -1,8 +1,10 @@
 """The weight decay options of both trainers. Imports neither torch nor other slow packages."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.errors import UserError
 from runtime.options import option
 from runtime.strategies import PER_ENTRY, STRATEGIES, Strategy
 
@@ -72,6 +74,15 @@ class DecayOptions:
     decay_ledger: str = option("", "replay: the decay.jsonl of a run", metavar="FILE")
     decay_ledger_mean: bool = option(False, "replay: use each module's mean decay over time")
     decay_norm_bias: bool = option(False, "decay norms, biases, position and class tokens too, as published")
+    decay_multiplier: tuple[str, ...] = option(
+        (),
+        "parameters whose names match the glob get X x base decay, norms and biases too; the first glob that matches "
+        "counts; strategies multiply that",
+        metavar="GLOB=X",
+    )
+    decay_only: tuple[str, ...] = option(
+        (), "decay parameters whose names contain one of these, norms and biases too, and no others"
+    )
     batchnorm: bool = option(True, "with --decay_norm_bias: a batch norm gets its convolution's decay, matched by name")
 
     remove_first_layer: bool = option(True, "the stem keeps its base decay")
@@ -83,10 +94,31 @@ class DecayOptions:
         return {"include": tuple(name for name, adapted in ends if adapted)}
 
     def __post_init__(self) -> None:
-        """Translate the published options for adadecay into --decay adadecay."""
+        """Check names, and translate the published options for adadecay into --decay adadecay."""
+        self.multipliers  # noqa: B018  raises its own messages
+        if "" in self.decay_only:
+            raise UserError("--decay_only '': an empty name is part of every name")
         if (self.decay, self.decay_metric, self.decay_assign) == ("alphadecay", "grad_norm", "sigmoid"):
             for name, value in (("decay", "adadecay"), ("decay_metric", "alpha"), ("decay_assign", "linear")):
                 object.__setattr__(self, name, value)
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The words of --decay_multiplier as glob -> static multiplier; UserError for an impossible one."""
+        multipliers: dict[str, float] = {}
+        for word in self.decay_multiplier:
+            glob, equals, text = word.rpartition("=")
+            if not equals or not glob:
+                raise UserError(f"--decay_multiplier {word}: expected GLOB=X, such as '*.mlp.*=0.5'")
+            try:
+                multipliers[glob], known = float(text), glob in multipliers
+            except ValueError:
+                raise UserError(f"--decay_multiplier {word}: {text!r} is not a number") from None
+            if not 0 <= multipliers[glob] < math.inf:
+                raise UserError(f"--decay_multiplier {word}: {text} must be finite and at least 0")
+            if known:
+                raise UserError(f"--decay_multiplier {word}: {glob} is given twice")
+        return multipliers
 
     @property
     def strategy(self) -> Strategy:

@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 
 from alphadecay.decay_log import refreshes
-from alphadecay.groups import effective_decay
-from alphadecay.qkv import parameter_names
+from alphadecay.groups import Group, effective_decay
+from alphadecay.names import Decision, decide, names_of
 from alphadecay.records import SpectrumRecord
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import power_sums
+from runtime.by_name import matches_of, why_named
+from runtime.decay_options import DecayOptions
 from runtime.metrics import Metric
 from runtime.runfolder import Row
 from runtime.tables import say, table
@@ -49,28 +51,41 @@ def means_by_role(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return means
 
 
-def show_groups(plain: nn.Module, decay: DecaySchedule) -> None:
-    """Print every parameter with its group, shape, learning-rate scale, decay since the last refresh, and reason."""
-    names = parameter_names(plain)
+def show_groups(plain: nn.Module, decay: DecaySchedule, options: DecayOptions, freeze: Sequence[str]) -> None:
+    """Print every parameter with its group, shape, learning-rate scale, decay since the last refresh, and reason.
+
+    Below the table is what each word of the options that name parameters matches; `freeze` are those of --freeze.
+    """
+    names = names_of(plain)
     records = {r.name: r for r in decay.records}
     reasons = {id(m.weight): m.reason for m in decay.matrices}
     rows = []
     for group in decay.optimizer.param_groups:
         record = records.get(group["decay_name"])
         for p in group["params"]:
-            if record is not None and record.alpha is not None:
-                why = f"alpha {record.alpha:.3f}: {group['decay_multiplier']:.3f} x base"
-            elif group["static_multiplier"] == 0:
-                why = "norm, bias, position or token"
-            else:
-                why = (record.note if record else reasons.get(id(p))) or "base"
+            decision = decide(names[id(p)], options.multipliers, options.decay_only)
+            why = _why(group, record, reasons.get(id(p), ""), decision)
             shape = "x".join(map(str, p.shape)) or "scalar"
             scale = group.get("lr_scale", 1.0)
-            rows.append([names[id(p)], group["decay_name"], shape, scale, effective_decay(group), why])
+            rows.append([names[id(p)][0], group["decay_name"], shape, scale, effective_decay(group), why])
     say(table(["parameter", "group", "shape", "lr scale", "decay", "why"], rows))
     frozen = sum(not p.requires_grad for p in plain.parameters())
     groups = len(decay.optimizer.param_groups)
     say(f"\n{len(rows)} trainable parameters in {groups} groups, each in exactly one; {frozen} frozen")
+    for line in matches_of(options, freeze, plain):
+        say(line)
+
+
+def _why(group: Group, record: SpectrumRecord | None, reason: str, decision: Decision | None) -> str:
+    """Why a parameter of a group has its decay; `reason` is why it is skipped, `decision` what its names decide."""
+    note = (record.note if record else "") or reason
+    alpha, multiplier = record.alpha if record else None, group["decay_multiplier"]
+    if decision is not None:
+        details = note if alpha is None else f"alpha {alpha:.3f}: {multiplier:.3f} x that"
+        return why_named(decision) + (f"; {details}" if details and decision.static else "")
+    if alpha is not None:
+        return f"alpha {alpha:.3f}: {multiplier:.3f} x base"
+    return (note or "base") if group["static_multiplier"] else "norm, bias, position or token"
 
 
 def mean_alphas(records: Sequence[SpectrumRecord]) -> dict[str, float]:

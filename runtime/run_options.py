@@ -67,6 +67,9 @@ class OptimizerOptions:
         fixed="decay",
     )  # fmt: skip
     clip_grad: float | None = option(None, "largest norm of the gradient; 0: no limit", minimum=0, fixed="optimizer")
+    freeze: tuple[str, ...] = option(
+        (), "globs of names of parameters that are not trained", metavar="GLOB", fixed="model"
+    )
 
     CHECKS = (
         (lambda o: o.min_lr is None or o.min_lr <= o.lr, "--min_lr {min_lr:g}: above --lr {lr:g}"),

@@ -90,7 +90,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 CORE = (  # of alphadecay: from a model's matrices to the decay in the optimizer's groups
     "roles", "matrices", "spectra", "tails", "metrics", "record", "tables", "records", "sharing", "analysis", "assign",
-    "background", "groups", "splitting", "membership", "saved_state", "step_hooks", "wording", "writer",
+    "background", "names", "groups", "splitting", "membership", "saved_state", "step_hooks", "wording", "writer",
 )  # fmt: skip
 EXTRAS = (  # what stands above it
     "qkv", "build_order", "entries", "optimizer_copies", "decay_log", "audit", "schedule", "adaptive", "baselines",
