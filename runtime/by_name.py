@@ -1,5 +1,6 @@
 """Options that name parameters: which of them are frozen, which decay differently, and which names match none."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def _close(typed: str, names: Iterable[Sequence[str]]) -> str:
     known = [name for each in names for name in each]
     if any(typed in name for name in known):  # a glob must match the whole name
         return f" (did you mean '*{typed}*'?)"
-    parts = list(dict.fromkeys(part for name in known for part in name.split(".")))
+    parts = dict.fromkeys(part for name in known for part in [*name.split("."), *re.split("[._]", name)])
     wrong = [part for part in typed.split(".") if part.strip("*") not in parts]
     near = (did_you_mean(part.strip("*"), parts) for part in wrong)
     hint = next(filter(None, near), "") or did_you_mean(typed, known)
