@@ -85,8 +85,8 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task = build_task(options, ranks)
     task.decay.refresh()
     if ranks.is_main:
-        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
         say(task.timescale)
+        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
 
 
 def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:

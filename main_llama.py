@@ -125,8 +125,8 @@ def show_only(options: Options, ranks: Ranks) -> None:
     task = build_task(options, text, ranks)
     task.decay.refresh()
     if ranks.is_main:
-        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
         say(task.timescale)
+        show_groups(task.learner.plain, task.decay, options.decay, options.optimizer.freeze)
     task.stream.close()
 
 
