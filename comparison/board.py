@@ -1,5 +1,6 @@
 """Progress of a comparison: a live table on a terminal; elsewhere one line per run that ends."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ class Board:
 def show_runs(runs: Sequence[Run]) -> None:
     """Print every run with its state and command."""
     for run in runs:
-        say(f"{run.spec.name} ({run.state})\n  {escaped(' '.join(run.spec.command(run.folder)))}")
+        say(f"{run.spec.name} ({run.state})\n  {escaped(shlex.join(run.spec.command(run.folder)))}")
     settings = dict.fromkeys(run.spec.setting.name for run in runs)
     say(f"\n{len(runs)} runs in {len(settings)} settings: {', '.join(settings)}")
 

@@ -9,7 +9,8 @@ from stub_runs import stub_run
 
 from comparison import board as room
 from comparison.board import Board, show_failures
-from comparison.results import Run, note_failure
+from comparison.grid import read_grid
+from comparison.results import Run, note_failure, read_runs
 
 
 class Clock:
@@ -104,3 +105,13 @@ def test_the_reason_is_kept_whatever_is_said_behind_it(tmp_path):
     (run.folder / "output.txt").write_text("stopped: loss is inf\n" + "torchrun talks\n" * 30)
     note_failure(run, 1)
     assert run.failure["lines"] == ["stopped: loss is inf", *["torchrun talks"] * 12]
+
+
+def test_commands_of_a_dry_run_can_be_pasted_into_a_shell(tmp_path, capsys):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "strategies: {uniform: {}}\n"
+        "domains: {text: {program: main_llama.py, options: {dataset: stdlib, freeze: ['*.bias']}}}\n"
+    )
+    room.show_runs(read_runs(read_grid(grid), tmp_path))
+    assert "--freeze '*.bias'" in capsys.readouterr().out
