@@ -25,9 +25,10 @@ class TextData:
     tokenizer: Tokenizer
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of file names and sizes, the beginnings of up to 16 files per part, and the tokenizer.
+        """Hexadecimal SHA-256 of the text's and the tokenizer's fingerprints.
 
-        It does not depend on the folder of the files.
+        The text's is that of file names, sizes and the beginnings of up to 16 files per part; with --dataset text that
+        of all text. It does not depend on the folder of the files.
         """
         parts = (self.train.fingerprint(), self.validation.fingerprint(), bytes.fromhex(self.tokenizer.fingerprint))
         return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -4,11 +4,11 @@ import gzip
 import hashlib
 from array import array
 from collections.abc import Iterator
-from contextlib import nullcontext
+from io import BufferedReader, RawIOBase
 from typing import IO, Any, cast
 
 from llama.sources import BadText, bounded_lines, decoded, json_text, numbered_from
-from llama.text_files import Contents, OneFile
+from llama.text_files import Alphabet, Contents, OneFile
 from runtime.errors import UserError
 
 ROWS = 1024  # of a parquet file that are decoded at once
@@ -24,9 +24,9 @@ class JsonLines(OneFile):
 
     def _lines(self, file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
         packed = self.root.lower().endswith(".gz")
-        with gzip.open(file) if packed else nullcontext(file) as unpacked:
-            lines = bounded_lines(cast(IO[bytes], unpacked))
-            for number, line in numbered_from(max(first, self.begin), lines):
+        # fsspec's own files cannot read a line up to a limit.
+        with gzip.open(file) if packed else BufferedReader(cast(RawIOBase, file)) as opened:
+            for number, line in numbered_from(max(first, self.begin), bounded_lines(opened)):
                 if number >= self.end:
                     return
                 if line.strip():
@@ -65,7 +65,7 @@ def open_parquet(file: IO[bytes], label: str) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{label}: parquet files need pyarrow; pip install '.[llama]'") from None
-    table = parquet.ParquetFile(file)
+    table = parquet.ParquetFile(file, page_checksum_verification=True)
     columns = {column.name: column.type for column in table.schema_arrow}
     if "text" not in columns:
         raise UserError(f"{label}: has no column text, but {', '.join(columns) or 'none'}")
@@ -94,7 +94,7 @@ def documents_of(corpus: OneFile) -> Contents:
         UserError: If it cannot be read to its end, has fewer than two documents, or none with text in one of the parts.
     """
     lines, filled = array("q"), [-1, -1]  # lines of the documents; the first and last document that is not empty
-    alphabet: set[str] = set()
+    alphabet = Alphabet()
     digest, end, reason = hashlib.sha256(), 0, ""
     try:
         for number, raw in corpus.lines(0):
@@ -107,7 +107,7 @@ def documents_of(corpus: OneFile) -> Contents:
             if text:
                 filled = [len(lines) if filled[0] < 0 else filled[0], len(lines)]
             lines.append(number)
-            alphabet.update(text)
+            alphabet.add(text)
             digest.update(f"{len(text)} {text}".encode())
     except BadText as error:
         raise UserError(f"{corpus.label}: {error}") from error
@@ -118,4 +118,4 @@ def documents_of(corpus: OneFile) -> Contents:
     for part, has_text in (("training", 0 <= filled[0] < training), ("validation", filled[1] >= training)):
         if not has_text:
             raise UserError(f"{corpus.label}: its {part} documents have no text")
-    return Contents(lines[training], end, "".join(sorted(alphabet)), digest.digest())
+    return Contents(lines[training], end, alphabet.characters(), digest.digest())

@@ -8,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from typing import IO, Any, NamedTuple
 
@@ -180,7 +181,7 @@ def numbered_from(first: int, lines: Iterable[bytes]) -> Iterator[tuple[int, byt
     return islice(enumerate(lines), first, None)
 
 
-def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+def bounded_lines(file: IO[bytes] | gzip.GzipFile | BufferedReader) -> Iterator[bytes]:
     """The lines of a file, cut off at LONGEST_LINE bytes: a small compressed file can contain a line of gigabytes."""
     while line := file.readline(LONGEST_LINE):
         rest = line

@@ -2,13 +2,16 @@
 
 import codecs
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 import fsspec
+import numpy as np
 
 from llama.sources import PIECE, BadText, Corpus, decoded
+from llama.tokenizers import code_points
 from runtime.errors import UserError, first_line
 
 BLOCK = 1 << 20  # bytes that are read at once
@@ -21,6 +24,21 @@ class Contents(NamedTuple):
     end: int  # bytes, or lines or rows
     alphabet: str  # all characters, sorted
     digest: bytes  # SHA-256 of the text
+
+
+class Alphabet:
+    """Collects the characters of texts."""
+
+    def __init__(self) -> None:
+        self.has = np.zeros(sys.maxunicode + 1, dtype=bool)  # by code point
+
+    def add(self, text: str) -> None:
+        """Add the characters of a text."""
+        self.has[code_points(text)] = True
+
+    def characters(self) -> str:
+        """All characters that were added, sorted, each once."""
+        return "".join(map(chr, np.flatnonzero(self.has)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ def contents_of(corpus: OneFile) -> Contents:
 
 def _contents_of(file: IO[bytes], label: str) -> Contents:
     decoder, digest = codecs.getincrementaldecoder("utf-8")(), hashlib.sha256()
-    alphabet: set[str] = set()
+    alphabet = Alphabet()
     characters, position = 0, 0  # whole characters read, and their bytes
     begins: list[tuple[int, int]] = []  # of blocks: characters and bytes before them
     while True:
@@ -112,7 +130,7 @@ def _contents_of(file: IO[bytes], label: str) -> Contents:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             raise UserError(f"{label}: not UTF-8: byte {position + error.start}, counted from 0") from None
-        alphabet.update(text)
+        alphabet.add(text)
         characters, position = characters + len(text), position + len(text.encode())
         if not block:
             break
@@ -120,7 +138,7 @@ def _contents_of(file: IO[bytes], label: str) -> Contents:
     before, at = max(begin for begin in begins if begin[0] <= training)
     file.seek(at)
     rest = codecs.getincrementaldecoder("utf-8")().decode(file.read(BLOCK + 4))[: training - before]
-    return Contents(at + len(rest.encode()), position, "".join(sorted(alphabet)), digest.digest())
+    return Contents(at + len(rest.encode()), position, alphabet.characters(), digest.digest())
 
 
 def file_at(path: str, label: str) -> tuple[Any, str, int]:

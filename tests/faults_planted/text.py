@@ -287,8 +287,8 @@ FAULTS = [
     Fault(
         "documents_are_trained_and_validated",
         "llama/document_files.py",
-        "numbered_from(max(first, self.begin), lines)",
-        "numbered_from(first, lines)",
+        "numbered_from(max(first, self.begin), bounded_lines(opened))",
+        "numbered_from(first, bounded_lines(opened))",
         "llama/test_document_files.py::test_the_last_tenth_of_the_documents_validates",
         "validation text is trained on",
     ),

@@ -4,8 +4,10 @@ import gzip
 import json
 import sys
 
+import fsspec
 import pytest
 import torch
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from test_text_files import nasty, opened, texts_of
 from texts import ALONE, paragraphs, ranks, same, take
 from tiny_text import TINY_TEXT, run_text
@@ -196,3 +198,42 @@ def test_dictionaries_and_large_strings_are_strings(tmp_path):
         parquet.write_table(pyarrow.table({"text": array}), tmp_path / "d.parquet", row_group_size=3)
         found = opened(tmp_path / "d.parquet")
         assert texts_of(found.train) + texts_of(found.validation) == texts
+
+
+class Blocks(AbstractBufferedFile):
+    """A file as those of networks are: fsspec asks for ranges of bytes, and itself knows lines."""
+
+    def _fetch_range(self, start, end):
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+class Far(AbstractFileSystem):
+    """Files of this machine at far:///path, read in blocks."""
+
+    protocol = "far"
+
+    def info(self, path, **_):
+        return fsspec.filesystem("file").info(path)
+
+    def _open(self, path, mode="rb", **_):
+        return Blocks(self, path, mode, block_size=1000, size=self.info(path)["size"])
+
+
+@pytest.mark.parametrize("ending", ["txt", *ENDINGS])
+def test_files_of_networks_read_as_those_of_this_machine(tmp_path, ending):
+    fsspec.register_implementation("far", Far, clobber=True)
+    texts = list(paragraphs()[:60])
+    path = tmp_path / f"d.{ending}"
+    path = path if ending == "txt" and path.write_bytes("".join(texts).encode()) else save(path, texts)
+    here, there = opened(path), opened(f"far://{path}")
+    assert type(there.train.files) is Far and here.fingerprint() == there.fingerprint()
+    assert texts_of(there.train) == texts_of(here.train) and texts_of(there.validation) == texts_of(here.validation)
+
+
+def test_a_line_without_an_end_is_one_bad_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("llama.sources.LONGEST_LINE", 1000)
+    long = b'{"text": "' + b"a" * 9000 + b'"}\n'
+    (tmp_path / "d.jsonl").write_bytes(json_lines(["a"]) + long + json_lines(["b", "c"]))
+    assert texts_of(opened(tmp_path / "d.jsonl").train, bad=1) == ["a", "b"]
