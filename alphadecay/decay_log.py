@@ -25,8 +25,8 @@ def refresh_rows(schedule: DecayWriter) -> list[dict[str, Any]]:
 
     Keys: step (optimizer steps taken before), measured_step (steps taken when the weights were measured), kind (the
     strategy), module, role, score, multiplier, weight_decay, weight_norm (Frobenius norm of the weight), audit (None;
-    see `audit_rows`), note (why a module keeps its base decay). A strategy with one multiplier for all modules writes
-    one row, for "(all)".
+    see `audit_rows`), note (why a module keeps its base decay), static_multiplier if it is not 1. A strategy with one
+    multiplier for all modules writes one row, for "(all)".
     """
     records = {record.name: record for record in schedule.records}
     common = {"step": schedule.step, "measured_step": schedule.measured_at, "kind": schedule.strategy}
@@ -123,8 +123,9 @@ def refreshes(rows: Sequence[Row]) -> list[Row]:
 def row_of(
     group: Group, score: float | None, weight_norm: float | None, audit: Mapping[str, Any] | None, note: str
 ) -> dict[str, Any]:
-    """A module's row without the keys step, measured_step and kind."""
-    return {
+    """A module's row without the keys step, measured_step and kind; its static multiplier is there if it is not 1."""
+    static = {} if (value := group["static_multiplier"]) == 1 else {"static_multiplier": value}
+    return static | {
         "module": group["decay_name"],
         "role": role_of(group["decay_name"]),
         "score": score,

@@ -9,6 +9,7 @@ Every group holds plain values, so that `optimizer.state_dict()` alone carries t
     static_multiplier   1, 0 for parameters excluded from decay, or what the parameters' names decide
     decay_multiplier    the multiplier of the strategy
     decay_step          optimizer steps taken
+    decay_params        with decay by name, except for one module: the names of the parameters
     decay_as            in some groups: the module whose multiplier this group has too
     decay_members       in some groups: modules that share the group, which has the mean of their multipliers
     decay_kind          the strategy that wrote the multiplier; empty before its first refresh
@@ -103,6 +104,8 @@ def param_groups(
     groups = []
     for place in sorted(members, key=lambda place: (contents.index(place.holds), order.get(place.name, 0))):
         group = new_group(members[place], place.name, place.holds, weight_decay, place.static)
+        if (multipliers or only) and place.holds != MODULE:
+            group["decay_params"] = [names[id(p)][0] for p in members[place]]
         groups.append(group | {"decay_as": place.decay_as} if place.decay_as else group)
     return groups
 

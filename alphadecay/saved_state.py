@@ -14,13 +14,14 @@ MEASURED = "decay_measured"  # key of a saved group: its module's score and reco
 def checked_state(
     groups: Sequence[Group], state: dict[str, Any], strategy: str, takes_over: bool
 ) -> dict[str, Any] | None:
-    """Check a state dict before it is loaded; returns the state to load instead, or None if there is no need.
+    """Check a state dict before it is loaded; returns the state to load instead, or None to load it as it is.
 
     Args:
         groups: The optimizer's groups.
         state: The state dict.
         strategy: Name of the attached strategy.
         takes_over: Whether the state of another strategy may be loaded; its groups are then marked as not refreshed.
+            Whatever the strategy, the optimizer's groups then keep their static multipliers.
 
     Raises:
         ValueError: If the state has other groups or another strategy; the message says what to do.
@@ -29,16 +30,26 @@ def checked_state(
     saved = [(g.get("decay_name"), len(g["params"])) for g in state["param_groups"]]
     if current != saved:
         raise ValueError(_mismatch(current, saved))
+    pairs = list(zip(groups, state["param_groups"], strict=True))
+    for own, other in pairs:
+        names = own.get("decay_params"), other.get("decay_params")
+        if None not in names and names[0] != names[1]:
+            raise ValueError(
+                f"the group {own['decay_name']!r} of this optimizer state holds other parameters than now: decay by "
+                "name must be as in the run that saved it, except for the multipliers of matrices"
+            )
     other_strategies = {g.get("decay_kind", strategy) for g in state["param_groups"]} - {strategy, ""}
-    if not other_strategies:
-        return None
-    if not takes_over:
+    if takes_over:
+        forgotten = {"decay_kind": ""} if other_strategies else {}
+        kept = [other | forgotten | {"static_multiplier": own["static_multiplier"]} for own, other in pairs]
+        return state | {"param_groups": kept}
+    if other_strategies:
         raise ValueError(
             f"this optimizer state was saved with the strategy {', '.join(sorted(other_strategies))}, but {strategy} "
             "is attached. Attach the strategy that saved it; or set `takes_over = True` on the attached one before "
             "loading, to continue with that one."
         )
-    return state | {"param_groups": [group | {"decay_kind": ""} for group in state["param_groups"]]}
+    return None
 
 
 def _mismatch(current: list[tuple[str | None, int]], saved: list[tuple[str | None, int]]) -> str:

@@ -55,8 +55,8 @@ class DecaySchedule(DecayWriter):
         adaptive: Whether multipliers differ from 1.
         same_for_all: Whether all modules have the same multiplier.
         by_entry: Whether entries of one weight are decayed by different amounts, apart from `cautious`.
-        takes_over: Whether the state of another strategy may be loaded; the next step then refreshes. Set it before
-            loading.
+        takes_over: Whether the state of another strategy may be loaded; the next step then refreshes, and static
+            multipliers are not those of the state. Set it before loading.
         records: What the last refresh measured: one `SpectrumRecord` per matrix. Empty before the first refresh.
         measured_at: Optimizer steps taken before the last refresh measured the weights.
         scores: The score of each module at the last refresh, by name.

@@ -21,7 +21,8 @@ def figures_of_run(records: SpectrumRecords, decay_log: Sequence[Row], score: st
         decay_log: Rows of decay.jsonl.
         score: The metric from which the decays were assigned.
     """
-    drawn = {"spectra": spectra_by_role(spectra_of(records)), "alpha_by_depth": alpha_by_depth(records)}
+    spectra = spectra_of(records)
+    drawn = {"spectra": spectra_by_role(spectra), "alpha_by_depth": alpha_by_depth(records)} if spectra else {}
     if decay_log:
         drawn["decay_over_time"] = decay_over_time(decay_log, score)
     if any(row["module"] != ALL for row in decay_log):  # not for a strategy that gives all modules one decay

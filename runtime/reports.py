@@ -39,15 +39,16 @@ def show_decay_by_role(decay_log: Sequence[Row], score: str) -> None:
 
 
 def means_by_role(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """One row per role: its name, number of modules, and the means of score, decay and multiplier."""
+    """One row per role: its name, number of modules, and the means of score, decay and decay over base decay."""
     by_role: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_role.setdefault(row["role"], []).append(row)
     means = []
     for role, members in by_role.items():
         scores = [row["score"] for row in members if row["score"] is not None]
-        decays, multipliers = (fmean(row[key] for row in members) for key in ("weight_decay", "multiplier"))
-        means.append([role or "all modules", len(members), fmean(scores) if scores else None, decays, multipliers])
+        decay = fmean(row["weight_decay"] for row in members)
+        of_base = fmean(row["multiplier"] * row.get("static_multiplier", 1.0) for row in members)
+        means.append([role or "all modules", len(members), fmean(scores) if scores else None, decay, of_base])
     return means
 
 

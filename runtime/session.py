@@ -100,16 +100,16 @@ class Session:
         self.curves.scalars(row["step"], curves)
 
     def log_refresh(self, rows: Sequence[Row]) -> None:
-        """Append a refresh to decay.jsonl; draw means by role and histograms."""
+        """Append a refresh to decay.jsonl; draw means by role and histograms. No rows: all matrices are frozen."""
         self.append(runfolder.DECAY_LOG, rows)
-        for key in ("score", "weight_decay"):
+        for key in ("score", "weight_decay") if rows else ():
             self._draw_by_role(rows, f"decay_{key}", [row[key] for row in rows])
             self.curves.histogram(rows[0]["step"], f"decay_{key}", [row[key] for row in rows if row[key] is not None])
 
     def log_audit(self, rows: Sequence[Row]) -> None:
         """Append an audit to decay.jsonl and draw means by role."""
         self.append(runfolder.DECAY_LOG, rows)
-        for key in ("ratio", "swallowed", "kept"):
+        for key in ("ratio", "swallowed", "kept") if rows else ():
             self._draw_by_role(rows, f"decay_{key}", [row["audit"][key] for row in rows])
 
     def _draw_by_role(self, rows: Sequence[Row], name: str, values: Sequence[float | None]) -> None:

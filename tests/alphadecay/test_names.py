@@ -75,13 +75,19 @@ def test_groups_are_by_static_multiplier_and_matrices_keep_their_own():
     assert ("(other, x0.1234567891)", "rest", 0.1234567891) in found and found[-1] == ("(no decay)", "no decay", 0.0)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.Sequential(torch.compile(m))])
+def compiled(model):
+    """A wrapper as torch.compile's, without the seconds of its import."""
+    wrapper = nn.Module()
+    wrapper.add_module("_orig_mod", model)
+    return wrapper
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, lambda model: nn.Sequential(compiled(model))])
 def test_names_have_no_parts_of_wrappers(wrap):
     model = block_model()
-    first = names_of(model)
-    wrapped = names_of(wrap(model))
-    prefix = "0." if isinstance(wrap(model), nn.Sequential) else ""
-    assert wrapped == {key: [prefix + name for name in names] for key, names in first.items()}
+    first, wrapped = names_of(model), wrap(model)
+    prefix = "0." if isinstance(wrapped, nn.Sequential) else ""
+    assert names_of(wrapped) == {key: [prefix + name for name in names] for key, names in first.items()}
 
 
 def test_a_tied_parameter_has_all_its_names():
@@ -227,6 +233,29 @@ def test_a_state_resumes_with_the_same_static_multipliers():
     _, unnamed = schedule(interval=2)
     with pytest.raises(ValueError, match="was saved where"):
         unnamed.optimizer.load_state_dict(saved)
+
+
+def test_a_state_of_other_parameters_under_the_same_labels_is_refused():
+    _, decay = schedule(by_name={"only": ["blocks.0.norm", "proj"]})
+    saved = copy.deepcopy(decay.optimizer.state_dict())
+    _, other = schedule(by_name={"only": ["blocks.1.norm", "proj"]})
+    assert [len(g["params"]) for g in saved["param_groups"]] == [len(g["params"]) for g in other.optimizer.param_groups]
+    with pytest.raises(ValueError, match="'\\(other\\)' of this optimizer state holds other parameters"):
+        other.optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_static_multipliers_of_a_loaded_state_count_unless_the_schedule_takes_over(takes_over):
+    model, decay = schedule(by_name={"multipliers": {"*.fc1.weight": 0.5, "*.fc2.weight": 0}})
+    stepped(decay, model)
+    model, other = schedule(by_name={"multipliers": {"*.fc1.weight": 2}})
+    other.takes_over = takes_over
+    other.optimizer.load_state_dict(copy.deepcopy(decay.optimizer.state_dict()))
+    stepped(other, model)
+    statics = {g["decay_name"]: g["static_multiplier"] for g in other.own_groups}
+    expected = (2, 1) if takes_over else (0.5, 0)
+    assert (statics["blocks.0.fc1"], statics["blocks.0.fc2"]) == expected
+    assert ("blocks.0.fc2" in other.scores) == takes_over  # refreshed at once: another matrix is adapted
 
 
 def test_a_replay_takes_static_multipliers_from_its_own_groups(tmp_path):

@@ -307,6 +307,14 @@ FAULTS = [
         "matrices without decay set the range of the others' multipliers",
     ),
     Fault(
+        "static_multipliers_of_the_state",
+        "alphadecay/saved_state.py",
+        """other | forgotten | {"static_multiplier": own["static_multiplier"]} for""",
+        "other | forgotten for",
+        "alphadecay/test_names.py",
+        "a run that resumes with another --decay_multiplier silently keeps the old one",
+    ),
+    Fault(
         "budget_without_static_multipliers",
         "alphadecay/adaptive.py",
         "r.parameters * statics.get(r.name, 1.0)",

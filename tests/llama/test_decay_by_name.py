@@ -185,3 +185,26 @@ def test_shards_are_frozen_and_decayed_by_the_names_of_whole_weights(tmp_path):
     assert "model.layers.0.self_attn.k_proj" not in notes
     assert notes.pop("model.layers.1.self_attn.o_proj") == (False, "not decayed: its static multiplier is 0")
     assert set(notes.values()) == {(True, "")}
+
+
+@pytest.mark.slow
+def test_another_decay_by_name_acts_from_where_it_is_allowed(tmp_path, capsys):
+    words = [*TINY_TEXT, "--decay_multiplier", "*v_proj*=0", "*mlp*=0.5", "--max_steps", "3"]
+    assert run_text(*words, "--output_dir", tmp_path / "run") == 0
+    resumed = ["--resume", tmp_path / "run", "--max_steps", "6", "--allow_changed", "decay", "--decay_multiplier"]
+    assert run_text(*resumed, "*norm*=3") == 2
+    assert "group '(no decay)' was saved where '(other, x3)' is now" in capsys.readouterr().err
+    assert run_text(*resumed, "*mlp*=2") == 0
+    last = [row for row in rows(tmp_path / "run" / "decay.jsonl") if row["step"] == 4]
+    for row in last:
+        static = 2 if ".mlp." in row["module"] else 1
+        assert row["weight_decay"] == 0.1 * static * row["multiplier"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["uniform", "alphadecay"])
+def test_a_run_whose_matrices_are_all_frozen_ends_well(strategy, tmp_path):
+    words = [*TINY_TEXT, "--decay", strategy, "--freeze", "*proj*", "lm_head*", "--output_dir", tmp_path / "run"]
+    with pytest.warns(UserWarning, match="no weight matrix can be adapted yet"):
+        assert run_text(*words, "--decay_audit", "--log_interval", "1", draw=True) == 0
+    assert rows(tmp_path / "run" / "decay.jsonl") == []
