@@ -20,6 +20,7 @@ RAW_METRICS = (
     Metric("perplexity", "validation perplexity", "perplexity", headline=True),
     Metric("perplexity_published", "validation perplexity as published", "as published"),
     Metric("loss", "validation cross-entropy in nats per token", "loss", headline=True),
+    Metric("bits_per_byte", "validation cross-entropy in bits per byte", "bits per byte"),
 )  # validation metrics of the raw weights
 METRICS = by_name(metric for raw in RAW_METRICS for metric in (raw, raw.averaged()))  # and of the EMA weights
 
@@ -128,12 +129,12 @@ def train_steps(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules) -> dict[str, float]:
-    """Mean cross-entropy over all validation tokens of all ranks, and its exponential, the perplexity.
+def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules) -> dict[str, float | None]:
+    """Mean cross-entropy over all validation tokens of all ranks, its exponential, the perplexity, and bits per byte.
 
     `perplexity_published` follows the published program (docs/differences.md): on each rank the sum of batch means
     divided by their number plus 1, averaged over ranks, then the exponential. It is too low and depends on the batch
-    size. Ids and labels of a batch are int64 of shape (sequences, length).
+    size. Ids and labels of a batch are int64 of shape (sequences, length), its bytes int64 of shape (sequences,).
 
     Raises:
         NonFiniteError: If the loss is not finite.
@@ -141,13 +142,16 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: Lo
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # loss, tokens, batch means, batches with tokens
+    text = torch.zeros((), dtype=torch.float64)  # bytes
     for batch in batches:
+        text += batch["bytes"].sum()
         ids, labels = batch["input_ids"].to(ranks.device), batch["labels"].to(ranks.device)
         loss, tokens = loss_sum(model, ids, labels, rules).double(), count_targets(labels)
         sums += torch.stack([loss, tokens.double(), loss / tokens.clamp_min(1), (tokens > 0).double()])
     model.train(was_training)
     published = (ranks.sum(sums[2] / (sums[3] + 1)) / ranks.count).item()
     loss, tokens, _, _ = ranks.sum(sums).tolist()
+    text_bytes = ranks.sum(text.to(ranks.device)).item()
     if not math.isfinite(loss):
         raise NonFiniteError(f"the validation loss is {loss:g}")
     mean = loss / tokens
@@ -155,10 +159,30 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: Lo
         "loss": mean,
         "perplexity": perplexity(mean),
         "perplexity_published": perplexity(published),
+        "bits_per_byte": bits_per_byte(loss, text_bytes),
         "eval_tokens": tokens,
+        "eval_bytes": text_bytes,
     }
 
 
 def perplexity(loss: float) -> float:
     """exp(loss), at most the largest float."""
     return math.exp(min(loss, 700.0))
+
+
+def bits_per_byte(nats: float, text_bytes: float) -> float | None:
+    """Cross-entropy in bits per byte, which models with different tokenizers have in common; at least 0.
+
+    None if the tokens stand for no text: they are all ends of sequences.
+
+    Args:
+        nats: The cross-entropy, summed over all predicted tokens.
+        text_bytes: UTF-8 bytes of the text that these tokens stand for.
+
+    Source: The Pile (arXiv 2101.00027), section 3.1, with the tokens' own bytes in place of a mean per token.
+
+    Example:
+        >>> round(bits_per_byte(5.545, 4), 3)  # one byte of four as likely as the others
+        2.0
+    """
+    return nats / (math.log(2) * text_bytes) if text_bytes else None

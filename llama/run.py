@@ -58,9 +58,10 @@ def even_batches(validation: ValidationBatches, sharded: bool, preemption: Preem
         for batch in validation:
             yielded += 1
             yield batch
-        ids = torch.zeros((1, validation.own.shape[1] - 1), dtype=torch.int64)
+        ids = torch.zeros((1, validation.max_length), dtype=torch.int64)
+        empty = {"input_ids": ids, "labels": torch.full_like(ids, IGNORED), "bytes": torch.zeros_like(ids[:, 0])}
         for _ in range(validation.max_batches - yielded):
-            yield {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+            yield empty
 
     batches = padded() if sharded else iter(validation)
     return batches if preemption is None else preemption.watched(batches, validation.max_batches)

@@ -36,6 +36,38 @@ class Tokenizer(ABC):
     def for_transformers(self) -> Any:
         """A tokenizer of transformers that gives the same ids and can be saved."""
 
+    def byte_counts(self, texts: Sequence[str]) -> list[Ids]:
+        """How many UTF-8 bytes of its text each id of `encode` stands for; here, of ids that are one per character."""
+        return [character_bytes(text) for text in texts]
+
+
+def character_bytes(text: str) -> Ids:
+    """The number of UTF-8 bytes of each character."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    return (1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)).astype(np.int32)
+
+
+def bytes_up_to(text: str, ends: Sequence[int]) -> Ids:
+    """How many UTF-8 bytes each token stands for: those after the tokens before it, up to its own end.
+
+    So text between two tokens belongs to the later one, text after the last token to that, and a character that is
+    split into several tokens to the first of them: all tokens together stand for all of the text, if there are any.
+
+    Args:
+        text: Not empty if there is a token.
+        ends: For each token, the number of characters up to its end; shape (tokens,).
+
+    Example:
+        >>> bytes_up_to("a \u00df  b ", [1, 3, 6]).tolist()
+        [1, 3, 4]
+    """
+    if not len(ends):
+        return np.empty(0, dtype=np.int32)
+    bytes_before = np.concatenate([[0], np.cumsum(character_bytes(text))])  # shape (characters + 1,)
+    reached = np.maximum.accumulate(bytes_before[np.asarray(ends)])
+    reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0).astype(np.int32)
+
 
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255; 256 is end of sequence, 257 padding."""
@@ -47,6 +79,10 @@ class ByteTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """One id per byte."""
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+    def byte_counts(self, texts: Sequence[str]) -> list[Ids]:
+        """One byte per id."""
+        return [np.ones(len(text.encode()), dtype=np.int32) for text in texts]
 
     def for_transformers(self) -> Any:
         """Byte-level BPE without merges."""
@@ -124,14 +160,26 @@ class HubTokenizer(Tokenizer):
         """Ids without those of special tokens; several texts are tokenized at once, on several threads."""
         if not texts:
             return []
-        # Not verbose, because a text longer than the model's longest sequence is fine: it is cut later.
-        encoded = self.fast(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        arrays = [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+        arrays = [np.array(ids, dtype=np.int32) for ids in self._encoded(texts)["input_ids"]]
         return [ids[~self.dropped[ids]] for ids in arrays]
 
     def for_transformers(self) -> Any:
         """The tokenizer itself."""
         return self.fast
+
+    def byte_counts(self, texts: Sequence[str]) -> list[Ids]:
+        """From the offsets of tokens in the text; the bytes of a dropped special token belong to the next token."""
+        if not texts:
+            return []
+        encoded = self._encoded(texts, return_offsets_mapping=True)
+        return [
+            bytes_up_to(text, [end for token, (_, end) in zip(ids, offsets, strict=True) if not self.dropped[token]])
+            for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
+    def _encoded(self, texts: Sequence[str], **more: bool) -> Any:
+        # Not verbose, because a text longer than the model's longest sequence is fine: it is cut later.
+        return self.fast(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, **more)
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -72,6 +72,22 @@ def save_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def save_byte_level_tokenizer(folder: Path) -> Path:
+    """A byte-level BPE tokenizer with GPT-2's layout: the only special token ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    model.train_from_iterator(paragraphs()[:200], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
 class SomeRanks(Ranks):
     """One of several ranks, which all look for themselves; none is waited for."""
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forked import forked
-from texts import ALONE
+from texts import ALONE, END
 from tiny import rows
 from tiny_text import TINY_TEXT, printed, run_text, task_of
 from torch import nn
@@ -46,6 +46,10 @@ def slow_losses(model, batches) -> list[list[float]]:
     return found
 
 
+def labels_of(batches):
+    return [row for batch in batches for row in batch["labels"]]
+
+
 def test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_one_batch_more(made):
     found = evaluate(made.model, made.task.validation, ALONE, RULES)
     losses = slow_losses(made.model, made.task.validation)
@@ -53,6 +57,9 @@ def test_perplexity_is_of_all_tokens_and_the_published_one_of_batch_means_and_on
     assert found["eval_tokens"] == len(tokens) and len({len(batch) for batch in losses}) > 1
     assert found["loss"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(sum(tokens) / len(tokens)), rel=1e-5)
+    text = [bytes(token for token in row[1:].tolist() if 0 <= token < END) for row in labels_of(made.task.validation)]
+    assert found["eval_bytes"] == sum(map(len, text)) < found["eval_tokens"]
+    assert found["bits_per_byte"] == pytest.approx(sum(tokens) / math.log(2) / sum(map(len, text)), rel=1e-6)
     means = [sum(batch) / len(batch) for batch in losses]
     published = math.exp(sum(means) / (len(means) + 1))  # the published counter of batches starts at 1
     assert found["perplexity_published"] == pytest.approx(published, rel=1e-5)
@@ -109,12 +116,20 @@ def test_the_loss_does_not_depend_on_batches_or_ranks(made, batch_size):
     )
     for found in (evaluate(made.model, alone, ALONE, RULES), on_two_ranks(made, batch_size)):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-        assert found["eval_tokens"] == expected["eval_tokens"]
+        assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
+        assert all(found[name] == expected[name] for name in ("eval_tokens", "eval_bytes"))
+
+
+def test_ends_of_documents_alone_have_no_bits_per_byte(made):
+    batch = batch_of([torch.tensor([7, END]).numpy()] * 3, 4, 257) | {"bytes": torch.zeros(3, dtype=torch.int64)}
+    found = evaluate(made.model, [batch], ALONE, RULES)
+    assert found["bits_per_byte"] is None and found["eval_tokens"] == 3 and found["loss"] > 0
 
 
 def test_empty_batches_of_sharded_ranks_change_no_figure(made):
     batches = list(made.task.validation)
     empty = {"input_ids": batches[0]["input_ids"], "labels": torch.full_like(batches[0]["labels"], IGNORED)}
+    empty["bytes"] = torch.zeros_like(batches[0]["bytes"])
     assert evaluate(made.model, [*batches, empty], ALONE, RULES) == evaluate(made.model, batches, ALONE, RULES)
 
 
@@ -217,7 +232,7 @@ def test_evaluating_a_finished_run_gives_its_last_figures_and_writes_nothing_els
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert run_text("--eval", "--resume", finished) == 0
     last = rows(finished / "log.jsonl")[-1]
-    names = ("perplexity", "perplexity_published", "loss", "eval_tokens")
+    names = ("perplexity", "perplexity_published", "loss", "bits_per_byte", "eval_tokens")
     assert printed(capsys.readouterr().out) == pytest.approx([last[name] for name in names], rel=5e-4)
     written = finished / "evaluation.json"
     content = json.loads(written.read_text())

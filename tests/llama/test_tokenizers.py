@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from texts import paragraphs, save_tokenizer
+from texts import paragraphs, save_byte_level_tokenizer, save_tokenizer
 from tiny import ROOT
 
-from llama.tokenizers import ByteTokenizer, load_tokenizer, require_fits
+from llama.tokenizers import ByteTokenizer, bytes_up_to, character_bytes, load_tokenizer, require_fits
 from runtime.errors import UserError
 
 
@@ -144,3 +144,57 @@ def test_bytes_of_the_standard_library_need_no_other_package():
     loaded, said = done.stdout.splitlines()
     assert loaded == "set()"
     assert said.startswith("UserError --tokenizer some/name: needs transformers; pip install '.[llama]'")
+
+
+# The bytes that tokens stand for
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    return load_tokenizer(str(save_byte_level_tokenizer(tmp_path_factory.mktemp("byte level"))))
+
+
+UNUSUAL = [
+    "  Hello  Straße 中\x00 x", "a😀b", "ﬁne ½ \u0301e\u0301 trailing   ", "   ", "a\n\nb\t", "",
+    "before <extra_id_0> between <|endoftext|></s> behind <|endoftext|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bytes", "unigram", "byte_level"])
+def test_the_tokens_of_a_text_stand_for_all_of_its_bytes(name, request):
+    tokenizer = ByteTokenizer() if name == "bytes" else request.getfixturevalue(name)
+    texts = [*paragraphs()[:60], *UNUSUAL]
+    for text, ids, counts in zip(texts, tokenizer.encode(texts), tokenizer.byte_counts(texts), strict=True):
+        assert len(counts) == len(ids) and sum(counts) == len(text.encode()) and min(counts, default=0) >= 0
+    assert tokenizer.byte_counts([]) == []
+
+
+def test_what_tokens_decode_to_is_what_they_stand_for(byte_level):
+    """A slow twin: all tokens up to one, decoded, are as many bytes as those tokens stand for."""
+    for text in [*paragraphs()[:20], *UNUSUAL[:4]]:
+        (ids,), (counts,) = byte_level.encode([text]), byte_level.byte_counts([text])
+        whole = 0
+        for end in range(1, len(ids) + 1):
+            decoded = byte_level.fast.decode(ids[:end], clean_up_tokenization_spaces=False)
+            if not decoded.endswith("\ufffd"):  # else the last token ends within a character
+                assert sum(counts[:end]) == len(decoded.encode())
+                whole += 1
+        assert whole
+
+
+def test_bytes_are_those_since_the_token_before_and_the_last_ones_to_the_end():
+    """Spaces and a dropped token belong to the next token, a split character to its first, the rest to the last."""
+    text = "a <x>ß😀  c  "
+    assert bytes_up_to(text, [1, 6, 7, 7, 7, 10]).tolist() == [1, 6, 4, 0, 0, 5]
+    assert bytes_up_to(text, [7, 6, 10]).tolist() == [11, 0, 5] and bytes_up_to(text, []).tolist() == []
+
+
+def test_the_bytes_of_characters_are_those_of_utf_8():
+    for text in ("", "a\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff", "Straße 中 😀"):
+        assert character_bytes(text).tolist() == [len(letter.encode()) for letter in text]
+
+
+def test_a_dropped_special_tokens_bytes_belong_to_the_next_token(unigram):
+    (ids,), (counts,) = unigram.encode(["x<extra_id_0>y"]), unigram.byte_counts(["x<extra_id_0>y"])
+    assert unigram.fast.convert_ids_to_tokens(ids.tolist()) == ["▁", "x", "▁", "y"]
+    assert counts.tolist() == [1, 0, 13, 0]  # the mark of a word's beginning has the place of its first letter
