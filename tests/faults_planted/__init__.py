@@ -12,6 +12,7 @@ from faults_planted import (
     runs,
     text,
     training,
+    why_weight_decay,
 )
 from faults_planted.fault import Fault
 
@@ -27,4 +28,5 @@ FAULTS: list[Fault] = [
     *comparing.FAULTS,
     *reading.FAULTS,
     *devices.FAULTS,
+    *why_weight_decay.FAULTS,
 ]
