@@ -87,7 +87,7 @@ def batch(inputs, targets):
     """Sequences with their last target; both have shape (sequences, 16)."""
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     ids = torch.cat([inputs, targets[:, -1:]], 1).long()
-    return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids, "labels": ids, "bytes": torch.full((len(ids),), inputs.shape[1])}
 
 
 def norm(model):
