@@ -25,7 +25,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from llama.data import TextData, open_text, train_stream, validation_batches
+from llama.data import TextData, open_text, train_eval_batches, train_stream, validation_batches
 from llama.engine import METRICS, LossRules
 from llama.models import build_model, check_export, config_hash, export, max_positions, vocabulary_size
 from llama.run import TextTask, TextTraining, evaluate_all, show_perplexity
@@ -146,7 +146,8 @@ def evaluate_only(options: Options, start: Start, ranks: Ranks) -> None:
         load_weights(model, start.checkpoint.model_weights(), start.checkpoint)
         averaged = averaged_copy(model, start.checkpoint)
     validation = validation_batches(options.text, text, ranks)
-    metrics = evaluate_all(model, averaged, validation, ranks, loss_rules(options))
+    train_eval = train_eval_batches(options.text, text, ranks)
+    metrics = evaluate_all(model, averaged, validation, train_eval, ranks, loss_rules(options))
     if ranks.is_main:
         show_perplexity(metrics)
         if results is not None:
@@ -198,6 +199,7 @@ def build_task(options: Options, text: TextData, ranks: Ranks) -> TextTask:
         loss=loss_rules(options),
         stream=stream,
         validation=validation_batches(options.text, text, ranks),
+        train_eval=train_eval_batches(options.text, text, ranks),
         tokenizer=text.tokenizer,
         evaluate_ema=options.ema.model_ema_eval,
         eval_every=options.optimizer.eval_every,

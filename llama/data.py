@@ -100,14 +100,28 @@ def validation_batches(options: TextOptions, text: TextData, ranks: Ranks) -> Va
     Raises:
         UserError: If there is no validation document, or too many lines are bad.
     """
+    return _first_batches(text.validation, "validation", options.target_eval_tokens, options, text, ranks)
+
+
+def train_eval_batches(options: TextOptions, text: TextData, ranks: Ranks) -> ValidationBatches | None:
+    """As `validation_batches`, of the first tokens of the training text; None without --train_eval_tokens."""
+    if not options.train_eval_tokens:
+        return None
+    return _first_batches(text.train, "training", options.train_eval_tokens, options, text, ranks)
+
+
+def _first_batches(
+    corpus: Corpus, part: str, tokens: int, options: TextOptions, text: TextData, ranks: Ranks
+) -> ValidationBatches:
     sequences = ranks.tensor_from_main(
         lambda: validation_sequences(
-            text.validation,
+            corpus,
             text.tokenizer,
             BadLines(options.max_bad_lines),
             max_length=options.max_length,
             pack=options.pack,
-            target_tokens=options.target_eval_tokens,
+            target_tokens=tokens,
+            part=part,
         )
     )
     return ValidationBatches(sequences, text.tokenizer, options.batch_size, rank=ranks.rank, ranks=ranks.count)

@@ -129,12 +129,15 @@ def train_steps(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules) -> dict[str, float | None]:
-    """Mean cross-entropy over all validation tokens of all ranks, its exponential, the perplexity, and bits per byte.
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: LossRules, part: str = "validation"
+) -> dict[str, float | None]:
+    """Mean cross-entropy over all tokens of all ranks, its exponential, the perplexity, and bits per byte.
 
     `perplexity_published` follows the published program (docs/differences.md): on each rank the sum of batch means
     divided by their number plus 1, averaged over ranks, then the exponential. It is too low and depends on the batch
     size. Ids and labels of a batch are int64 of shape (sequences, length), its bytes int64 of shape (sequences,).
+    `part` names the text in messages.
 
     Raises:
         NonFiniteError: If the loss is not finite.
@@ -153,7 +156,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, rules: Lo
     loss, tokens, _, _ = ranks.sum(sums).tolist()
     text_bytes = ranks.sum(text.to(ranks.device)).item()
     if not math.isfinite(loss):
-        raise NonFiniteError(f"the validation loss is {loss:g}")
+        raise NonFiniteError(f"the {part} loss is {loss:g}")
     mean = loss / tokens
     return {
         "loss": mean,

@@ -73,6 +73,10 @@ class TextOptions:
         100, "lines or files without text that are skipped per process; one more ends the run", minimum=0
     )
     target_eval_tokens: int = option(10_000_000, "largest number of validation tokens", minimum=1, fixed="data")
+    train_eval_tokens: int = option(
+        0, "at each evaluation also the loss of this many tokens, the first of the training text", minimum=0,
+        fixed="data",
+    )  # fmt: skip
 
     CHECKS = (
         (

@@ -32,7 +32,8 @@ PEAK_TFLOPS = {  # dense 16-bit, by what a device's name holds; the first that f
     "A10": 125.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "4090": 165.0, "MI300X": 1307.0,
 }  # fmt: skip
 
-SHOWN = (*RAW_METRICS, Metric("eval_tokens", "predicted tokens", "tokens"))  # columns of the table at a run's end
+TRAIN_LOSS = Metric("train_eval_loss", "training cross-entropy in nats per token", "training loss")  # not of all runs
+SHOWN = (*RAW_METRICS, TRAIN_LOSS, Metric("eval_tokens", "predicted tokens", "tokens"))  # the table at a run's end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class TextTask(Task):
     loss: LossRules
     stream: TextStream
     validation: ValidationBatches
+    train_eval: ValidationBatches | None  # the first tokens of the training text
     tokenizer: Tokenizer
     evaluate_ema: bool
     eval_every: int  # optimizer steps
@@ -71,6 +73,7 @@ def evaluate_all(
     model: nn.Module,
     averaged: nn.Module | None,
     validation: ValidationBatches,
+    train_eval: ValidationBatches | None,
     ranks: Ranks,
     rules: LossRules,
     sharded: bool = False,
@@ -78,15 +81,23 @@ def evaluate_all(
 ) -> Row:
     """Validation metrics of the raw weights and, with names ending in _ema, of their EMA if there is one.
 
-    Arguments as of `evaluate` and `even_batches`.
+    `train_eval_loss` is the mean loss over the training text in `train_eval`, if it is given. Other arguments as of
+    `evaluate` and `even_batches`.
 
     Raises:
         Preempted: If `preemption` is given and a signal asks the run to end.
     """
-    metrics: Row = dict(evaluate(model, even_batches(validation, sharded, preemption), ranks, rules))
+
+    def evaluated(each: nn.Module, text: ValidationBatches, part: str) -> Row:
+        return dict(evaluate(each, even_batches(text, sharded, preemption), ranks, rules, part))
+
+    metrics = evaluated(model, validation, "validation")
     if averaged is not None:
-        of_ema = evaluate(averaged, even_batches(validation, sharded, preemption), ranks, rules)
+        of_ema = evaluated(averaged, validation, "validation")
         metrics |= {f"{metric.name}_ema": of_ema[metric.name] for metric in RAW_METRICS}
+    for suffix, each in (("", model), ("_ema", averaged)):
+        if train_eval is not None and each is not None:
+            metrics[TRAIN_LOSS.name + suffix] = evaluated(each, train_eval, "training")["loss"]
     return metrics
 
 
@@ -124,8 +135,9 @@ class TextTraining(Trainer):
         task, learner = self.task, self.learner
         averaged = learner.averaged if task.evaluate_ema else None
         return evaluate_all(
-            learner.plain, averaged, task.validation, self.ranks, task.loss, task.sharded, self.preemption
-        )
+            learner.plain, averaged, task.validation, task.train_eval, self.ranks, task.loss, task.sharded,
+            self.preemption,
+        )  # fmt: skip
 
     def facts(self, step: int) -> Row:
         """Amount of text so far, and speed."""
@@ -187,16 +199,8 @@ class TextTraining(Trainer):
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final metrics, lowest losses, and amount of text."""
         last = log[-1] if log else {}
-        names = [
-            *METRICS,
-            "eval_tokens",
-            "tokens_seen",
-            "documents_seen",
-            "pad_share",
-            "bad_lines",
-            "tokens_per_second",
-            "mfu",
-        ]
+        names = [*METRICS, TRAIN_LOSS.name, f"{TRAIN_LOSS.name}_ema", "eval_tokens", "tokens_seen", "documents_seen"]
+        names += ["pad_share", "bad_lines", "tokens_per_second", "mfu"]
         best: Row = {"best_loss": None, "best_loss_step": None}
         for link, each in session.best.items():
             best |= {f"best_loss{link[4:]}": each["value"], f"best_loss{link[4:]}_step": each["step"]}
@@ -220,7 +224,8 @@ class TextTraining(Trainer):
 
 def show_perplexity(metrics: Row) -> None:
     """Print the metrics of an evaluation, of raw and EMA weights."""
-    say("\n" + metrics_table({**metrics, "eval_tokens_ema": metrics.get("eval_tokens")}, SHOWN))
+    shown = [metric for metric in SHOWN if metric != TRAIN_LOSS or TRAIN_LOSS.name in metrics]
+    say("\n" + metrics_table({**metrics, "eval_tokens_ema": metrics.get("eval_tokens")}, shown))
 
 
 def known_peak(device: torch.device) -> float | None:

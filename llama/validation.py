@@ -1,4 +1,4 @@
-"""Validation sequences, which do not depend on the batch size or the number of processes."""
+"""Sequences to evaluate a model on, which do not depend on the batch size or the number of processes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,29 @@ from llama.sources import BadLines, Corpus, read_documents
 from llama.tokenizers import Tokenizer
 from runtime.errors import UserError
 
+OPTIONS = {"validation": "--target_eval_tokens", "training": "--train_eval_tokens"}
+
 
 def validation_sequences(
-    corpus: Corpus, tokenizer: Tokenizer, bad: BadLines, *, max_length: int, pack: bool, target_tokens: int
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    bad: BadLines,
+    *,
+    max_length: int,
+    pack: bool,
+    target_tokens: int,
+    part: str = "validation",
 ) -> Tensor:
-    """Cut the first `target_tokens` validation tokens, in the order of the files, into sequences.
+    """Cut the first `target_tokens` tokens, in the order of the files, into sequences.
 
     Args:
-        corpus: Validation documents.
+        corpus: Validation or training documents.
         tokenizer: Their tokenizer.
         bad: Counts lines and files without a document.
         max_length: Tokens per sequence.
         pack: As for `llama.sequences.Cutter`; if false, dropped tokens of long documents do not count.
         target_tokens: Number of tokens, including ends of documents but not padding; fewer if there are no more.
+        part: A key of OPTIONS: which documents they are, for messages.
 
     Returns:
         int32, shape (sequences, 2 + max_length): the number of tokens of each sequence, the UTF-8 bytes that all but
@@ -52,9 +62,9 @@ def validation_sequences(
             rows[-1][2 : 2 + len(tokens)] = tokens["id"]
             left -= len(tokens)
     if not rows:
-        raise UserError(f"{corpus.label}: no validation document")
+        raise UserError(f"{corpus.label}: no {part} document")
     if not any(row[0] > 1 for row in rows):
-        raise UserError(f"--target_eval_tokens {target_tokens}: none is predicted, as the first of a sequence never is")
+        raise UserError(f"{OPTIONS[part]} {target_tokens}: none is predicted, as the first of a sequence never is")
     return torch.from_numpy(np.stack(rows))
 
 
@@ -74,7 +84,7 @@ def with_bytes(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
 
 
 class ValidationBatches:
-    """This rank's share of the validation sequences: every sequence is on exactly one rank.
+    """This rank's share of sequences to evaluate on: every sequence is on exactly one rank.
 
     Rank r has the sequences r, r + ranks, ...; ranks may iterate independently. `max_batches` is the largest number of
     batches on any rank, `tokens` the number of tokens of all ranks. Batches also have "bytes", int64, shape (batch,):

@@ -47,7 +47,10 @@ def training_curves(rows: Sequence[Row], metric: Metric) -> Any:
     with style.context("petroff10"):  # colours that colour-blind readers can distinguish
         losses, metrics, rates = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
-    for key, name in (("train_loss", "training"), ("loss", "validation"), ("loss_ema", "validation, EMA")):
+    for key, name in (
+        ("train_loss", "training"), ("train_eval_loss", "training, in evaluation"), ("loss", "validation"),
+        ("loss_ema", "validation, EMA"),
+    ):  # fmt: skip
         _line(losses, steps, rows, key, name)
     _line(metrics, steps, rows, metric.name, "raw weights")
     _line(metrics, steps, rows, metric.averaged().name, "EMA weights")

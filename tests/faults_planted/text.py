@@ -60,6 +60,14 @@ FAULTS = [
         "text after a document's last token counts nowhere",
     ),
     Fault(
+        "training_loss_of_validation_text",
+        "llama/data.py",
+        'return _first_batches(text.train, "training",',
+        'return _first_batches(text.validation, "training",',
+        "llama/test_train_eval.py",
+        "a model that learns by heart looks as if it did not",
+    ),
+    Fault(
         "micro_steps_weigh_alike",
         "llama/engine.py",
         'sum(count_targets(batch["labels"]) for batch in micro_batches)',

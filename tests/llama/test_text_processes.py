@@ -44,7 +44,7 @@ def uneven(tmp_path_factory):
     data = write_c4(folder / "c4", shards=2)
     write_shard(data, "validation", 0, 1, [text[:40] for text in paragraphs()[-9:]])
     words = [*TINY_TEXT, "--dataset", "c4", "--tokenizer", "bytes", "--data_path", data, "--no-pack"]
-    words += ["--model_ema", "--model_ema_decay", "0.5", "--model_ema_eval"]
+    words += "--model_ema --model_ema_decay 0.5 --model_ema_eval --train_eval_tokens 200".split()
     return folder, [*words, "--max_length", "48", "--total_batch_size", "8", "--clip_grad", "1", "--batch_size"]
 
 
@@ -63,7 +63,7 @@ def test_shards_and_chunks_train_as_whole_copies_and_uneven_text_ends(uneven, pl
     assert done.returncode == 0, done.stderr[-3000:]
     for ours, theirs in zip(rows(tmp_path / "run" / "log.jsonl"), rows(plain / "log.jsonl"), strict=True):
         assert ours["eval_tokens"] == theirs["eval_tokens"] and ours["tokens_seen"] == theirs["tokens_seen"]
-        for name in ("train_loss", "loss", "perplexity_published", "loss_ema"):
+        for name in ("train_loss", "loss", "perplexity_published", "loss_ema", "bits_per_byte", "train_eval_loss_ema"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
     ours, theirs = (find_checkpoint(folder)[0] for folder in (tmp_path / "run", plain))
     for found, expected in (
