@@ -77,7 +77,10 @@ def _decayed(values: Values) -> list[str]:
 def _decay_words(values: Values) -> list[str]:
     if values["l2_reg"] and values["weight_decay"]:
         raise UserError(f"--l2_reg={values['l2_reg']}: not together with --weight_decay={values['weight_decay']}")
-    return ["--l2", values["l2_reg"]] if values["l2_reg"] else ["--weight_decay", values["weight_decay"]]
+    if values["l2_reg"]:
+        return ["--l2", values["l2_reg"]]
+    no_l2 = ["--l2", 0] if values["init_from"] == "resume" else []  # else the term of the run it continues would stay
+    return ["--weight_decay", values["weight_decay"], *no_l2]
 
 
 def _schedule(values: Values, own: Sequence[str]) -> Values:

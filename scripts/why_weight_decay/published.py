@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,4 +155,7 @@ def run(program: Program, words: Sequence[str]) -> None:
 
 def main(program: Program) -> None:
     """Run a published program with the arguments of this process."""
-    sys.exit(exit_status(lambda: run(program, sys.argv[1:])))
+    status = exit_status(lambda: run(program, sys.argv[1:]))
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(2)  # torchrun kills rank 0, which alone prints the error, as soon as another rank has ended
+    sys.exit(status)

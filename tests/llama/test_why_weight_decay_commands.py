@@ -202,5 +202,6 @@ def test_a_fine_tune_begins_at_the_step_of_our_checkpoint(monkeypatch, tmp_path)
     monkeypatch.setattr("runtime.checkpoints.find_checkpoint", lambda path: (Found, []))
     words = translated(LANGUAGE, [*command.words, "--", "--resume", str(tmp_path)])[0]
     assert words[words.index("--num_training_steps") + 1] == str(137 + 10_000)
+    assert words[words.index("--l2") + 1] == "0", "the term of the run that is continued would stay"
     with pytest.raises(UserError):
         our_options(command.words, "--resume", tmp_path / "nowhere")

@@ -9,6 +9,7 @@ from tiny import ROOT
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear, scaled_dot_product_attention
 
 from llama.models import LanguageModelOptions, build_model, read_config
+from runtime.by_name import freeze
 
 PARAMETERS = {  # without biases, and with positions, as the published program counts them
     "gpt2_small": 124_373_760,
@@ -83,8 +84,7 @@ def test_with_frozen_zero_biases_it_is_a_net_without_biases_to_the_bit():
     with torch.no_grad():
         for p in weights_of(model).values():
             p.add_(torch.randn_like(p), alpha=0.1)
-    for name, p in model.named_parameters():
-        p.requires_grad_(not name.endswith(".bias"))
+    freeze(model, ["*.bias"])
     twin = {name.removeprefix("transformer."): p.detach().clone() for name, p in weights_of(model).items()}
     for weight in twin.values():
         weight.requires_grad_(True)
