@@ -166,11 +166,17 @@ def _checked(spec: RunSpec) -> tuple[RunSpec, str]:
     except UserError as error:
         raise UserError(f"run {spec.name}: {error}") from error
     flat = options.flat()
-    metric = spec.setting.metric
-    if metric.needs and not flat[metric.needs]:
-        raise UserError(f"run {spec.name}: metric: {metric.name}: needs {metric.needs}: true")
+    _check_metric(spec, flat)
     resolved = json.dumps(flat, sort_keys=True)
     return RunSpec(**{**vars(spec), "weight_decay": flat["weight_decay"]}), resolved
+
+
+def _check_metric(spec: RunSpec, flat: Options) -> None:
+    """Raise UserError if a run with these options does not have the metric that runs are compared by."""
+    for needed in spec.setting.metric.needs:
+        if not flat[needed]:
+            value = "true" if flat[needed] is False else "NUMBER"
+            raise UserError(f"run {spec.name}: metric: {spec.setting.metric.name}: needs {needed}: {value}")
 
 
 def _check_duplicates(resolved: Sequence[tuple[RunSpec, str]]) -> None:

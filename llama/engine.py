@@ -22,7 +22,10 @@ RAW_METRICS = (
     Metric("loss", "validation cross-entropy in nats per token", "loss", headline=True),
     Metric("bits_per_byte", "validation cross-entropy in bits per byte", "bits per byte"),
 )  # validation metrics of the raw weights
-METRICS = by_name(metric for raw in RAW_METRICS for metric in (raw, raw.averaged()))  # and of the EMA weights
+TRAIN_LOSS = Metric(
+    "train_eval_loss", "training cross-entropy in nats per token", "training loss", needs=("train_eval_tokens",)
+)
+METRICS = by_name(metric for raw in (*RAW_METRICS, TRAIN_LOSS) for metric in (raw, raw.averaged()))  # and of the EMA
 
 
 @dataclass(frozen=True)

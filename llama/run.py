@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.engine import METRICS, RAW_METRICS, LossRules, backward, evaluate, train_steps, weighted_batches
+from llama.engine import METRICS, RAW_METRICS, TRAIN_LOSS, LossRules, backward, evaluate, train_steps, weighted_batches
 from llama.models import export, flops_per_token
 from llama.sequences import IGNORED, Batch
 from llama.stream import TextStream
@@ -32,7 +32,6 @@ PEAK_TFLOPS = {  # dense 16-bit, by what a device's name holds; the first that f
     "A10": 125.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "4090": 165.0, "MI300X": 1307.0,
 }  # fmt: skip
 
-TRAIN_LOSS = Metric("train_eval_loss", "training cross-entropy in nats per token", "training loss")  # not of all runs
 SHOWN = (*RAW_METRICS, TRAIN_LOSS, Metric("eval_tokens", "predicted tokens", "tokens"))  # the table at a run's end
 
 
@@ -199,7 +198,7 @@ class TextTraining(Trainer):
     def summary(self, session: Session, log: Sequence[Row]) -> Row:
         """Final metrics, lowest losses, and amount of text."""
         last = log[-1] if log else {}
-        names = [*METRICS, TRAIN_LOSS.name, f"{TRAIN_LOSS.name}_ema", "eval_tokens", "tokens_seen", "documents_seen"]
+        names = [*METRICS, "eval_tokens", "tokens_seen", "documents_seen"]
         names += ["pad_share", "bad_lines", "tokens_per_second", "mfu"]
         best: Row = {"best_loss": None, "best_loss_step": None}
         for link, each in session.best.items():

@@ -13,7 +13,7 @@ class Metric:
     column: str  # of tables
     higher_is_better: bool = False
     headline: bool = False  # printed for a finished run
-    needs: str = ""  # option without which runs do not have this metric
+    needs: tuple[str, ...] = ()  # options without which runs do not have this metric
 
     def better(self, a: float, b: float) -> bool:
         """Whether value `a` is better than `b`."""
@@ -23,7 +23,7 @@ class Metric:
         """The same metric of the EMA weights."""
         quantity, _, unit = self.label.partition(" in ")
         label = f"{quantity} of EMA weights" + (f" in {unit}" if unit else "")
-        return replace(self, name=f"{self.name}_ema", label=label, needs="model_ema_eval")
+        return replace(self, name=f"{self.name}_ema", label=label, needs=(*self.needs, "model_ema_eval"))
 
 
 def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
