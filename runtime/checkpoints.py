@@ -23,13 +23,11 @@ from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.files import json_of, sha256
-from runtime.runfolder import EMA, MANIFEST, MODEL, STATE, is_checkpoint, remove_checkpoint
+from runtime.runfolder import EMA, MANIFEST, METADATA, MODEL, SHARD, STATE, is_checkpoint, remove_checkpoint
 from runtime.sharded_checkpoints import (
     EMA_PREFIX,
-    METADATA,
     MODEL_PREFIX,
     OPTIMIZER_PREFIX,
-    SHARD,
     Hashes,
     add_moments,
     holds,

@@ -31,6 +31,7 @@ WRITTEN = (
 STEP = re.compile(r"\.?step_\d+(\.old|\.tmp)?")
 # The files of a checkpoint.
 MODEL, EMA, STATE, MANIFEST = "model.safetensors", "ema.safetensors", "training_state.pt", "manifest.json"
+METADATA, SHARD = ".metadata", re.compile(r"__\d+_\d+\.distcp")  # of a sharded one, in place of MODEL
 VERSIONS = ("timm", "torchvision", "numpy", "Pillow")
 
 Row = dict[str, Any]
@@ -47,15 +48,17 @@ def is_checkpoint(path: Path) -> bool:
     if not STEP.fullmatch(path.name):
         return False
     names = os.listdir(path) if path.is_dir() else [path.name]
-    return not names or not {MODEL, EMA, STATE, MANIFEST}.isdisjoint(names)
+    if any(map(SHARD.fullmatch, names)):
+        return True
+    return not names or not {MODEL, EMA, STATE, MANIFEST, METADATA}.isdisjoint(names)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint's files, and its folder unless it has other files."""
+    """Delete the files of a checkpoint, or of what a crash left of one, and its folder unless it has other files."""
     if path.is_symlink():
         return path.unlink()
-    shards = [each.name for each in path.glob("__*_*.distcp")]
-    for name in (MANIFEST, STATE, EMA, MODEL, ".metadata", *shards):
+    shards = [each.name for each in path.glob("*.distcp") if SHARD.fullmatch(each.name)]
+    for name in (MANIFEST, STATE, EMA, MODEL, METADATA, f"{METADATA}.tmp", *shards):
         (path / name).unlink(missing_ok=True)
     with suppress(OSError):
         path.rmdir()

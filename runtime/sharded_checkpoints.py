@@ -5,7 +5,6 @@ processes can read it. torch reads `.metadata` with pickle; `_Metadata` lets it 
 """
 
 import pickle
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,10 +22,9 @@ from alphadecay.sharing import is_sharded
 from runtime.errors import UserError, first_line
 from runtime.files import sha256
 from runtime.processes import Ranks
+from runtime.runfolder import METADATA, SHARD
 from runtime.writer import BackgroundWriter
 
-METADATA = ".metadata"
-SHARD = re.compile(r"__\d+_\d+\.distcp")
 MODEL_PREFIX, EMA_PREFIX, OPTIMIZER_PREFIX = "model.", "ema.", "optimizer."
 Hashes = Mapping[str, str]  # file name -> SHA-256
 # What a description of tensors consists of.

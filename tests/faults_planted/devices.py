@@ -100,4 +100,20 @@ FAULTS = [
         DEVICES,
         "the self-test fails falsely on GPUs",
     ),
+    Fault(
+        "shards_alone_are_no_checkpoint",
+        "runtime/runfolder.py",
+        "    if any(map(SHARD.fullmatch, names)):\n        return True\n",
+        "",
+        "llama/test_shards.py::test_a_checkpoint_in_parts_whose_removal_was_interrupted_is_removed_the_next_time",
+        "parts whose removal a crash interrupted stay on the disk for ever",
+    ),
+    Fault(
+        "half_written_metadata_stay",
+        "runtime/runfolder.py",
+        'METADATA, f"{METADATA}.tmp", *shards)',
+        "METADATA, *shards)",
+        "llama/test_shards.py::test_what_a_crash_left_of_parts_is_no_checkpoint_and_is_removed",
+        "what a crash left of a sharded checkpoint is never removed",
+    ),
 ]

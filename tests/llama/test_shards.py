@@ -1,8 +1,10 @@
 """Checkpoints of which each process writes its part: exact to resume, readable by any number, and they run no code."""
 
 import io
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tiny import rows
 from tiny_text import TINY_TEXT, printed, run_text
 
 from alphadecay.command.sources import BadInput, read_source
-from runtime.checkpoints import find_checkpoint
+from runtime.checkpoints import find_checkpoint, recover, remove_old
 from runtime.errors import UserError
 from runtime.processes import Ranks
 from runtime.self_test import differences
@@ -106,6 +108,56 @@ def test_a_dotted_name_reaches_no_module():
     hostile = b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c\x09os.system\x93."
     with pytest.raises(pickle.UnpicklingError, match="it holds .*os.system"):
         _Metadata(io.BytesIO(hostile)).load()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hits", [3, pytest.param(20, marks=pytest.mark.proof)])
+def test_killed_at_any_moment_of_writing_its_parts_it_ends_with_the_same_bits(hits):
+    options = ["--program", "main_llama.py", "--sharded", "--phases", "writing", "--processes", "2", "--hits", hits]
+    done = forked(1, *options, program="tests/faults.py", timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{hits} x SIGKILL" in done.stdout and "the same bits as the run that was left alone" in done.stdout
+
+
+PARTS = ["manifest.json", "training_state.pt", "__0_0.distcp", "__1_0.distcp", ".metadata"]
+
+
+@pytest.mark.parametrize("removed", range(len(PARTS)))
+def test_a_checkpoint_in_parts_whose_removal_was_interrupted_is_removed_the_next_time(tmp_path, monkeypatch, removed):
+    folder = tmp_path / "step_00000002"
+    folder.mkdir()
+    for name in PARTS:
+        (folder / name).write_text("part")
+    with monkeypatch.context() as inner:
+        unlink, done = Path.unlink, []
+
+        def killed(self, missing_ok=False):
+            if len(done) == removed:
+                raise KeyboardInterrupt
+            if self.exists():
+                done.append(self.name)
+            unlink(self, missing_ok)
+
+        inner.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_old(tmp_path, keep=0)
+    assert sorted(PARTS) == sorted([*os.listdir(folder), *done]) and len(done) == removed
+    remove_old(tmp_path, keep=0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("written", range(len(PARTS) + 2))
+def test_what_a_crash_left_of_parts_is_no_checkpoint_and_is_removed(tmp_path, written):
+    left = tmp_path / "checkpoints" / ".step_00000002.tmp"
+    left.mkdir(parents=True)
+    for name in ["__1_0.distcp", "__0_0.distcp", ".metadata.tmp", ".metadata", "training_state.pt", "manifest.json"][
+        :written
+    ]:
+        (left / name).write_text("part")
+    with pytest.raises(UserError, match="is neither a checkpoint nor a run folder with checkpoints"):
+        find_checkpoint(tmp_path)
+    recover(tmp_path / "checkpoints")
+    assert not left.exists()
 
 
 def test_parts_need_shards(capsys, tmp_path):

@@ -1,14 +1,12 @@
 """A language run that was stopped and resumed is the run that was not, to the last bit."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 from forked import forked
 from signals import in_this_process, signal_at
 from texts import write_c4
-from tiny import ROOT, rows
+from tiny import rows
 from tiny_text import TINY_TEXT, changed_config, run_text
 
 from runtime.checkpoints import find_checkpoint
@@ -121,9 +119,8 @@ LATE = [("KILL", 1, 12), ("KILL", 2, 12), ("TERM", 1, 4), ("TERM", 2, 4)]  # sig
     ("name", "processes", "hits"), [("KILL", 2, 4), *(pytest.param(*each, marks=pytest.mark.proof) for each in LATE)]
 )
 def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes, hits):
-    options = ["--program", "main_llama.py", "--signal", name, "--hits", str(hits), "--processes", str(processes)]
-    command = [sys.executable, "tests/faults.py", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    options = ["--program", "main_llama.py", "--signal", name, "--hits", hits, "--processes", processes]
+    done = forked(1, *options, program="tests/faults.py", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{hits} x SIG{name}" in done.stdout and "the same bits as the run that was left alone" in done.stdout
 

@@ -6,14 +6,13 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
+from forked import forked
 from signals import in_this_process, signal_at
-from tiny import ROOT, TINY, rows, run, run_apart
+from tiny import TINY, rows, run, run_apart
 
 from runtime.checkpoints import find_checkpoint
 from runtime.preemption import preemption
@@ -310,9 +309,7 @@ LATE = [
     ("name", "processes", "hits"), [*SOON, *(pytest.param(*each, marks=pytest.mark.proof) for each in LATE)]
 )
 def test_hit_at_random_moments_it_still_ends_with_the_same_bits(name, processes, hits):
-    # In a process of its own: it forks, which must come before anything was computed.
-    options = ["--signal", name, "--hits", str(hits), "--processes", str(processes)]
-    command = [sys.executable, "tests/faults.py", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    options = ["--signal", name, "--hits", hits, "--processes", processes]
+    done = forked(1, *options, program="tests/faults.py", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{hits} x SIG{name}" in done.stdout and "the same bits as the run that was left alone" in done.stdout
