@@ -83,7 +83,7 @@ class Snapshots:
         self._copied: Any = None
         for matrix in matrices:
             weight = matrix.weight.detach()
-            if weight.is_cuda:
+            if weight.is_cuda:  # torch keeps pinned memory that is freed, and gives it to the next refresh
                 copy = torch.empty(weight.shape, dtype=weight.dtype, device="cpu", pin_memory=True)
                 copy.copy_(weight, non_blocking=True)
                 self._copied = torch.cuda.Event()
@@ -147,14 +147,17 @@ def joined(sums: Tensor, tensors: Sequence[Any]) -> Tensor:
         sums: Shape (..., number of tensors).
         tensors: Each of any shape; those that are DTensors are sharded alike.
     """
-    sharded = [is_sharded(tensor) for tensor in tensors]
-    if any(sharded):
-        one = tensors[sharded.index(True)]
-        parts = sums * torch.tensor(sharded, device=sums.device)
+    sharded = [index for index, tensor in enumerate(tensors) if is_sharded(tensor)]
+    if sharded:
+        one = tensors[sharded[0]]
+        each = list(sums.unbind(-1))
+        parts = torch.stack([each[index] for index in sharded], -1)  # on a GPU a mask would wait for the host
         for dimension, placement in enumerate(one.placements):
             if placement.is_shard():  # along other mesh dimensions ranks hold copies
                 dist.all_reduce(parts, group=one.device_mesh.get_group(dimension))
-        sums = torch.where(torch.tensor(sharded, device=sums.device), parts, sums)
+        for index, whole_sum in zip(sharded, parts.unbind(-1), strict=True):
+            each[index] = whole_sum
+        sums = torch.stack(each, -1)
     return sums
 
 

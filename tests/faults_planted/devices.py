@@ -101,6 +101,14 @@ FAULTS = [
         "the self-test fails falsely on GPUs",
     ),
     Fault(
+        "sums_over_shards_wait_for_the_host",
+        "alphadecay/sharing.py",
+        "        parts = torch.stack([each[index] for index in sharded], -1)",
+        "        parts = sums[..., torch.tensor(sharded)]",
+        "runtime/test_devices.py::test_sums_over_shards_need_no_copy_from_the_host",
+        "the host waits for a GPU twice more in each step of AWD and AdaDecay with shards",
+    ),
+    Fault(
         "shards_alone_are_no_checkpoint",
         "runtime/runfolder.py",
         "    if any(map(SHARD.fullmatch, names)):\n        return True\n",

@@ -15,11 +15,14 @@ import pytest
 import torch
 from recipes import block_model
 from torch import nn
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Shard as Shard0
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import alphadecay
 from alphadecay import analysis, spectra
 from alphadecay.matrices import find_matrices
+from alphadecay.sharing import joined
 from llama.engine import LossRules, weighted_batches
 from llama.engine import backward as text_backward
 from llama.sharding import mesh_of
@@ -250,6 +253,43 @@ class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         assert function._overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero), function
         return function(*arguments, **(keywords or {}))
+
+
+class NoCopyFromHost(TorchDispatchMode):
+    """Raises where a tensor is made of Python's values: on a GPU the host would wait for the copy."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        assert function._overloadpacket is not torch.ops.aten.lift_fresh, function
+        return function(*arguments, **(keywords or {}))
+
+
+class Part:
+    """A stand-in for a DTensor on a mesh of (2 copies, 2 shards)."""
+
+    full_tensor = None
+    placements = (Replicate(), Shard0(0))
+
+    class device_mesh:
+        get_group = staticmethod(lambda dimension: f"dimension {dimension}")
+
+
+@pytest.mark.parametrize("layout", ["", "sss", "w", "sws", "wsw"])
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_sums_over_shards_need_no_copy_from_the_host(monkeypatch, layout, shape):
+    groups = []
+
+    def all_reduce(values, group):
+        groups.append(group)
+        values.mul_(2)  # as if the other process had the same
+
+    monkeypatch.setattr("alphadecay.sharing.dist.all_reduce", all_reduce)
+    sums, tensors = torch.rand(*shape, len(layout)), [Part() if each == "s" else torch.ones(3) for each in layout]
+    before = sums.clone()
+    with NoCopyFromHost():
+        total = joined(sums, tensors)
+    factors = torch.tensor([2.0 if each == "s" else 1.0 for each in layout])
+    assert torch.equal(total, before * factors) and torch.equal(sums, before)
+    assert groups == ["dimension 1"] * ("s" in layout)
 
 
 def ahead(learner):
