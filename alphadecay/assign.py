@@ -138,13 +138,13 @@ def linear(scores: Scores, low: float, high: float) -> dict[str, float]:
 
 
 def over_mean(values: Scores) -> dict[str, float]:
-    """Divide each value by the mean of all values, so that the mean multiplier is 1 (appendix A.3)."""
+    """Divide each value by the mean of all values, so that the mean multiplier is 1 (arXiv 2506.14562, A.3)."""
     mean = fmean(values.values())
     return {name: value / mean for name, value in values.items()}
 
 
 def sigmoid_in_blocks(scores: Scores, blocks: Mapping[str, str] | None) -> dict[str, float]:
-    """2 / (1 + exp(-4 z)) with z the score standardised within its block: between 0 and 2 (appendix A.3)."""
+    """2 / (1 + exp(-4 z)) with z the score standardised within its block: in (0, 2) (arXiv 2506.14562, A.3)."""
     blocks = _mapping(blocks, scores, "blocks", "rule 'sigmoid'")
     members: dict[str, list[str]] = {}
     for name in scores:

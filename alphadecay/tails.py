@@ -17,7 +17,7 @@ class DegenerateSpectrum(ValueError):
 
 @dataclass(frozen=True)
 class TailFit:
-    """A power law p(x) ~ x**-alpha for x >= xmin."""
+    """A power law p(x) ~ x**-alpha for x >= xmin (Clauset, Shalizi and Newman, arXiv 0706.1062)."""
 
     alpha: float  # exponent, above 1; a smaller alpha means a heavier tail
     xmin: float  # reference eigenvalue of the fit
@@ -80,7 +80,10 @@ def fit_paper(eigs: np.ndarray, xmin_pos: float = 2.0) -> TailFit:
 
 
 def _fit_from(eigs: np.ndarray, cut: int, reference: int) -> TailFit:
-    """The Hill fit of eigs, shape (n,), from index `cut` on, with xmin = eigs[reference]."""
+    """The Hill fit (1975) of eigs, shape (n,), from index `cut` on, with xmin = eigs[reference].
+
+    alpha = 1 + k / sum of log(x / xmin) over the k eigenvalues x of the tail.
+    """
     tail, xmin = eigs[cut:], float(eigs[reference])
     _require_positive(eigs, reference)
     if not len(tail):
@@ -220,7 +223,7 @@ def _equal_within(eigs: np.ndarray) -> float:
 
 
 def _ks_distance(tail: np.ndarray, xmin: float, alpha: float) -> float:
-    """Kolmogorov-Smirnov distance of a tail, shape (k,), ascending, as AlphaDecay's program computes it.
+    """Kolmogorov-Smirnov distance of a tail, shape (k,), ascending, as the published program (arXiv 2506.14562) computes it.
 
     max |1 - (x / xmin)^(1 - alpha) - i / k| over the tail: the empirical distribution steps after each value.
     """

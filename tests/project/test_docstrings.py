@@ -1,6 +1,7 @@
 """Docstrings of public names say everything, and their examples run."""
 
 import doctest
+import importlib
 import inspect
 import re
 from dataclasses import fields, is_dataclass
@@ -85,3 +86,16 @@ def test_an_undescribed_argument_and_a_wrong_example_are_found():
     runner, said = doctest.DocTestRunner(verbose=False), []
     runner.run(doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "x", None, 0), out=said.append)
     assert "Got:\n    2" in "".join(said)
+
+
+WITH_FORMULAS = ("tails", "metrics", "assign", "spectra", "baselines", "adaptive", "entries")
+FORMULA = re.compile(r"exp\(|log\(|\*\*|sqrt|\^|m_t")
+SOURCE = re.compile(r"arXiv|Source|\(19\d\d\)|published|torch")
+
+
+@pytest.mark.parametrize("room", WITH_FORMULAS)
+def test_every_formula_of_the_method_names_its_source(room):
+    module = importlib.import_module(f"alphadecay.{room}")
+    parts = [part for part in vars(module).values() if getattr(part, "__module__", "") == module.__name__]
+    texts = {part.__name__: part.__doc__ or "" for part in parts if hasattr(part, "__name__")}
+    assert [name for name, text in texts.items() if FORMULA.search(text) and not SOURCE.search(text)] == []
