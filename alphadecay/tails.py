@@ -223,7 +223,7 @@ def _equal_within(eigs: np.ndarray) -> float:
 
 
 def _ks_distance(tail: np.ndarray, xmin: float, alpha: float) -> float:
-    """Kolmogorov-Smirnov distance of a tail, shape (k,), ascending, as the published program (arXiv 2506.14562) computes it.
+    """Kolmogorov-Smirnov distance of a tail, shape (k,), ascending, as AlphaDecay (arXiv 2506.14562) computes it.
 
     max |1 - (x / xmin)^(1 - alpha) - i / k| over the tail: the empirical distribution steps after each value.
     """
