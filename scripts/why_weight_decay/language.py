@@ -17,7 +17,7 @@ GPT2_CONFIGS = {  # (n_layer, n_head, n_embd, block_size), dataset -> ours
 }
 RUNS = Path("runs/why_weight_decay")
 SAVED_AT = re.compile(r"iter=(\d+)\.pt$")  # the iteration in the name of a published checkpoint
-FINE_TUNE = "schedule decay batch_size target_eval_tokens"  # what differs from the run it continues
+FINE_TUNE = "schedule decay batch_size target_eval_tokens train_eval_tokens"  # what differs from the run it continues
 
 
 def language_values(values: Values, own: Sequence[str]) -> Values:
@@ -186,7 +186,7 @@ LANGUAGE = Program(
         "grad_clip": Flag(1.0, "--clip_grad {grad_clip}", minimum=0),
         "ema_coef": Flag(0.99, "--model_ema --model_ema_decay {ema_coef} --model_ema_eval", minimum=0),
         "eval_interval": Flag(2000, "--eval_every {eval_interval}", minimum=1),
-        "eval_examples": Flag(1000, "--target_eval_tokens {eval_tokens}", minimum=1),
+        "eval_examples": Flag(1000, "--target_eval_tokens {eval_tokens} --train_eval_tokens {eval_tokens}", minimum=1),
         "eval_only": Flag(False, {False: ""}),
         "log_interval": Flag(1, "--log_interval {log_interval}", minimum=1),
         "dtype": Flag("bfloat16", {

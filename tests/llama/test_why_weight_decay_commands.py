@@ -150,7 +150,7 @@ def test_our_command_is_printed_on_one_line_and_then_run_at_the_root(started, ca
 
 
 TINY_OWN = "--num_training_steps 3 --max_length 16 --batch_size 2 --total_batch_size 4 --eval_every 3 --no_compile"
-TINY_OWN += " --target_eval_tokens 100 --shuffle_buffer 20 --log_interval 1 --tokenizer bytes"
+TINY_OWN += " --target_eval_tokens 100 --train_eval_tokens 100 --shuffle_buffer 20 --log_interval 1 --tokenizer bytes"
 
 
 @pytest.fixture(scope="module")
