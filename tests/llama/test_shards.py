@@ -74,6 +74,22 @@ def test_any_number_of_processes_evaluates_the_parts(in_shards, capsys):
 
 
 @pytest.mark.slow
+def test_any_number_of_processes_reads_the_parts_of_four(words, tmp_path, capsys):
+    folder, exported = tmp_path / "run", tmp_path / "exported"
+    launched(*words, *SHARDS, "--max_steps", "1", "--output_dir", folder, ranks=4)
+    assert len(list(find_checkpoint(folder)[0].path.glob("__*.distcp"))) == 4
+    assert run_text("--eval", "--resume", folder, "--export_hf", exported) == 0
+    alone, *together = (printed(said, "raw") for said in (
+        capsys.readouterr().out,
+        launched(*words, *RUN.split(), "--eval", "--init_from", exported, ranks=2).stdout,
+        launched("--eval", "--resume", folder, ranks=3).stdout,
+    ))  # fmt: skip
+    for each in together:
+        assert alone[0] == each[0] and alone[2:4] == each[2:4]  # the published perplexity differs
+    assert float(f"{rows(folder / 'log.jsonl')[-1]['loss']:.4g}") == alone[2]
+
+
+@pytest.mark.slow
 def test_a_part_that_is_broken_is_named(in_shards, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(in_shards, folder, symlinks=True)
