@@ -150,6 +150,14 @@ FAULTS = [
         "a job that fails comes again for ever",
     ),
     Fault(
+        "torchruns_own_patience",
+        "scripts/slurm.sh",
+        'export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"\n',
+        "",
+        "runtime/test_slurm.py::test_a_run_that_saves_for_a_minute_is_requeued_once_and_resumes",
+        "a run whose checkpoint takes over 30 s to write is killed and never comes again",
+    ),
+    Fault(
         "requeued_whatever_happened",
         "scripts/slurm.sh",
         'if [ -e "$folder/REQUEUE" ]; then',
