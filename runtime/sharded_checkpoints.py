@@ -150,7 +150,8 @@ def read_shards(
     reader = _Reader(folder)
     described = _described(reader, folder)
     has_ema = any(key.startswith(EMA_PREFIX) for key in described)
-    tensors = weights_of({prefix: each for prefix, each in models.items() if has_ema or prefix != EMA_PREFIX})
+    models = {prefix: model for prefix, model in models.items() if has_ema or prefix != EMA_PREFIX}
+    tensors = weights_of(models)
     for key, each in described.items():
         if key.startswith(OPTIMIZER_PREFIX):
             index = int(key.removeprefix(OPTIMIZER_PREFIX).partition(".")[0])
@@ -160,6 +161,8 @@ def read_shards(
         if key not in described or tuple(described[key].size) != tuple(tensor.shape):
             raise UserError(f"{folder} does not fit the model that the options describe: {key.partition('.')[2]}")
     _load(tensors, reader, folder, process_group=group)
+    for prefix, model in models.items():  # of q, k and v that are split, the state dict has a copy
+        model.load_state_dict({name: tensors[prefix + name] for name in model.state_dict()})
     return tensors
 
 

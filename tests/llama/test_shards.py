@@ -4,22 +4,26 @@ import io
 import os
 import pickle
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from forked import forked
 from texts import write_c4
 from tiny import rows
 from tiny_text import TINY_TEXT, printed, run_text
+from torch.distributed.fsdp import fully_shard
 
+import alphadecay
 from alphadecay.command.sources import BadInput, read_source
 from runtime.checkpoints import find_checkpoint, recover, remove_old
 from runtime.errors import UserError
 from runtime.processes import Ranks
 from runtime.self_test import differences
-from runtime.sharded_checkpoints import ShardWriter, _Metadata, read_whole
+from runtime.sharded_checkpoints import MODEL_PREFIX, ShardWriter, _Metadata, read_shards, read_whole, weights_of
 
 RUN = "--max_length 48 --total_batch_size 8 --batch_size 2 --clip_grad 1 --max_steps 4 --eval_every 2 --log_interval 1"
 RUN += " --model_ema --model_ema_decay 0.7 --model_ema_eval"
@@ -187,6 +191,23 @@ def alone(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield Ranks(0, 1, torch.device("cpu"))
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_split_projections_are_read_from_parts(alone, tmp_path, kind):
+    """Their fused weight in a state dict is a copy, so that reading into it is not enough."""
+    made = {"Linear": lambda: torch.nn.Linear(8, 24), "Conv1D": lambda: transformers.Conv1D(24, 8)}[kind]
+    saved, read = (
+        torch.nn.Sequential(OrderedDict(attn=torch.nn.Sequential(OrderedDict(c_attn=made())))) for _ in range(2)
+    )
+    for model in (saved, read):
+        fully_shard(alphadecay.split_qkv(model))
+    writer = ShardWriter(alone)
+    writer.save(tmp_path / "parts", weights_of({MODEL_PREFIX: saved}), lambda _: None)
+    writer.wait()
+    read_shards(tmp_path / "parts", {MODEL_PREFIX: read}, {}, None)
+    for found, expected in zip(read.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(found.full_tensor(), expected.full_tensor())
 
 
 def test_parts_that_cannot_be_written_or_read_are_said_in_one_line(alone, tmp_path):
