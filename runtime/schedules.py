@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from runtime.run_options import OptimizerOptions
 
 COOLDOWN, DROP_AT = 0.2, 0.5  # defaults of --cooldown and --drop_at
+ROUNDING = 1e-6  # of a step: 0.29 x 100 is a little below 29
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Schedules:
             return cosine(done, steps, first, last)
         if shape in ("linear", "wsd"):
             return linear(done, steps, first, last)
-        dropped = shape == "drop" and step >= int(self.drop_at * self.total_steps)
+        dropped = shape == "drop" and step >= int(self.drop_at * self.total_steps + ROUNDING)
         return last if dropped else first
 
     def write(self, optimizer: Optimizer, step: int) -> None:
@@ -93,13 +94,13 @@ class Schedules:
 
 def cosine(step: int, steps: int, first: float, last: float) -> float:
     """Half a cosine period from `first` at step 0 to `last` at step `steps` - 1."""
-    progress = min(step / (steps - 1), 1.0) if steps > 1 else 0.0
+    progress = min(step / (steps - 1), 1.0) if steps > 1 else float(step > 0)
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(step: int, steps: int, first: float, last: float) -> float:
     """A straight line from `first` at step 0 (and before) to `last` at step `steps` - 1 (and after it)."""
-    progress = min(max(step, 0) / (steps - 1), 1.0) if steps > 1 else 0.0
+    progress = min(max(step, 0) / (steps - 1), 1.0) if steps > 1 else float(step > 0)
     return first * (1 - progress) + last * progress  # exact at both ends
 
 

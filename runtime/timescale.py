@@ -60,7 +60,8 @@ def timescale_of(optimizer: Optimizer, schedules: Schedules) -> float | None:
         return float("inf")
     if isinstance(inner, SGD):
         first = inner.param_groups[0]
-        return (1 - first["momentum"]) / (1 - first["dampening"]) / peak
+        damped = (1 - first["dampening"]) if first["momentum"] else 1.0  # torch damps nothing without momentum
+        return (1 - first["momentum"]) / damped / peak if damped else float("inf")
     return None if why_coupled(inner) else 1 / peak
 
 
@@ -70,7 +71,7 @@ def timescale_line(optimizer: Optimizer, schedules: Schedules, name: str, units:
     if steps is None:
         return f"no timescale of decay: {name} divides decay by the size of the gradients"
     if steps == float("inf"):
-        return "no timescale of decay: the base decay is 0 at the peak of the learning rate"
+        return "no timescale of decay: at the peak of the learning rate its base is 0, or a gradient counts nothing"
     formula = "(1 - momentum) / (lr x decay)" if isinstance(innermost(optimizer), SGD) else "1 / (lr x decay)"
     return f"timescale of decay, {formula}: {readable(steps)} steps = {readable(steps / steps_per_unit)} {units}"
 

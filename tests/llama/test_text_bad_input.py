@@ -9,7 +9,7 @@ from texts import save_tokenizer, write_c4, write_shard
 from tiny_text import CONFIG, TINY_TEXT, changed_config, run_text
 
 CASES = {
-    "unknown option": ("--model_confg x", "--model_confg; did you mean --model_config?"),
+    "unknown option": ("--model_confg x", "--model_confg; did you mean --model_config or --model_ema?"),
     "batch size 0": ("--batch_size 0", "--batch_size 0: must be at least 1"),
     "batches that do not divide": ("--total_batch_size 6", "--total_batch_size 6: is not a multiple of --batch_size 4"),
     "no step": ("--num_training_steps 0", "--num_training_steps 0: must be at least 1"),

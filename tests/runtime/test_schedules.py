@@ -69,6 +69,15 @@ def test_wsd_with_a_cooldown_of_everything_falls_from_the_end_of_warm_up():
     assert values[WARMUP] < PEAK and values[-1] == pytest.approx(LOWEST) and values[:WARMUP] == rates(made())[:WARMUP]
 
 
+def test_a_cosine_that_ends_right_after_warm_up_stays_at_the_lowest_rate():
+    assert [Schedules(5, 2, 1.0, 0.1, 0.0, 0.0, cosine_steps=3).lr_at(step) for step in range(2, 5)] == [1.0, 0.1, 0.1]
+    assert [Schedules(3, 0, 1.0, 0.1, 0.0, 0.0, cosine_steps=1).lr_at(step) for step in range(3)] == [1.0, 0.1, 0.1]
+
+
+def test_a_share_of_the_steps_is_not_one_short_by_rounding():
+    assert [Schedules(100, 0, 1.0, 0.1, 0.0, 0.0, "drop", drop_at=0.29).lr_at(step) for step in (28, 29)] == [1.0, 0.1]
+
+
 @pytest.mark.parametrize(("share", "step"), [(0.5, 20), (0.51, 20), (0.999, 39)])
 def test_drop_has_exactly_the_peak_before_the_drop_and_exactly_the_lowest_rate_from_it_on(share, step):
     schedules = made(shape="drop", decay_shape="drop", drop_at=share)
@@ -160,6 +169,8 @@ def test_the_timescale_is_one_over_rate_times_decay_and_for_sgd_less_by_its_mome
     assert timescale_of(built(), schedules) == pytest.approx(1 / peak)
     assert timescale_of(built("sgd", momentum=0.9), schedules) == pytest.approx(0.1 / peak)
     assert timescale_of(built("sgd", momentum=0.9, dampening=0.9), schedules) == pytest.approx(1 / peak)
+    assert timescale_of(built("sgd", dampening=0.5), schedules) == pytest.approx(1 / peak)  # torch ignores it
+    assert timescale_of(built("sgd", momentum=0.9, dampening=1.0), schedules) == math.inf
     assert timescale_of(built("adam"), schedules) is None
     assert timescale_of(built("adam"), Schedules(40, 10, 0.3, 0.03, 0.0, 0.0)) == math.inf
 
@@ -187,7 +198,7 @@ def test_a_timescale_sets_the_base_decay_that_has_it(shape):
 
 def test_the_line_of_the_timescale_says_why_there_is_none():
     assert "adam divides decay by the size" in timescale_line(built("adam"), made(), "adam", "epochs", 10)
-    assert "base decay is 0" in timescale_line(built(), Schedules(9, 0, 0.3, 0.03, 0.0, 0.0), "adamw", "epochs", 10)
+    assert "its base is 0" in timescale_line(built(), Schedules(9, 0, 0.3, 0.03, 0.0, 0.0), "adamw", "epochs", 10)
     assert [readable(amount) for amount in (0.012345, 12.3456, 1234567.8)] == ["0.0123", "12.3", "1,234,568"]
 
 
