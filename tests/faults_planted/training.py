@@ -54,7 +54,7 @@ FAULTS = [
     Fault(
         "cosine_ends_behind_the_run",
         "runtime/schedules.py",
-        "progress = min(step / (steps - 1), 1.0) if steps > 1 else 0.0",
+        "progress = min(step / (steps - 1), 1.0) if steps > 1 else float(step > 0)",
         "progress = min(step / steps, 1.0)",
         "vision/test_engine.py",
         "the last step is not at the lowest rate",
