@@ -201,20 +201,22 @@ class Measurement:
         records: dict[str, SpectrumRecord] = {}
         first_error: Exception | None = None
         for matrix in self._share:
+            name, label = matrix.name, f"{matrix.name} {tuple(matrix.weight.shape)}"
             try:
                 record, eigs = measure(matrix, self.measuring)
             except ValueError as raised:
                 first_error = first_error or raised
                 continue
             except Exception as raised:  # a device's error, which may not be sent as it is
-                label = f"{matrix.name} {tuple(matrix.weight.shape)}"
                 failed = RuntimeError(f"{label}: its spectrum failed: {type(raised).__name__}: {raised}")
                 first_error = first_error or failed
                 continue
-            record = replace(record, grad_norm=self.gradient_norms.get(matrix.name))
+            finally:
+                del matrix  # a gathered weight is freed before the next one is gathered
+            record = replace(record, grad_norm=self.gradient_norms.get(name))
             if on_record is not None:
                 on_record(record, eigs)
-            records[matrix.name] = record
+            records[name] = record
         return first_error or records
 
 

@@ -17,7 +17,8 @@ def assign_to_ranks(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
     """Yield the matrices that this rank measures, with whole weights; together the ranks measure each matrix once.
 
     Ranks may hold the same model (data parallel), different parts of it (pipeline parallel), or shards of its weights
-    (FSDP2). A sharded weight is gathered to the rank that measures it; each rank gathers one at a time.
+    (FSDP2, HSDP). A sharded weight is gathered to the rank that measures it, from the ranks that share its copy. A rank
+    holds one whole weight if the caller drops each matrix before it asks for the next.
 
     Args:
         matrices: The adapted matrices that this rank holds.
@@ -28,7 +29,10 @@ def assign_to_ranks(matrices: Sequence[Matrix], group: Any) -> Iterator[Matrix]:
     by_name = {matrix.name: matrix for matrix in matrices}
     for turn in turns_of(owners_of(held), ranks):
         gathered = [_gathered_to(owner, by_name[name], group) for owner, name in turn if name in by_name]
-        yield from (matrix for matrix in gathered if matrix is not None)
+        own = [matrix for matrix in gathered if matrix is not None]  # at most one
+        del gathered
+        if own:
+            yield own.pop()  # not held here while the next one is gathered
 
 
 def gather_records(records: dict[str, Record] | Exception, group: Any) -> dict[str, Record]:
@@ -91,6 +95,7 @@ class Snapshots:
             else:
                 copy = weight.to("cpu", copy=True)
             self.matrices.append(replace(matrix, weight=copy))
+            del matrix, weight  # a gathered weight is freed before the next one is gathered
 
     def wait(self) -> None:
         """Wait until all copies are complete."""
@@ -185,14 +190,21 @@ def _gathered_to(owner: int, matrix: Matrix, group: Any) -> Matrix | None:
     weight: Any = matrix.weight
     if not is_sharded(weight):
         return matrix if is_owner else None
-    mesh, ranks = weight.device_mesh, dist.get_world_size(group)
-    if mesh.ndim > 1 or mesh.size() != ranks or not weight.placements[0].is_shard(0):
+    split = [dimension for dimension, placement in enumerate(weight.placements) if not placement.is_replicate()]
+    if len(split) != 1 or not weight.placements[split[0]].is_shard(0):
         whole_weight = whole(weight)  # other layouts: every rank holds the whole matrix for a moment
         return replace(matrix, weight=whole_weight) if is_owner else None
-    rows = -(-weight.shape[0] // ranks)
-    local = weight.to_local().detach()  # (at most rows, ...): the last ranks may hold fewer, or none
-    padded = torch.zeros((rows, *weight.shape[1:]), dtype=local.dtype, device=local.device)
-    padded[: len(local)] = local
-    parts = [torch.empty_like(padded) for _ in range(ranks)] if is_owner else None
-    dist.gather(padded, parts, dst=dist.get_global_rank(group, owner), group=group)
-    return replace(matrix, weight=torch.cat(parts)[: weight.shape[0]]) if parts else None
+    shards = weight.device_mesh.get_group(split[0])  # the ranks that share this rank's copy
+    destination, ranks = dist.get_global_rank(group, owner), dist.get_process_group_ranks(shards)
+    if destination not in ranks:
+        return None
+    local = weight.to_local().detach().contiguous()
+    rows = -(-weight.shape[0] // len(ranks))
+    if len(local) < rows:  # the last ranks may hold fewer, or none
+        local = torch.cat([local, local.new_zeros(rows - len(local), *local.shape[1:])])
+    if not is_owner:
+        dist.gather(local, None, dst=destination, group=shards)
+        return None
+    gathered = local.new_empty(rows * len(ranks), *local.shape[1:])
+    dist.gather(local, list(gathered.chunk(len(ranks))), dst=destination, group=shards)
+    return replace(matrix, weight=gathered[: weight.shape[0]])

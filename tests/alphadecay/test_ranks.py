@@ -17,11 +17,11 @@ def test_the_costliest_goes_to_the_rank_with_least_to_do_of_those_that_hold_it()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["data_parallel", "fully_sharded"])
-def test_every_rank_ends_with_the_records_and_decays_of_one_process(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "ranks"), [("data_parallel", 2), ("fully_sharded", 2), ("hybrid_sharded", 4)])
+def test_every_rank_ends_with_the_records_and_decays_of_one_process(kind, ranks, tmp_path):
     (alone,) = on_ranks("alone", 1, tmp_path)
-    found = on_ranks(kind, 2, tmp_path)
-    assert found[0] == found[1]
+    found = on_ranks(kind, ranks, tmp_path)
+    assert all(each == found[0] for each in found)
     assert found[0]["multipliers"] == pytest.approx(alone["multipliers"], rel=1e-4)
     assert [r["name"] for r in found[0]["records"]] == [r["name"] for r in alone["records"]]
     assert found[0]["sum"] == pytest.approx(alone["sum"], rel=1e-4)

@@ -101,6 +101,22 @@ FAULTS = [
         "the self-test fails falsely on GPUs",
     ),
     Fault(
+        "the_last_matrix_is_kept",
+        "alphadecay/analysis.py",
+        "                del matrix  # a gathered weight is freed before the next one is gathered",
+        "                pass",
+        "llama/test_memory.py::test_a_process_holds_what_the_docs_say",
+        "at a refresh with shards a GPU holds two whole weights",
+    ),
+    Fault(
+        "other_copies_gather_too",
+        "alphadecay/sharing.py",
+        "    if len(split) != 1 or not",
+        "    if weight.device_mesh.ndim > 1 or not",
+        "llama/test_memory.py::test_a_process_holds_what_the_docs_say",
+        "with HSDP every GPU holds each whole weight at a refresh",
+    ),
+    Fault(
         "sums_over_shards_wait_for_the_host",
         "alphadecay/sharing.py",
         "        parts = torch.stack([each[index] for index in sharded], -1)",

@@ -1,21 +1,24 @@
 """What test_ranks.py runs on several processes: python on_ranks.py WHAT RANKS STORE, writes STORE_<rank>.json."""
 
+import itertools
 import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from recipes import block_model
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import alphadecay
 from alphadecay.matrices import find_matrices
-from alphadecay.sharing import cost
+from alphadecay.sharing import assign_to_ranks, cost
 
 
 def main():
@@ -67,6 +70,18 @@ def fully_sharded(rank, ranks):
     for block in model.blocks:
         fully_shard(block)
     return trained(fully_shard(model))
+
+
+def hybrid_sharded(rank, ranks):
+    """Two copies of the model, each in shards; and shards of which the last have fewer rows, or none."""
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("copy", "shard"))
+    (matrix,) = find_matrices(nn.Sequential(nn.Linear(8, 8)), min_eigenvalues=2)
+    for rows, each in itertools.product((1, 3, 5), (mesh, init_device_mesh("cpu", (ranks,)))):
+        whole = torch.arange(rows * 8.0).view(rows, 8)
+        placements = [Replicate()] * (each.ndim - 1) + [Shard(0)]
+        sharded = replace(matrix, weight=distribute_tensor(whole, each, placements))
+        assert all(torch.equal(own.weight, whole) for own in assign_to_ranks([sharded], dist.group.WORLD))
+    return trained(fully_shard(block_model(depth=3), mesh=mesh))
 
 
 STEPPING = {

@@ -11,8 +11,14 @@ from benchmarks.scale import GATHERED, Network, bytes_per_parameter, events, on_
 COUNT = """
 import gc, json, sys, weakref
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+import alphadecay.analysis
+from alphadecay.analysis import Measurement, Measuring, record_without_measures
+from alphadecay.matrices import find_matrices
+from alphadecay.sharing import local_part
 from llama.sharding import mesh_of, sharded_layers
 from runtime.processes import process_group
 from runtime.sharded import whole_on_main
@@ -21,7 +27,7 @@ from runtime.steps import data_parallel
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))
         self.head = nn.Linear(64, 16, bias=False)
 
     def forward(self, x):
@@ -32,6 +38,36 @@ class Model(nn.Module):
 def held(tensors):
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}.values())
+
+class Peak(TorchDispatchMode):  # the most bytes that matrices made in this context have at one time
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.made, self.most = before, [], 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if type(result) is torch.Tensor and result.ndim > 1:
+            self.made.append(weakref.ref(result))
+            alive = [t.untyped_storage() for t in (made() for made in self.made) if t is not None]
+            sizes = {s.data_ptr(): s.nbytes() for s in alive if s.data_ptr() not in self.before}
+            self.most = max(self.most, sum(sizes.values()))
+        return result
+
+def refresh(model):  # gathers what this process measures; the most bytes for that, and how many matrices it gets
+    seen = []
+
+    def measure(matrix, _):
+        seen.append(tuple(matrix.weight.shape))
+        return record_without_measures(matrix, ""), None
+
+    alphadecay.analysis.measure = measure
+    matrices = find_matrices(model)
+    own = [local_part(t) for p in model.parameters() for t in (p.detach(), p.grad)]
+    before = {t.untyped_storage().data_ptr() for t in own}
+    with Peak(before) as peak:
+        Measurement(matrices, Measuring(), dist.group.WORLD)._measured(None)
+    assert set(seen) <= {(64, 64)}
+    return {"gathered": peak.most, "measured": len(seen)}
 
 folder, layout = sys.argv[1:]
 torch.manual_seed(0)
@@ -48,6 +84,7 @@ with process_group("cpu") as ranks:
     moments = [v for s in optimizer.state.values() for v in s.values() if v.ndim]
     rest = held([*model.parameters(), *moments])
     step = rest + held([p.grad for p in model.parameters()])
+    refreshed = refresh(plain if layout == "DDP" else model)
     alive, most, wholes, real = weakref.WeakSet(), 0, 0, DTensor.full_tensor
 
     def full_tensor(self, *given, **named):
@@ -62,6 +99,7 @@ with process_group("cpu") as ranks:
     kept = whole_on_main({"model": model.state_dict(), "moments": optimizer.state_dict()["state"]}, ranks.is_main)
     gc.collect()
     found = {"count": count, "rest": rest, "step": step, "most": most, "alive": len(alive), "wholes": wholes}
+    found |= refreshed
     with open(f"{folder}/{ranks.rank}.json", "w") as file:
         json.dump(found, file)
 """
@@ -78,7 +116,9 @@ def test_a_process_holds_what_the_docs_say(tmp_path, layout, shards):
     per = bytes_per_parameter(layout, shards)
     for rank in counted:
         assert rank["rest"] == rank["count"] * per["at rest"] and rank["step"] == rank["count"] * per["in a step"]
-        assert rank["wholes"] == (0 if layout == "DDP" else 3 * 4)
+        assert rank["wholes"] == (0 if layout == "DDP" else 3 * 7)
+        assert rank["gathered"] <= (0 if layout == "DDP" else 64 * 64 * 4), "at a refresh: the largest weight"
+    assert sorted(rank["measured"] for rank in counted) == [1, 1, 2, 2]
     for rank in counted[1:]:  # the main process keeps what it saves
         assert rank["most"] <= 1 and rank["alive"] == 0
 
