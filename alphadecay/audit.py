@@ -16,7 +16,7 @@ from alphadecay.decay_log import row_of
 from alphadecay.entries import agreeing
 from alphadecay.groups import Group, effective_decay
 from alphadecay.matrices import whole_number
-from alphadecay.optimizer_copies import unrounded_decay, without_decay
+from alphadecay.optimizer_copies import steps_one_by_one, unrounded_decay, weights_without_decay
 from alphadecay.roles import role_of
 from alphadecay.schedule import DecaySchedule
 from alphadecay.sharing import joined, local_part
@@ -92,11 +92,13 @@ class AuditRecord:
 class DecayAudit:
     """Audits every n-th optimizer step of a decay schedule; the training remains bitwise identical.
 
-    An audited step is taken twice: on a copy with all decays 0, then on the model. For a moment this needs the memory
-    of a second model with gradients and optimizer state, then that of two sets of weights until the step is done. It
-    takes one synchronisation with the device and a few passes over the weights in float64; on 2 CPU cores, a quarter of
-    the time of a training step of DeiT-tiny with 16 images. Steps that GradScaler skips, or that make weights
-    non-finite, are not audited. Other steps cost nothing.
+    An audited step is taken twice: on copies with all decays 0, then on the model. Until the step is done this needs
+    the memory of two further sets of the audited weights, one of them in at least float32, and for a moment that of
+    some copies of one module. Optimizers whose groups do not step independently (Lamb, Prodigy, Kron, ...; a trial
+    finds out) are copied whole instead, with gradients and state. An audit takes one synchronisation with the device
+    and a few passes over the weights in float64; on 2 CPU cores, a quarter of the time of a training step of DeiT-tiny
+    with 16 images. Steps that GradScaler skips, or that make weights non-finite, are not audited. Other steps cost
+    nothing.
 
     Args:
         decay: A decay schedule of any strategy. In a distributed run, all ranks must audit the same steps.
@@ -141,6 +143,7 @@ class DecayAudit:
         self.seconds = 0.0
         self._warn, self._warned = warn or _warn, False
         self._last_rate: float | None = None
+        self._one_by_one: bool | None = None  # whether a copy can step group by group; not known yet
         self._due: list[_Module] = []
         self._step = 0
         decay.watchers.append(self)
@@ -157,12 +160,13 @@ class DecayAudit:
             return
         began = time.perf_counter()
         self._step = step
-        groups = without_decay(self.decay.optimizer).param_groups  # the copy's gradients and state are freed at once
-        stepped = {group["decay_name"]: group["params"] for group in groups}
-        for group in self.decay.own_groups:
-            if is_lazy(group["params"][0]):
-                continue
-            self._due.append(_Module(self.decay, group, local_part(stepped[group["decay_name"]][0].detach())))
+        optimizer, groups = self.decay.optimizer, [g for g in self.decay.own_groups if not is_lazy(g["params"][0])]
+        if self._one_by_one is None:
+            self._one_by_one = steps_one_by_one(optimizer)
+        stepped = weights_without_decay(optimizer, groups, self._one_by_one)
+        self._due = [
+            _Module(self.decay, group, local_part(weight)) for group, weight in zip(groups, stepped, strict=True)
+        ]
         self.seconds += time.perf_counter() - began
 
     def after_update(self) -> None:

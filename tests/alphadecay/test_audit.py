@@ -7,6 +7,7 @@ import warnings
 import pytest
 import timm.optim.kron
 import torch
+from peak import Peak
 from ranks import on_ranks
 from recipes import block_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -160,6 +161,21 @@ def test_training_keeps_its_bits(name, closure, monkeypatch):
         states.append([*leaves((saved(model, own), torch.get_rng_state()))])
     assert len(audit.records) == 6 and audit.records[0].step == 3 and audit.records[0].decay_norm >= 0
     assert first_difference([(key, a, b) for (key, a), (_, b) in zip(*states, strict=True)]) == ""
+
+
+@pytest.mark.parametrize(("optimizer", "one_by_one"), [(torchs("AdamW"), True), (timms("lamb"), False)])
+def test_an_audit_holds_two_sets_of_weights_and_copies_of_one_module(optimizer, one_by_one):
+    model = block_model(depth=12)
+    optimizer = optimizer(alphadecay.param_groups(model, DECAY))
+    audit = alphadecay.DecayAudit(alphadecay.UniformDecay(model, optimizer), 2)
+    take_steps(model, optimizer, 1)
+    backward(model, 1)
+    moments = [value for values in optimizer.state.values() for value in values.values()]
+    with Peak([p.detach() for p in model.parameters()] + [p.grad for p in model.parameters()] + moments) as peak:
+        audit.before_update(1)
+    weights, largest = (4 * of(p.numel() for p in model.parameters() if p.ndim > 1) for of in (sum, max))
+    assert (peak.most <= 2 * weights + 14 * largest) == one_by_one  # 14: in float64, see optimizer_copies
+    assert peak.most <= 4 * weights + 14 * largest
 
 
 def test_steps_in_between_and_training_without_cost_no_copy(monkeypatch):

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch.optim import Optimizer
 
 import alphadecay
+from alphadecay.optimizer_copies import steps_one_by_one, weights_without_decay
 
 TORCH = {
     name: value
@@ -70,6 +71,28 @@ def train(model, optimizer, steps, closure=False):
     for p in model.parameters():
         p.grad = None  # with create_graph, parameters and gradients hold each other
     return [p.detach().clone() for p in model.parameters()]
+
+
+# Their steps depend on other groups, or they draw random numbers, or are wrapped, or need gradients of gradients.
+WHOLE = ("lamb", "clamb", "kron", "lookahead", "adahessian")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_on_a_copy_of_one_group_is_that_of_the_whole(name):
+    model, optimizer = built(name, "groups")
+    alphadecay.UniformDecay(model, optimizer)
+    one_by_one = steps_one_by_one(optimizer)
+    assert one_by_one == (not name.startswith(WHOLE))
+    for step in range(3 * one_by_one):
+        torch.manual_seed(step)
+        for p in model.parameters():
+            p.grad = 3 * torch.randn_like(p) if p.requires_grad else None
+        if step < 2:
+            optimizer.step()
+    if one_by_one:
+        groups = [group for group in optimizer.param_groups if len(group["params"]) == 1]
+        alone, whole = (weights_without_decay(optimizer, groups, each) for each in (True, False))
+        assert len(groups) >= 3 and all(map(torch.equal, alone, whole))
 
 
 # Gradients of gradients are what Adahessian is made of; torch warns of every loop that asks for them.

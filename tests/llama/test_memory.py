@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from peak import Peak
 import alphadecay.analysis
 from alphadecay.analysis import Measurement, Measuring, record_without_measures
 from alphadecay.matrices import find_matrices
@@ -39,20 +39,6 @@ def held(tensors):
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}.values())
 
-class Peak(TorchDispatchMode):  # the most bytes that matrices made in this context have at one time
-    def __init__(self, before):
-        super().__init__()
-        self.before, self.made, self.most = before, [], 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        if type(result) is torch.Tensor and result.ndim > 1:
-            self.made.append(weakref.ref(result))
-            alive = [t.untyped_storage() for t in (made() for made in self.made) if t is not None]
-            sizes = {s.data_ptr(): s.nbytes() for s in alive if s.data_ptr() not in self.before}
-            self.most = max(self.most, sum(sizes.values()))
-        return result
-
 def refresh(model):  # gathers what this process measures; the most bytes for that, and how many matrices it gets
     seen = []
 
@@ -63,8 +49,7 @@ def refresh(model):  # gathers what this process measures; the most bytes for th
     alphadecay.analysis.measure = measure
     matrices = find_matrices(model)
     own = [local_part(t) for p in model.parameters() for t in (p.detach(), p.grad)]
-    before = {t.untyped_storage().data_ptr() for t in own}
-    with Peak(before) as peak:
+    with Peak(own) as peak:
         Measurement(matrices, Measuring(), dist.group.WORLD)._measured(None)
     assert set(seen) <= {(64, 64)}
     return {"gathered": peak.most, "measured": len(seen)}
